@@ -1,0 +1,28 @@
+//! What happened, in numbers.
+
+/// Totals since the start. The caller copies them into its metrics.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Answers from the verdict cache.
+    pub cache_hits: u64,
+    /// Openers whose file was not in the cache.
+    pub cache_misses: u64,
+    /// Openers that waited on a request that was under way already.
+    pub coalesced: u64,
+    /// Openers answered because their deadline came.
+    pub deadlines: u64,
+    /// Files with a writer: judged, never remembered.
+    pub writer_held: u64,
+    /// Checks sent.
+    pub checks: u64,
+    /// Replies to exchanges that are over.
+    pub stale_replies: u64,
+    /// Malicious verdicts after a provisional allow.
+    pub late_malicious: u64,
+    /// Files hashed again because they changed.
+    pub restarts: u64,
+    /// Close-write and ledger work dropped because the queue was full.
+    pub background_dropped: u64,
+    /// Scans after a deadline that were left to the ledger.
+    pub kept_dropped: u64,
+}

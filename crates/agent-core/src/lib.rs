@@ -1,0 +1,47 @@
+//! What the gate decides, without I/O: events in, actions out.
+//!
+//! [`Core`] is called under one lock by the threads of the agent. The caller gives each file that
+//! it holds a [`Ticket`] and carries out the [`Action`]s in their order. `now` is the time since
+//! some start of the caller's choosing; it never runs backwards.
+//!
+//! # What holds
+//! - A ticket of an opener (class exec or open) gets exactly one [`Action::Answer`].
+//! - Every ticket gets exactly one [`Action::Release`]; until then its content may be asked for.
+//! - An opener is answered *clean* only from a clean verdict, from an appliance or from the cache.
+//! - What was answered without a verdict is never remembered as one. It goes to the [`Ledger`].
+//! - Every collection is bounded by a field of [`CoreLimits`].
+//!
+//! # Why the verdict cache is sound
+//! An entry says "the file with this [`FileKey`] has content that was judged so". It is made only
+//! if a read lease was held from before the first byte was read until after the digest, so no
+//! writer (not even a shared mapping) existed meanwhile, and if no close of a writer of that
+//! inode was read since. It is used only if
+//! 1. the identity is equal: file system, inode, inode generation, size, mtime *and* ctime. Every
+//!    write and every first store through a mapping moves ctime; `utime` cannot set it back;
+//! 2. the lease test on the event's descriptor succeeds now: there is no writer whose later
+//!    stores would move nothing. The caller says so with [`Opened::writer_free`], tests it
+//!    *before* it reads the identity, and says no where the file system's time stamps are too
+//!    coarse for a quick write to be seen;
+//! 3. no `CLOSE_WRITE` of that inode was read since ([`Input::Written`]): both event kinds come
+//!    through one group and one reader, so their order is the kernel's;
+//! 4. generation and policy are those under which the verdict was given.
+//!
+//! Network file systems, where remote writers are invisible, are the caller's to keep out.
+
+mod cache;
+mod core;
+mod counters;
+mod event;
+mod job;
+mod ledger;
+mod limits;
+mod queue;
+mod request;
+
+pub use crate::core::Core;
+pub use counters::Counters;
+pub use event::{
+    Action, Answered, ContextHash, FileKey, FileNode, Input, Opened, Source, Ticket, Why,
+};
+pub use ledger::{Ledger, LedgerAdded, LedgerLineError, LedgerTotals};
+pub use limits::CoreLimits;

@@ -1,0 +1,5 @@
+//! The gate's decisions, seen from outside: inputs in, actions out.
+
+mod gate;
+mod properties;
+mod scenarios;

@@ -1,0 +1,447 @@
+//! The agent as a whole: what is started, in which order, and how it ends.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+use daemon::metrics::Registry;
+use daemon::notify::{Progress, Watchdog};
+use daemon::signal::Stop;
+use fanotify::limits::Reserve;
+use fanotify::{Answer, Group, GroupOptions, Interrupter, ReadError};
+use link::client::Client;
+use proto::v1;
+use quarantine::Vault;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::books::{Books, LedgerFile};
+use crate::control;
+use crate::credentials::{Credentials, boot_id, hostname, make_private_dir};
+use crate::gate::reader::{BATCH, Reader};
+use crate::gate::workers::{self, Lanes};
+use crate::gate::{Gate, timer};
+use crate::guard::marks::{GuardError, Marks};
+use crate::guard::scope::Scope;
+use crate::keeper::Keeper;
+use crate::metrics::Published;
+use crate::orders::{Hands, open_vault};
+use crate::session::{Peer, Session};
+use crate::{AgentConfig, STACK_BYTES, status};
+
+/// Descriptors for everything but events: sockets, logs, the quarantine's files.
+const DESCRIPTORS_ASIDE: usize = 256;
+/// The longest that the timer sleeps, so that a stop is noticed.
+const TIMER_SLEEP_MAX: Duration = Duration::from_secs(5);
+/// How long the end waits for the kernel's queue to run empty.
+const DRAIN_ROUNDS_MAX: usize = 200;
+
+/// The agent cannot start. Nothing is guarded then.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Not enrolled, or its files cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] crate::credentials::CredentialsError),
+    /// The kernel does not give a fanotify group.
+    #[error(transparent)]
+    Group(#[from] fanotify::GroupError),
+    /// What shall be guarded cannot be.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// The ledger cannot be kept.
+    #[error(transparent)]
+    Ledger(#[from] crate::books::LedgerFileError),
+    /// The quarantine cannot be used.
+    #[error(transparent)]
+    Quarantine(#[from] quarantine::OpenError),
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] daemon::metrics::ServeError),
+    /// The control socket's place cannot be had.
+    #[error("cannot listen on the control socket {}", path.display())]
+    Control {
+        /// The socket.
+        path: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system gives no threads or descriptors.
+    #[error("cannot start {what}")]
+    System {
+        /// What for.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The agent ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum GateFailed {
+    /// The kernel's group is of no use any more.
+    #[error("the gate can no longer read the kernel's events")]
+    Read(#[source] ReadError),
+    /// A defect of ours, told on standard error.
+    #[error("the gate's reader panicked")]
+    Panicked,
+}
+
+/// A running agent.
+pub struct Agent {
+    gate: Arc<Gate>,
+    group: Arc<Group>,
+    client: Client,
+    stop: Stop,
+    halt: Halt,
+    threads: Threads,
+    reader: JoinHandle<Result<(), ReadError>>,
+    _metrics: Option<daemon::metrics::Server>,
+}
+
+/// What ends threads that `Stop` does not.
+struct Halt {
+    interrupter: Interrupter,
+    /// Ends the thread that unmarks, then the keeper: each after what comes before it.
+    keeper: Stop,
+}
+
+/// Ended and waited for in this order.
+struct Threads {
+    /// `None`: the marks were refused.
+    marks: Option<JoinHandle<()>>,
+    control: JoinHandle<()>,
+    timer: JoinHandle<()>,
+    workers: Vec<JoinHandle<()>>,
+    keeper: JoinHandle<()>,
+}
+
+impl Agent {
+    /// Starts everything: first who answers, then what asks. When this returns, the file systems
+    /// are guarded; the link may still be coming up.
+    ///
+    /// # Errors
+    /// Nothing is guarded then.
+    pub fn start(config: AgentConfig, stop: Stop) -> Result<Self, StartError> {
+        let config = Arc::new(with_descriptors(config)?);
+        make_private_dir(&config.state_dir)?;
+        make_private_dir(&config.runtime_dir)?;
+        let credentials = Credentials::load(&config)?;
+        let (ledger_file, ledger) =
+            LedgerFile::open(&config.state_dir, config.limits.ledger_entries_max)?;
+        let vault = open_vault(config.quarantine_dir(), config.limits.quarantine_bytes_max)?;
+
+        let (queues, hash_lanes, upload_lanes) = workers::queues(config.limits.in_flight_max);
+        let gate = Arc::new(Gate::new(&config, queues, Books::new(ledger)));
+        let scope = Arc::new(Scope::new(&config.guard));
+        let group = Arc::new(Group::new(GroupOptions {
+            default_answer: Answer::Allow,
+        })?);
+        let progress = Progress::new();
+        let (metrics, server) = serve_metrics(&config, &gate)?;
+
+        let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
+        let (renewed, renewed_end) = bounded(1);
+        let peer = Arc::new(Mutex::new(Peer::default()));
+        let session = Session::new(Arc::clone(&gate), orders, renewed, Arc::clone(&peer));
+        let mut threads = spawn_workers(&gate, &hash_lanes, &upload_lanes)?;
+        threads.push(spawn_hands(&gate, vault, orders_end)?);
+        let client = start_link(&credentials, session)?;
+        gate.set_client(client.clone());
+
+        let reader = spawn_reader(&gate, &group, &scope, &progress, &stop)?;
+        let not_after = status::not_after_s(&credentials);
+        let halt = Halt {
+            interrupter: group.interrupter(),
+            keeper: Stop::manual().map_err(system("the keeper"))?,
+        };
+        let timer = spawn_timer(&gate, &progress)?;
+        let keeper = Keeper {
+            gate: Arc::clone(&gate),
+            ledger_file,
+            credentials,
+            state_dir: config.state_dir.clone(),
+            renewed: renewed_end,
+            metrics,
+            reported: None,
+            renewal: None,
+        };
+        let keeper = spawn_keeper(keeper, &halt)?;
+        let tell = status::teller(Arc::clone(&gate), peer, not_after);
+        let control = spawn_control(&config, &scope, &stop, tell)?;
+        let mut agent = Self {
+            gate: Arc::clone(&gate),
+            group: Arc::clone(&group),
+            client,
+            stop: stop.clone(),
+            halt,
+            threads: Threads {
+                marks: None,
+                control,
+                timer,
+                workers: threads,
+                keeper,
+            },
+            reader,
+            _metrics: server,
+        };
+        match spawn_marks(&config, &group, &gate, &stop) {
+            Ok(marks) => {
+                agent.threads.marks = Some(marks);
+                Ok(agent)
+            }
+            Err(error) => {
+                stop.stop();
+                // Why it does not guard is the error that counts.
+                let _ = agent.end();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until the agent is told to stop or can no longer guard, and ends it cleanly: marks
+    /// off, everybody answered, the ledger on disk.
+    ///
+    /// # Errors
+    /// It ended by itself, and why.
+    pub fn wait(self) -> Result<(), GateFailed> {
+        self.stop.wait();
+        daemon::notify::stopping();
+        self.end()
+    }
+
+    fn end(self) -> Result<(), GateFailed> {
+        // Its thread takes the marks off when told to stop: no new openers after this.
+        self.threads.marks.into_iter().for_each(join);
+        self.gate.input(agent_core::Input::Stop);
+        drain(&self.group);
+        self.halt.interrupter.interrupt();
+        let read = self.reader.join();
+        self.gate.input(agent_core::Input::Stop);
+        self.gate.end_timer();
+        join(self.threads.timer);
+        // Ends the session's handler, and with it the last who gives orders.
+        self.client.stop();
+        self.gate.end_workers();
+        self.threads.workers.into_iter().for_each(join);
+        join(self.threads.control);
+        self.halt.keeper.stop();
+        join(self.threads.keeper);
+        match read {
+            Ok(read) => read.map_err(GateFailed::Read),
+            Err(_) => Err(GateFailed::Panicked),
+        }
+    }
+}
+
+/// Waits until every event that was queued when the marks went has been read.
+fn drain(group: &Group) {
+    for _ in 0..DRAIN_ROUNDS_MAX {
+        let mut sources = [PollFd::new(group, PollFlags::IN)];
+        let none = Timespec::default();
+        if rustix::event::poll(&mut sources, Some(&none)) == Ok(0) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    // A panic there was reported by its own thread.
+    let _ = thread.join();
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::System { what, source }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, StartError> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .stack_size(STACK_BYTES)
+        .spawn(work)
+        .map_err(system(name))
+}
+
+/// Raises the limit on descriptors; where even that is small, fewer files are held at once.
+fn with_descriptors(mut config: AgentConfig) -> Result<AgentConfig, StartError> {
+    let limit = fanotify::limits::raise_nofile().map_err(system("descriptors"))?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let for_events = limit.saturating_sub(DESCRIPTORS_ASIDE + 2 * BATCH);
+    let limits = &mut config.limits;
+    // Openers, files that have a job, and files given up that a worker has yet to come to.
+    let in_flight = workers::tasks_max(1).saturating_add(1);
+    let wanted =
+        limits.openers_max + limits.queue_len_max + limits.in_flight_max.saturating_mul(in_flight);
+    if wanted > for_events {
+        let share = |part: usize| (part.saturating_mul(for_events) / wanted).max(1);
+        limits.openers_max = share(limits.openers_max);
+        limits.queue_len_max = share(limits.queue_len_max);
+        limits.in_flight_max = share(limits.in_flight_max);
+        tracing::warn!(
+            descriptors = limit,
+            openers_max = limits.openers_max,
+            queue_len_max = limits.queue_len_max,
+            in_flight_max = limits.in_flight_max,
+            "few file descriptors: fewer files are held at once"
+        );
+    }
+    Ok(config)
+}
+
+fn serve_metrics(
+    config: &AgentConfig,
+    gate: &Gate,
+) -> Result<(Option<Published>, Option<daemon::metrics::Server>), StartError> {
+    let Some(address) = config.metrics.listen else {
+        return Ok((None, None));
+    };
+    let registry = Registry::new();
+    let published = Published::new(&registry, &gate.tally);
+    published.update(gate);
+    let server = daemon::metrics::serve(address, registry)?;
+    Ok((Some(published), Some(server)))
+}
+
+fn start_link(credentials: &Credentials, session: Session) -> Result<Client, StartError> {
+    let hello = v1::Hello {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        role: v1::SessionRole::Gate as i32,
+        hostname: hostname(),
+        boot_id: boot_id().map_or_else(Vec::new, |id| id.to_vec()),
+        ..v1::Hello::default()
+    };
+    let config = link::client::Config {
+        appliances: credentials.appliances.clone(),
+        tls: credentials.tls()?,
+        hello,
+        seed: credentials.seed(),
+        limits: link::client::Limits::default(),
+    };
+    Client::start(config, Arc::new(session)).map_err(system("the link"))
+}
+
+fn spawn_workers(
+    gate: &Arc<Gate>,
+    hash_lanes: &Lanes<workers::HashTask>,
+    upload_lanes: &Lanes<workers::UploadTask>,
+) -> Result<Vec<JoinHandle<()>>, StartError> {
+    let mut threads = Vec::new();
+    for _ in 0..gate.limits.digest_threads {
+        let (gate, lanes) = (Arc::clone(gate), hash_lanes.clone());
+        threads.push(spawn("digest", move || workers::hash_all(&gate, &lanes))?);
+    }
+    for _ in 0..gate.limits.upload_threads {
+        let (gate, lanes) = (Arc::clone(gate), upload_lanes.clone());
+        threads.push(spawn("upload", move || workers::upload_all(&gate, &lanes))?);
+    }
+    Ok(threads)
+}
+
+fn spawn_hands(
+    gate: &Arc<Gate>,
+    vault: Vault,
+    orders: Receiver<v1::Order>,
+) -> Result<JoinHandle<()>, StartError> {
+    let mut hands = Hands::new(vault, gate.limits.order_results_max);
+    let gate = Arc::clone(gate);
+    spawn("hands", move || hands.run(&gate, &orders))
+}
+
+fn spawn_reader(
+    gate: &Arc<Gate>,
+    group: &Arc<Group>,
+    scope: &Arc<Scope>,
+    progress: &Arc<Progress>,
+    stop: &Stop,
+) -> Result<JoinHandle<Result<(), ReadError>>, StartError> {
+    let reserve = Reserve::new(BATCH).map_err(system("the reserve of descriptors"))?;
+    let (gate, group, scope) = (Arc::clone(gate), Arc::clone(group), Arc::clone(scope));
+    let (progress, stop) = (Arc::clone(progress), stop.clone());
+    spawn("reader", move || {
+        // However it ends but by an interrupt, nobody reads any more and every opener would wait.
+        let _stop_at_end = StopAtEnd(stop);
+        Reader::new(&gate, &group, &scope, reserve).run(&progress)
+    })
+}
+
+/// Stops the agent when dropped, panics included.
+struct StopAtEnd(Stop);
+
+impl Drop for StopAtEnd {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+fn spawn_timer(gate: &Arc<Gate>, progress: &Arc<Progress>) -> Result<JoinHandle<()>, StartError> {
+    let watchdog = Watchdog::from_env();
+    let beat_within = watchdog.as_ref().map(Watchdog::beat_within);
+    let sleep_max = beat_within.unwrap_or(TIMER_SLEEP_MAX).min(TIMER_SLEEP_MAX);
+    if let Some(watchdog) = watchdog {
+        let fed = watchdog.fed_by(Arc::clone(progress));
+        fed.map_err(system("the watchdog"))?;
+    }
+    let (gate, progress) = (Arc::clone(gate), Arc::clone(progress));
+    spawn("timer", move || timer::run(&gate, &progress, sleep_max))
+}
+
+fn spawn_keeper(mut keeper: Keeper, halt: &Halt) -> Result<JoinHandle<()>, StartError> {
+    let stop = halt.keeper.clone();
+    spawn("keeper", move || {
+        keeper.run(&stop);
+        keeper.finish();
+    })
+}
+
+fn spawn_control(
+    config: &AgentConfig,
+    scope: &Scope,
+    stop: &Stop,
+    tell: Box<control::TellStatus>,
+) -> Result<JoinHandle<()>, StartError> {
+    let path = config.control_socket();
+    let connections_max = config.limits.control_connections_max;
+    let server = control::Server::bind(&path, tell, scope.registered(), connections_max)
+        .map_err(|source| StartError::Control { path, source })?;
+    let stop = stop.clone();
+    spawn("control", move || server.run(&stop))
+}
+
+/// Marks, then follows the mounts; the marks are on when this returns.
+fn spawn_marks(
+    config: &Arc<AgentConfig>,
+    group: &Arc<Group>,
+    gate: &Arc<Gate>,
+    stop: &Stop,
+) -> Result<JoinHandle<()>, StartError> {
+    let (config, group) = (Arc::clone(config), Arc::clone(group));
+    let (gate, stop) = (Arc::clone(gate), stop.clone());
+    let (marked, is_marked) = bounded(1);
+    let thread = spawn("marks", move || {
+        let marks = Marks::new(&group, &config.guard)
+            .and_then(|mut marks| marks.mark_all().map(|()| marks));
+        match marks {
+            Ok(mut marks) => {
+                let _ = marked.send(Ok(()));
+                marks.follow(&gate, &stop);
+                stop.wait();
+                marks.unmark_all();
+            }
+            Err(error) => {
+                let _ = marked.send(Err(error));
+            }
+        }
+    })?;
+    match is_marked.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => {
+            let died = io::Error::other("its thread died");
+            Err(system("the marks")(died))
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The command line of `lazaret-agent`.
+
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use daemon::log::escape;
+use daemon::signal::Stop;
+use pki::JoinToken;
+use quarantine::Listed;
+use rustix::fs::{FileType, OFlags};
+
+use crate::credentials::Credentials;
+use crate::{Agent, AgentConfig, CONFIG_PATH, control, orders, scan, status};
+
+/// Guards a machine's files: every open is judged by an appliance first.
+#[derive(Debug, Parser)]
+#[command(name = "lazaret-agent", version)]
+pub struct Cli {
+    /// The configuration.
+    #[arg(long, global = true, default_value = CONFIG_PATH, value_name = "FILE")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Guard what the configuration names, until stopped.
+    Run,
+    /// Say whether the configuration can be used, and change nothing.
+    CheckConfig,
+    /// Exchange a join token for this guest's certificate.
+    Enrol {
+        /// The join token, as `lazaret token` prints it.
+        #[arg(long)]
+        token: String,
+        /// The controller, as host:port.
+        #[arg(long)]
+        controller: String,
+    },
+    /// Ask the running agent how it is.
+    Status {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Scan files and folders now.
+    Scan(scan::ScanArgs),
+    /// Look into the quarantine. Only the appliance decides what happens to its items.
+    Quarantine {
+        #[command(subcommand)]
+        command: QuarantineCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum QuarantineCommand {
+    /// List the items.
+    List {
+        /// One JSON object for each item, one a line.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Cli {
+    /// The exit code where [`run`](Self::run) fails. A scan's 1 says that something was found.
+    #[must_use]
+    pub fn failure(&self) -> ExitCode {
+        match self.command {
+            Command::Scan(_) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    }
+
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    /// What went wrong, for people.
+    pub fn run(self) -> Result<ExitCode> {
+        let config = load(&self.config)?;
+        match self.command {
+            Command::Run => guard(config),
+            Command::CheckConfig => say(&format!("{} is good\n", self.config.display())),
+            Command::Enrol { token, controller } => enrol(&config, &token, &controller),
+            Command::Status { json } => tell_status(&config, json),
+            Command::Scan(args) => Ok(scan::run(&args, &config)),
+            Command::Quarantine {
+                command: QuarantineCommand::List { json },
+            } => list_quarantine(&config, json),
+        }
+    }
+}
+
+/// The file that was named must exist; the usual place may be empty, for the defaults are usable.
+fn load(path: &Path) -> Result<AgentConfig> {
+    let config: AgentConfig = if path == Path::new(CONFIG_PATH) && !path.exists() {
+        AgentConfig::default()
+    } else {
+        daemon::config::load(path)?
+    };
+    config
+        .validate()
+        .with_context(|| path.display().to_string())?;
+    Ok(config)
+}
+
+fn guard(config: AgentConfig) -> Result<ExitCode> {
+    never_block(std::io::stderr()).context("standard error")?;
+    daemon::log::init(config.log.format, &config.log.filter)?;
+    let stop = Stop::install().context("cannot catch signals")?;
+    let agent = Agent::start(config, stop)?;
+    daemon::notify::ready();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "guarding");
+    agent.wait()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Has lines be lost where nobody takes them. Whoever takes our log (journald, say) opens files
+/// itself: would the thread that reads the kernel's events wait for it, both would wait for ever.
+/// A terminal stays as it is, for it is shared with a shell.
+fn never_block(log: impl AsFd) -> std::io::Result<()> {
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&log)?.st_mode);
+    if matches!(kind, FileType::Socket | FileType::Fifo) {
+        let flags = rustix::fs::fcntl_getfl(&log)?;
+        rustix::fs::fcntl_setfl(&log, flags | OFlags::NONBLOCK)?;
+    }
+    Ok(())
+}
+
+fn enrol(config: &AgentConfig, token: &str, controller: &str) -> Result<ExitCode> {
+    let token: JoinToken = token.parse()?;
+    let guest = Credentials::enrol(config, controller, &token)?;
+    say(&format!("enrolled as guest {guest}\n"))
+}
+
+fn tell_status(config: &AgentConfig, json: bool) -> Result<ExitCode> {
+    let told = control::status(&config.control_socket())?;
+    if json {
+        return say(&format!("{told}\n"));
+    }
+    say(&status::render(&told))
+}
+
+fn list_quarantine(config: &AgentConfig, json: bool) -> Result<ExitCode> {
+    let dir = config.quarantine_dir();
+    if !dir.exists() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let vault = orders::open_vault(dir, config.limits.quarantine_bytes_max)?;
+    for listed in vault.list()? {
+        say(&if json {
+            format!("{}\n", item_json(&listed))
+        } else {
+            item_line(&listed)
+        })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn item_json(listed: &Listed) -> serde_json::Value {
+    match listed {
+        Listed::Item(item) => {
+            let names = item.detections.iter().map(|d| d.name.as_str());
+            serde_json::json!({
+                "item_id": item.id.to_string(),
+                "path": escape(item.path.as_os_str().as_bytes()).to_string(),
+                "blake3": item.digest.to_string(),
+                "size": item.size,
+                "taken_at_s": item.taken.s,
+                "detections": names.collect::<Vec<_>>(),
+            })
+        }
+        Listed::Damaged { id, why } => serde_json::json!({
+            "item_id": id.to_string(),
+            "damaged": why.to_string(),
+        }),
+    }
+}
+
+fn item_line(listed: &Listed) -> String {
+    match listed {
+        Listed::Item(item) => {
+            let name = item.detections.first().map_or("", |d| d.name.as_str());
+            let path = escape(item.path.as_os_str().as_bytes());
+            format!("{}  {}  {path}\n", item.id, escape(name.as_bytes()))
+        }
+        Listed::Damaged { id, why } => format!("{id}  damaged: {why}\n"),
+    }
+}
+
+/// A reader that went away is no failure of ours.
+fn say(text: &str) -> Result<ExitCode> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_log_that_nobody_takes_does_not_stop_us() {
+        let (_reader, mut pipe) = std::io::pipe().unwrap();
+        let (_peer, mut socket) = std::os::unix::net::UnixStream::pair().unwrap();
+        never_block(&pipe).unwrap();
+        never_block(&socket).unwrap();
+        let line = [b'x'; 1000];
+        for log in [&mut pipe as &mut dyn Write, &mut socket] {
+            let full = loop {
+                if let Err(error) = log.write_all(&line) {
+                    break error.kind();
+                }
+            };
+            assert_eq!(full, std::io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn a_named_configuration_must_exist() {
+        assert!(load(Path::new("/nonexistent/agent.toml")).is_err());
+    }
+}

@@ -1,0 +1,351 @@
+//! The gate: what the core decides, carried out. Called by every thread of the agent.
+//!
+//! One lock guards the core and the files held. It is held for decisions only: answers, frames
+//! and log lines happen after it is given back, answers first.
+
+pub(crate) mod content;
+pub(crate) mod deeds;
+pub(crate) mod reader;
+pub(crate) mod tally;
+pub(crate) mod timer;
+pub(crate) mod workers;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use agent_core::{Action, Core, Input, Opened, Ticket};
+use daemon::log::RateLimit;
+use fanotify::PermissionEvent;
+use link::client::Client;
+use model::Policy;
+
+use crate::AgentConfig;
+use crate::books::Books;
+use crate::config::Limits;
+use content::{Content, Hashed};
+use deeds::{AtHand, Deed, Preparation};
+use proto::v1;
+use tally::Tally;
+use workers::Queues;
+
+/// A file that a ticket names.
+struct Held {
+    /// The opener, until it is answered.
+    event: Option<PermissionEvent>,
+    /// The content, until the core releases it.
+    content: Option<Arc<Content>>,
+    opened_at: Instant,
+}
+
+struct State {
+    core: Core,
+    held: HashMap<Ticket, Held>,
+    actions: Vec<Action>,
+    /// Until when the timer sleeps, unless it is woken.
+    timer_sleeps_until: Duration,
+    timer_ends: bool,
+}
+
+/// What the threads share.
+pub(crate) struct Gate {
+    state: Mutex<State>,
+    /// Wakes the timer where something is due before it would look.
+    nearer: Condvar,
+    start: Instant,
+    next_ticket: AtomicU64,
+    /// Copies of policy's switches, so that the reader needs no lock to read them.
+    context_sensitive: AtomicBool,
+    scan_on_close: AtomicBool,
+    /// Counts changes of what is mounted, so that the reader knows when to look anew.
+    mount_changes: AtomicU64,
+    queues: Queues,
+    client: OnceLock<Client>,
+    pub(crate) books: Books,
+    pub(crate) tally: Tally,
+    pub(crate) lines: Lines,
+    pub(crate) limits: Limits,
+}
+
+/// Log lines that a guest can trigger.
+pub(crate) struct Lines {
+    pub(crate) unscanned: RateLimit,
+    pub(crate) malicious: RateLimit,
+    pub(crate) late: RateLimit,
+    pub(crate) lost: RateLimit,
+}
+
+impl Lines {
+    fn new(per_minute: u32) -> Self {
+        Self {
+            unscanned: RateLimit::new(per_minute),
+            malicious: RateLimit::new(per_minute),
+            late: RateLimit::new(per_minute),
+            lost: RateLimit::new(per_minute),
+        }
+    }
+}
+
+/// What the gate is doing, for status and metrics.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) link_up: bool,
+    pub(crate) openers: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) requests: usize,
+    pub(crate) queued: usize,
+    pub(crate) kept: usize,
+    pub(crate) cached: usize,
+    pub(crate) counters: agent_core::Counters,
+}
+
+impl Gate {
+    pub(crate) fn new(config: &AgentConfig, queues: Queues, books: Books) -> Self {
+        let limits = &config.limits;
+        let policy = Policy::default();
+        let core = Core::new(limits.core(), policy.clone(), Duration::ZERO);
+        Self {
+            state: Mutex::new(State {
+                core,
+                held: HashMap::new(),
+                actions: Vec::new(),
+                timer_sleeps_until: Duration::ZERO,
+                timer_ends: false,
+            }),
+            nearer: Condvar::new(),
+            start: Instant::now(),
+            next_ticket: AtomicU64::new(1),
+            context_sensitive: AtomicBool::new(policy.context_sensitive),
+            scan_on_close: AtomicBool::new(policy.scan_on_close),
+            mount_changes: AtomicU64::new(0),
+            queues,
+            client: OnceLock::new(),
+            books,
+            tally: Tally::default(),
+            lines: Lines::new(config.log.guest_lines_per_minute),
+            limits: limits.clone(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Ends the workers.
+    pub(crate) fn end_workers(&self) {
+        let Limits {
+            digest_threads,
+            upload_threads,
+            ..
+        } = self.limits;
+        self.queues.end(digest_threads, upload_threads);
+    }
+
+    pub(crate) fn set_client(&self, client: Client) {
+        // Set once, when the agent starts.
+        let _ = self.client.set(client);
+    }
+
+    /// `None` until the agent has started its link.
+    pub(crate) fn client(&self) -> Option<&Client> {
+        self.client.get()
+    }
+
+    pub(crate) fn is_context_sensitive(&self) -> bool {
+        self.context_sensitive.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn scans_on_close(&self) -> bool {
+        self.scan_on_close.load(Ordering::Relaxed)
+    }
+
+    /// A file system came. Device numbers are used again, so nothing counts any more that was
+    /// learnt of the one that had its number before.
+    pub(crate) fn mounts_changed(&self) {
+        self.mount_changes.fetch_add(1, Ordering::Release);
+        self.input(Input::EventsLost);
+    }
+
+    /// How often a file system came.
+    pub(crate) fn mount_changes(&self) -> u64 {
+        self.mount_changes.load(Ordering::Acquire)
+    }
+
+    /// Takes a file in: an opener with its event, or a file that nobody waits for.
+    pub(crate) fn take_in(
+        &self,
+        event: Option<PermissionEvent>,
+        content: Content,
+        writer_free: bool,
+    ) {
+        let ticket = Ticket(self.next_ticket.fetch_add(1, Ordering::Relaxed));
+        let opened = Opened {
+            ticket,
+            class: content.class,
+            key: content.key,
+            context: content.context_hash,
+            writer_free,
+        };
+        let held = Held {
+            event,
+            content: Some(Arc::new(content)),
+            opened_at: Instant::now(),
+        };
+        let mut state = self.lock();
+        state.held.insert(ticket, held);
+        self.act(state, Input::Opened(opened), AtHand::default());
+    }
+
+    /// Hands an input to the core and carries out what it decides.
+    pub(crate) fn input(&self, input: Input) {
+        let state = self.lock();
+        self.act(state, input, AtHand::default());
+    }
+
+    /// The content of a ticket was hashed; a check may take it along.
+    pub(crate) fn hashed(&self, ticket: Ticket, hashed: Hashed) {
+        let at_hand = AtHand {
+            bytes: hashed.bytes.map(|bytes| (ticket, bytes)),
+            ..AtHand::default()
+        };
+        let input = Input::Digested {
+            ticket,
+            key: hashed.key,
+            digest: hashed.digest,
+            writer_free: hashed.writer_free,
+        };
+        let state = self.lock();
+        self.act(state, input, at_hand);
+    }
+
+    /// The appliance wants content.
+    pub(crate) fn needed(&self, request_id: u64, ranges: Vec<v1::ByteRange>) {
+        let at_hand = AtHand {
+            ranges,
+            ..AtHand::default()
+        };
+        let state = self.lock();
+        self.act(state, Input::Needed { request_id }, at_hand);
+    }
+
+    fn act(&self, mut state: MutexGuard<'_, State>, input: Input, at_hand: AtHand) {
+        let mut at_hand = at_hand;
+        let mut deeds = self.decide(&mut state, input, &mut at_hand);
+        drop(state);
+        // What could not be done is an input again, which may bring more to do.
+        while !deeds.is_empty() {
+            let again: Vec<Input> = deeds
+                .drain(..)
+                .filter_map(|deed| self.do_deed(deed))
+                .collect();
+            for input in again {
+                let mut state = self.lock();
+                deeds.extend(self.decide(&mut state, input, &mut AtHand::default()));
+            }
+        }
+    }
+
+    fn decide(&self, state: &mut State, input: Input, at_hand: &mut AtHand) -> Vec<Deed> {
+        let State {
+            core,
+            held,
+            actions,
+            timer_sleeps_until,
+            ..
+        } = state;
+        core.handle(self.now(), input, actions);
+        let mut preparation = Preparation { held, at_hand };
+        let deeds = actions.drain(..);
+        let deeds = deeds
+            .filter_map(|action| preparation.deed(action))
+            .collect();
+        if core
+            .next_deadline()
+            .is_some_and(|due| due < *timer_sleeps_until)
+        {
+            // Once: it looks again before it sleeps again.
+            *timer_sleeps_until = Duration::ZERO;
+            self.nearer.notify_all();
+        }
+        let policy = core.policy();
+        self.context_sensitive
+            .store(policy.context_sensitive, Ordering::Relaxed);
+        self.scan_on_close
+            .store(policy.scan_on_close, Ordering::Relaxed);
+        deeds
+    }
+
+    /// The ride-along limit and the largest file, in bytes.
+    pub(crate) fn size_limits(&self) -> (u64, u64) {
+        let state = self.lock();
+        let policy = state.core.policy();
+        (policy.ride_along_max_bytes.into(), policy.size_max_bytes)
+    }
+
+    pub(crate) fn policy(&self) -> Policy {
+        self.lock().core.policy().clone()
+    }
+
+    pub(crate) fn is_link_up(&self) -> bool {
+        self.lock().core.is_link_up()
+    }
+
+    pub(crate) fn new_request_id(&self) -> u64 {
+        self.lock().core.new_request_id()
+    }
+
+    /// The files whose verdict this exchange brings.
+    pub(crate) fn contents_of(&self, request_id: u64) -> Vec<(Ticket, Arc<Content>)> {
+        let state = self.lock();
+        let leads = state.core.tickets_of(request_id).iter();
+        let content = |ticket: &Ticket| {
+            let held = state.held.get(ticket)?;
+            Some((*ticket, held.content.clone()?))
+        };
+        leads.filter_map(content).collect()
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let state = self.lock();
+        let core = &state.core;
+        Snapshot {
+            link_up: core.is_link_up(),
+            openers: core.openers_len(),
+            in_flight: core.in_flight(),
+            requests: core.requests_len(),
+            queued: core.queue_len(),
+            kept: core.kept_len(),
+            cached: core.cache_len(),
+            counters: core.counters().clone(),
+        }
+    }
+
+    /// Sleeps until something is due, and no longer than `at_most`; then looks. False: the timer
+    /// shall end.
+    pub(crate) fn wait_for_deadline(&self, at_most: Duration) -> bool {
+        let mut state = self.lock();
+        let now = self.now();
+        let due = state.core.next_deadline();
+        let sleep = due.map_or(at_most, |due| due.saturating_sub(now).min(at_most));
+        if !sleep.is_zero() && !state.timer_ends {
+            state.timer_sleeps_until = now + sleep;
+            let woken = self.nearer.wait_timeout(state, sleep);
+            (state, _) = woken.unwrap_or_else(PoisonError::into_inner);
+            state.timer_sleeps_until = Duration::ZERO;
+        }
+        let goes_on = !state.timer_ends;
+        self.act(state, Input::Tick, AtHand::default());
+        goes_on
+    }
+
+    /// Ends the timer.
+    pub(crate) fn end_timer(&self) {
+        self.lock().timer_ends = true;
+        self.nearer.notify_all();
+    }
+}

@@ -1,0 +1,361 @@
+//! The content of a file that is held by its descriptor: who it is, and how it is read.
+//!
+//! Only the descriptor is ever read, never the path: another file may bear that name by now.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use agent_core::{ContextHash, FileKey, FileNode};
+use bytes::Bytes;
+use fanotify::FileIdentity;
+use fanotify::lease::{LeaseRefused, ReadLease};
+use model::{AccessClass, Digest, UnscannedReason};
+use proto::v1;
+
+/// How old a file's last change must be before its time stamps tell every later one, where
+/// stamps follow the clock's tick: two ticks of the slowest (100 Hz).
+const TICKS: Duration = Duration::from_millis(20);
+
+/// A held file.
+pub(crate) struct Content {
+    pub(crate) file: Arc<OwnedFd>,
+    pub(crate) class: AccessClass,
+    /// The opener; 0: none, or one that cannot be seen.
+    pub(crate) pid: i32,
+    /// Its identity when it came.
+    pub(crate) key: FileKey,
+    pub(crate) context_hash: ContextHash,
+    /// What its file system is good for.
+    pub(crate) medium: Medium,
+    path: OnceLock<Vec<u8>>,
+    /// The state that was hashed under a lease; later ones are other content.
+    hashed: Mutex<Option<FileIdentity>>,
+    /// Bytes hashed.
+    hashed_size: AtomicU64,
+}
+
+/// What a file system is good for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Medium {
+    /// Verdicts on its files may be remembered.
+    pub(crate) cacheable: bool,
+    /// Its time stamps tell any two changes apart; those of others follow the clock's tick.
+    pub(crate) fine_stamps: bool,
+}
+
+/// What hashing gives.
+pub(crate) struct Hashed {
+    pub(crate) key: FileKey,
+    pub(crate) digest: Digest,
+    pub(crate) writer_free: bool,
+    /// The content itself, where it may ride along.
+    pub(crate) bytes: Option<Bytes>,
+}
+
+impl Content {
+    pub(crate) fn new(
+        file: Arc<OwnedFd>,
+        identity: &FileIdentity,
+        class: AccessClass,
+        pid: i32,
+    ) -> Self {
+        Self {
+            file,
+            class,
+            pid,
+            key: key_of(identity),
+            context_hash: ContextHash::NONE,
+            medium: Medium::default(),
+            path: OnceLock::new(),
+            hashed: Mutex::new(None),
+            hashed_size: AtomicU64::new(0),
+        }
+    }
+
+    /// Says what the path is, where the caller knows it.
+    pub(crate) fn with_path(self, path: Vec<u8>) -> Self {
+        Self {
+            path: OnceLock::from(path),
+            ..self
+        }
+    }
+
+    /// The path as the kernel prints it now, for people, rules that read names, and the ledger.
+    /// Empty where it has none.
+    pub(crate) fn path(&self) -> &[u8] {
+        self.path
+            .get_or_init(|| fanotify::path_of(&self.file).unwrap_or_default())
+    }
+
+    /// What rules may read besides the content.
+    pub(crate) fn context(&self) -> v1::FileContext {
+        let stat = rustix::fs::fstat(&self.file);
+        let (uid, mode) = stat.map_or((0, 0), |stat| (stat.st_uid, stat.st_mode));
+        v1::FileContext {
+            path: self.path().to_vec(),
+            uid,
+            mode,
+            pid: u32::try_from(self.pid).unwrap_or(0),
+        }
+    }
+
+    /// A digest of [`Self::context`] without the process: equal for equal judgement.
+    pub(crate) fn hash_context(&self) -> ContextHash {
+        let context = self.context();
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&context.uid.to_le_bytes());
+        hasher.update(&context.mode.to_le_bytes());
+        hasher.update(&context.path);
+        let mut hash = [0; 16];
+        hasher.finalize_xof().fill(&mut hash);
+        ContextHash(hash)
+    }
+
+    /// How many bytes were hashed last: a file that grows is sent no further.
+    pub(crate) fn hashed_size(&self) -> u64 {
+        self.hashed_size.load(Ordering::Relaxed)
+    }
+
+    /// True if the file is certainly no longer what was hashed. Where a writer held it nothing is
+    /// certain: then the bytes that were read count for whoever waits, and nothing is remembered.
+    pub(crate) fn has_changed(&self) -> bool {
+        let hashed = *self.hashed.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = FileIdentity::of(self.file.as_fd());
+        hashed.is_some_and(|before| now.ok() != Some(before))
+    }
+
+    /// Hashes the content under a read lease, so that no writer can come between first and last
+    /// byte unseen. A writer that comes is let in at once, and then the digest counts only if
+    /// nothing has changed in the end, and is not remembered. Keeps the bytes where there are at most `ride_along_max` of them.
+    ///
+    /// # Errors
+    /// Why there is no digest: the file is too large, changed meanwhile, or cannot be read.
+    pub(crate) fn hash(
+        &self,
+        ride_along_max: u64,
+        size_max: u64,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Hashed, UnscannedReason> {
+        let taken = ReadLease::try_take(Arc::clone(&self.file));
+        let held_by_writer = matches!(taken, Err(LeaseRefused::WriterHeld));
+        let mut lease = taken.ok();
+        let failed = |_: io::Error| UnscannedReason::ReadFailed;
+        let before = FileIdentity::of(self.file.as_fd()).map_err(failed)?;
+        if before.size > size_max {
+            return Err(UnscannedReason::TooLarge);
+        }
+        let (digest, size, bytes) = if before.size <= ride_along_max {
+            let bytes = self.read_whole(before.size).map_err(failed)?;
+            (Digest::of(&bytes), bytes.len() as u64, Some(bytes))
+        } else {
+            let (digest, size) = self
+                .hash_stream(size_max, buffer, &mut lease)
+                .map_err(failed)?;
+            (digest, size, None)
+        };
+        if size > size_max {
+            return Err(UnscannedReason::TooLarge);
+        }
+        let after = FileIdentity::of(self.file.as_fd()).map_err(failed)?;
+        let same = before == after && size == after.size;
+        let alone = lease.as_ref().is_some_and(ReadLease::is_intact);
+        if !same && !held_by_writer {
+            return Err(UnscannedReason::Changed);
+        }
+        *self.hashed.lock().unwrap_or_else(PoisonError::into_inner) = alone.then_some(after);
+        self.hashed_size.store(size, Ordering::Relaxed);
+        let key = FileKey {
+            size,
+            ..key_of(&after)
+        };
+        Ok(Hashed {
+            key,
+            digest,
+            writer_free: alone && self.may_be_remembered(&after),
+            bytes,
+        })
+    }
+
+    fn may_be_remembered(&self, identity: &FileIdentity) -> bool {
+        let Medium {
+            cacheable,
+            fine_stamps,
+        } = self.medium;
+        cacheable && (fine_stamps || is_settled(identity))
+    }
+
+    /// Reads at most one byte more than `size`, so that a file that grows is noticed.
+    fn read_whole(&self, size: u64) -> io::Result<Bytes> {
+        let room = usize::try_from(size).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; room.saturating_add(1)];
+        let mut len = 0;
+        while let Some(rest) = bytes.get_mut(len..).filter(|rest| !rest.is_empty()) {
+            match self.read_at(rest, len as u64)? {
+                0 => break,
+                read => len += read,
+            }
+        }
+        bytes.truncate(len);
+        Ok(bytes.into())
+    }
+
+    fn hash_stream(
+        &self,
+        size_max: u64,
+        buffer: &mut Vec<u8>,
+        lease: &mut Option<Lease>,
+    ) -> io::Result<(Digest, u64)> {
+        buffer.resize(READ_BYTES, 0);
+        let mut hasher = blake3::Hasher::new();
+        let mut size = 0;
+        while size <= size_max {
+            let read = self.read_at(buffer, size)?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(buffer.get(..read).unwrap_or_default());
+            size += read as u64;
+            // A writer waits in its open for the lease to end: not for a large file's whole length.
+            lease.take_if(|lease| !lease.is_intact());
+        }
+        Ok((Digest(*hasher.finalize().as_bytes()), size))
+    }
+
+    /// # Errors
+    /// As `pread`.
+    pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let read = || rustix::io::pread(&self.file, &mut *buffer, offset);
+        Ok(rustix::io::retry_on_intr(read)?)
+    }
+}
+
+type Lease = ReadLease<Arc<OwnedFd>>;
+
+/// Bytes read at a time.
+const READ_BYTES: usize = 128 * 1024;
+
+pub(crate) fn key_of(identity: &FileIdentity) -> FileKey {
+    FileKey {
+        node: FileNode {
+            fs: identity.dev,
+            ino: identity.ino,
+        },
+        generation: u64::from(identity.generation),
+        size: identity.size,
+        mtime_ns: identity.mtime_ns,
+        ctime_ns: identity.ctime_ns,
+    }
+}
+
+/// The last change lies so far back that a later one has another time stamp.
+fn is_settled(identity: &FileIdentity) -> bool {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now_ns = now.map_or(0, |now| now.as_nanos() as i128);
+    now_ns.saturating_sub(identity.ctime_ns) >= TICKS.as_nanos() as i128
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{Mode, OFlags};
+    use rustix::io::Errno;
+    use std::io::Write;
+
+    fn content(file: std::fs::File) -> Content {
+        let fd: OwnedFd = file.into();
+        let identity = FileIdentity::of(fd.as_fd()).unwrap();
+        Content {
+            medium: Medium {
+                cacheable: true,
+                fine_stamps: true,
+            },
+            ..Content::new(Arc::new(fd), &identity, AccessClass::Open, 1)
+        }
+    }
+
+    fn hash(content: &Content, ride_along_max: u64) -> Result<Hashed, UnscannedReason> {
+        content.hash(ride_along_max, 1 << 20, &mut Vec::new())
+    }
+
+    #[test]
+    fn small_ones_ride_along_and_large_ones_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let bytes = vec![7; 300_000];
+        std::fs::write(&path, &bytes).unwrap();
+        for ride_along_max in [0, 299_999, 300_000, 400_000] {
+            let content = content(std::fs::File::open(&path).unwrap());
+            let hashed = hash(&content, ride_along_max).ok().unwrap();
+            assert_eq!(hashed.digest, Digest::of(&bytes));
+            assert_eq!(hashed.key.size, 300_000);
+            assert!(hashed.writer_free);
+            assert_eq!(hashed.bytes.is_some(), ride_along_max >= 300_000);
+        }
+    }
+
+    #[test]
+    fn a_writer_makes_it_count_once_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let mut writer = std::fs::File::create(&path).unwrap();
+        writer.write_all(b"half").unwrap();
+        let content = content(std::fs::File::open(&path).unwrap());
+        assert!(!hash(&content, 100).ok().unwrap().writer_free);
+        assert!(!content.has_changed(), "nothing is certain");
+    }
+
+    #[test]
+    fn a_writer_that_comes_is_let_in_before_a_large_file_is_read_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, vec![7; 2 * READ_BYTES]).unwrap();
+        let content = content(std::fs::File::open(&path).unwrap());
+        let mut lease = Some(ReadLease::try_take(Arc::clone(&content.file)).unwrap());
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+        let open = || rustix::fs::open(&path, flags, Mode::empty());
+        assert_eq!(open().err(), Some(Errno::AGAIN), "asks for the lease");
+        content
+            .hash_stream(u64::MAX, &mut Vec::new(), &mut lease)
+            .unwrap();
+        assert!(lease.is_none());
+        assert!(open().is_ok());
+    }
+
+    #[test]
+    fn what_changes_after_the_hashing_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"one").unwrap();
+        let content = content(std::fs::File::open(&path).unwrap());
+        hash(&content, 100).ok().unwrap();
+        assert!(!content.has_changed());
+        std::fs::write(&path, b"other").unwrap();
+        assert!(content.has_changed());
+    }
+
+    #[test]
+    fn too_large_is_not_read() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 40).unwrap();
+        let refused = hash(&content(file), 100).err();
+        assert_eq!(refused, Some(UnscannedReason::TooLarge));
+    }
+
+    #[test]
+    fn the_context_is_path_owner_and_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"x").unwrap();
+        let open = || content(std::fs::File::open(&path).unwrap());
+        let first = open();
+        assert!(first.path().ends_with(b"/f"));
+        assert_eq!(first.hash_context(), open().hash_context());
+        let other = dir.path().join("g");
+        std::fs::hard_link(&path, &other).unwrap();
+        let renamed = content(std::fs::File::open(&other).unwrap());
+        assert_ne!(first.hash_context(), renamed.hash_context());
+    }
+}

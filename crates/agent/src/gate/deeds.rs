@@ -1,0 +1,332 @@
+//! Actions of the core, with what they need taken out of the files held; then carried out.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent_core::{Action, Answered, Input, Source, Ticket, Why};
+use bytes::Bytes;
+use daemon::log::escape;
+use fanotify::{Answer, PermissionEvent};
+use link::Priority;
+use model::{AccessClass, Digest, Disposition, Outcome, UnscannedReason};
+use proto::v1::{self, envelope::Body};
+
+use super::content::Content;
+use super::workers::{HashTask, UploadTask};
+use super::{Gate, Held};
+
+/// What the caller of the core has at hand for its actions.
+#[derive(Default)]
+pub(super) struct AtHand {
+    /// The content of a ticket, from its hashing.
+    pub(super) bytes: Option<(Ticket, Bytes)>,
+    /// What the appliance wants of a content; empty: all.
+    pub(super) ranges: Vec<v1::ByteRange>,
+}
+
+/// Something to do, with all it needs.
+pub(super) enum Deed {
+    Answer {
+        event: PermissionEvent,
+        disposition: Disposition,
+        why: Why,
+        waited: Duration,
+    },
+    Hash(HashTask),
+    Check {
+        check: Question,
+        content: Arc<Content>,
+        bytes: Option<Bytes>,
+    },
+    Upload(UploadTask),
+    Cancel {
+        request_id: u64,
+    },
+    LedgerAdd(Arc<Content>, UnscannedReason),
+    LedgerPaid(Arc<Content>),
+    LedgerUnpaid(Arc<Content>),
+    Late(Arc<Content>, Digest),
+    /// Its drop closes the last descriptor, outside the lock.
+    Close(#[expect(dead_code, reason = "held for its drop")] Arc<Content>),
+}
+
+/// A check without its content.
+pub(super) struct Question {
+    request_id: u64,
+    digest: Digest,
+    size: u64,
+    class: AccessClass,
+    patience: Option<Duration>,
+}
+
+/// The files held, and what else actions need.
+pub(super) struct Preparation<'a> {
+    pub(super) held: &'a mut HashMap<Ticket, Held>,
+    pub(super) at_hand: &'a mut AtHand,
+}
+
+impl Preparation<'_> {
+    fn content(&self, ticket: Ticket) -> Option<Arc<Content>> {
+        self.held.get(&ticket)?.content.clone()
+    }
+
+    /// Takes what an action needs. `None` only where the core breaks its own rules: then there
+    /// is nothing left to do it with.
+    pub(super) fn deed(&mut self, action: Action) -> Option<Deed> {
+        Some(match action {
+            Action::Answer {
+                ticket,
+                disposition,
+                why,
+            } => self.answer(ticket, disposition, why)?,
+            Action::Digest { ticket, class } => Deed::Hash(HashTask {
+                ticket,
+                class,
+                content: self.content(ticket)?,
+            }),
+            Action::Check {
+                request_id,
+                ticket,
+                digest,
+                size,
+                class,
+                patience,
+            } => Deed::Check {
+                check: Question {
+                    request_id,
+                    digest,
+                    size,
+                    class,
+                    patience,
+                },
+                content: self.content(ticket)?,
+                bytes: self.bytes_of(ticket),
+            },
+            Action::Upload {
+                request_id,
+                ticket,
+                class,
+            } => Deed::Upload(UploadTask {
+                request_id,
+                class,
+                content: self.content(ticket)?,
+                ranges: std::mem::take(&mut self.at_hand.ranges),
+            }),
+            Action::Cancel { request_id } => Deed::Cancel { request_id },
+            Action::LedgerAdd { ticket, reason } => Deed::LedgerAdd(self.content(ticket)?, reason),
+            Action::LedgerPaid { ticket } => Deed::LedgerPaid(self.content(ticket)?),
+            Action::LedgerUnpaid { ticket } => Deed::LedgerUnpaid(self.content(ticket)?),
+            Action::Late { ticket, digest } => Deed::Late(self.content(ticket)?, digest),
+            Action::Release { ticket } => Deed::Close(self.release(ticket)?),
+        })
+    }
+
+    fn answer(&mut self, ticket: Ticket, disposition: Disposition, why: Why) -> Option<Deed> {
+        let held = self.held.get_mut(&ticket)?;
+        let event = held.event.take()?;
+        let waited = held.opened_at.elapsed();
+        if held.content.is_none() {
+            self.held.remove(&ticket);
+        }
+        Some(Deed::Answer {
+            event,
+            disposition,
+            why,
+            waited,
+        })
+    }
+
+    fn bytes_of(&mut self, ticket: Ticket) -> Option<Bytes> {
+        let (_, bytes) = self.at_hand.bytes.take_if(|(of, _)| *of == ticket)?;
+        Some(bytes)
+    }
+
+    /// An entry goes once it is both answered and released.
+    fn release(&mut self, ticket: Ticket) -> Option<Arc<Content>> {
+        let held = self.held.get_mut(&ticket)?;
+        let content = held.content.take();
+        if held.event.is_none() {
+            self.held.remove(&ticket);
+        }
+        content
+    }
+}
+
+impl Gate {
+    /// Carries a deed out; what came of it may be an input again.
+    pub(super) fn do_deed(&self, deed: Deed) -> Option<Input> {
+        match deed {
+            Deed::Answer {
+                event,
+                disposition,
+                why,
+                waited,
+            } => {
+                self.answer(event, disposition, why, waited);
+                None
+            }
+            Deed::Hash(task) => {
+                let ticket = task.ticket;
+                let refused = self.queues.hash(task).is_err();
+                refused.then_some(Input::DigestFailed {
+                    ticket,
+                    reason: UnscannedReason::Overloaded,
+                })
+            }
+            Deed::Check {
+                check,
+                content,
+                bytes,
+            } => self.ask(&check, &content, bytes),
+            Deed::Upload(task) => {
+                if let Err(task) = self.queues.upload(task) {
+                    self.end_data(&task, Some(UnscannedReason::Overloaded));
+                }
+                None
+            }
+            Deed::Cancel { request_id } => {
+                if let Some(client) = self.client() {
+                    client.cancel(request_id);
+                }
+                None
+            }
+            Deed::LedgerAdd(content, reason) => {
+                self.books.add(content.path(), reason);
+                None
+            }
+            Deed::LedgerPaid(content) => {
+                self.books.paid(content.path());
+                None
+            }
+            Deed::LedgerUnpaid(content) => {
+                self.books.unpaid(content.path(), self.now());
+                None
+            }
+            Deed::Late(content, digest) => {
+                self.late(&content, digest);
+                None
+            }
+            Deed::Close(_) => None,
+        }
+    }
+
+    fn answer(&self, event: PermissionEvent, disposition: Disposition, why: Why, waited: Duration) {
+        let (file, pid) = (event.file(), event.pid);
+        let answer = match disposition {
+            Disposition::Allow => Answer::Allow,
+            Disposition::Deny => Answer::Deny,
+        };
+        let taken = event.answer(answer);
+        self.tally.answered(disposition, why, waited);
+        if let Err(error) = taken {
+            self.tally.answers_refused.add(1);
+            tracing::debug!(%error, "the kernel refused an answer");
+        }
+        self.log_answer(&file, pid, disposition, why);
+    }
+
+    /// Answers an opener that the core never sees, because its file cannot be looked at, and
+    /// enters the debt.
+    pub(super) fn answer_directly(&self, event: PermissionEvent, reason: UnscannedReason) {
+        let disposition = self.policy().disposition(&Outcome::unscanned(reason));
+        let why = Why {
+            answered: Answered::Unscanned(reason),
+            source: Source::Local,
+        };
+        let file = event.file();
+        self.answer(event, disposition, why, Duration::ZERO);
+        self.books
+            .add(&fanotify::path_of(&file).unwrap_or_default(), reason);
+    }
+
+    /// Only what a person may want to know; verdicts are logged where they arrive.
+    fn log_answer(&self, file: &Arc<OwnedFd>, pid: i32, disposition: Disposition, why: Why) {
+        let reason = match (why.source, why.answered) {
+            (Source::Verdict, _) => return,
+            (_, Answered::Unscanned(reason)) => reason.name(),
+            (_, Answered::Error) => "error",
+            (_, Answered::Malicious) => "malicious",
+            (_, Answered::Clean | Answered::Released) => return,
+        };
+        let Some(suppressed) = self.lines.unscanned.allow(Instant::now()) else {
+            return;
+        };
+        let path = fanotify::path_of(file).unwrap_or_default();
+        tracing::warn!(
+            path = %escape(&path),
+            pid,
+            reason,
+            ?disposition,
+            suppressed,
+            "opened without a verdict of now"
+        );
+    }
+
+    fn ask(&self, check: &Question, content: &Content, bytes: Option<Bytes>) -> Option<Input> {
+        let request_id = check.request_id;
+        let patience_ms = |patience: Duration| {
+            // 0 would say that nobody waits.
+            u32::try_from(patience.as_millis())
+                .unwrap_or(u32::MAX)
+                .max(1)
+        };
+        let message = v1::Check {
+            blake3: check.digest.0.to_vec(),
+            size: check.size,
+            class: v1::AccessClass::from(check.class) as i32,
+            deadline_ms: check.patience.map_or(0, patience_ms),
+            context: Some(content.context()),
+            content: bytes,
+        };
+        self.tally.rode_along(message.content.as_ref());
+        let envelope = v1::Envelope {
+            request_id,
+            body: Some(Body::Check(message)),
+        };
+        let sent = self
+            .client()
+            .map(|client| client.send(Priority::from(check.class), envelope));
+        match sent {
+            Some(Ok(())) => None,
+            // The link says so itself when it comes back, or has room again.
+            Some(Err(_)) | None => Some(Input::NotSent { request_id }),
+        }
+    }
+
+    fn late(&self, content: &Content, digest: Digest) {
+        let path = content.path();
+        self.send_alert("late_malicious", &format!("content {digest}"), path);
+        if let Some(suppressed) = self.lines.late.allow(Instant::now()) {
+            tracing::warn!(
+                path = %escape(path),
+                %digest,
+                suppressed,
+                "malicious, and let through before the verdict came"
+            );
+        }
+    }
+
+    /// Tells the appliance's people. Without a link nothing is sent: the ledger tells then.
+    pub(crate) fn send_alert(&self, kind: &str, detail: &str, path: &[u8]) {
+        let alert = v1::Alert {
+            kind: kind.to_owned(),
+            detail: detail.to_owned(),
+            path: path.to_vec(),
+        };
+        self.send_control(0, Body::Alert(alert));
+    }
+
+    /// A small frame that does not wait behind content; true if the link took it.
+    pub(crate) fn send_control(&self, request_id: u64, body: Body) -> bool {
+        let envelope = v1::Envelope {
+            request_id,
+            body: Some(body),
+        };
+        let sent = self
+            .client()
+            .map(|client| client.send(Priority::Control, envelope));
+        matches!(sent, Some(Ok(())))
+    }
+}

@@ -1,0 +1,273 @@
+//! The one thread that reads the kernel's events: it answers what needs no thought and hands on
+//! the rest. It opens no file, resolves no name and never waits for anybody.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use agent_core::Input;
+use daemon::notify::Progress;
+use fanotify::filesystem::FilesystemKind;
+use fanotify::limits::Reserve;
+use fanotify::{
+    Answer, CloseEvent, Event, EventBuffer, FileIdentity, FileKind, Group, OpenKind,
+    PermissionEvent, ReadError, lease,
+};
+use model::{AccessClass, UnscannedReason};
+
+use super::Gate;
+use super::content::{Content, Medium, key_of};
+use crate::guard::scope::Scope;
+
+/// Events taken in one read. Each costs a descriptor before it is looked at.
+pub(crate) const BATCH: usize = 64;
+/// File systems whose properties are remembered; a guest that mounts more has them asked again.
+const MEDIA_MAX: usize = 256;
+
+/// Reads events until the group is interrupted.
+pub(crate) struct Reader<'a> {
+    gate: &'a Gate,
+    group: &'a Group,
+    scope: &'a Scope,
+    own_pid: i32,
+    media: HashMap<u64, Medium>,
+    /// Of what is mounted, when the media were last looked at.
+    mount_changes_seen: u64,
+    fine_kernel: bool,
+    reserve: Reserve,
+    shedding: bool,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(
+        gate: &'a Gate,
+        group: &'a Group,
+        scope: &'a Scope,
+        reserve: Reserve,
+    ) -> Self {
+        Self {
+            gate,
+            group,
+            scope,
+            own_pid: rustix::process::getpid().as_raw_nonzero().get(),
+            media: HashMap::new(),
+            mount_changes_seen: 0,
+            fine_kernel: has_fine_stamps(),
+            reserve,
+            shedding: false,
+        }
+    }
+
+    /// # Errors
+    /// The group can no longer be read; whoever waits is let go when it is dropped.
+    pub(crate) fn run(&mut self, progress: &Arc<Progress>) -> Result<(), ReadError> {
+        let mut buffer = EventBuffer::new(BATCH);
+        loop {
+            match self.group.read(&mut buffer) {
+                Ok(events) => {
+                    let _work = progress.work();
+                    for event in events {
+                        self.look_at(event);
+                    }
+                    self.recover();
+                }
+                Err(ReadError::Interrupted) => return Ok(()),
+                Err(ReadError::Unopenable(_)) => self.gate.tally.unopenable.add(1),
+                Err(ReadError::OutOfDescriptors(_)) => self.shed(),
+                Err(error @ (ReadError::Failed(_) | ReadError::Malformed(_))) => {
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// A panic costs one event, which its drop answers.
+    fn look_at(&mut self, event: Event) {
+        let gate = self.gate;
+        let looked = catch_unwind(AssertUnwindSafe(|| match event {
+            Event::Permission(event) => self.opening(event),
+            Event::CloseWrite(event) => self.closed(event),
+            Event::Overflow => self.overflowed(),
+        }));
+        if looked.is_err() {
+            gate.tally.panics.add(1);
+        }
+    }
+
+    fn opening(&mut self, event: PermissionEvent) {
+        let tally = &self.gate.tally;
+        let class = match event.kind {
+            OpenKind::Open => AccessClass::Open,
+            OpenKind::OpenExec => AccessClass::Exec,
+        };
+        match class {
+            AccessClass::Exec => tally.events_exec.add(1),
+            _ => tally.events_open.add(1),
+        }
+        if self.scope.passes_process(event.pid) {
+            tally.passed_process.add(1);
+            return pass(event);
+        }
+        if self.shedding {
+            let reason = UnscannedReason::Overloaded;
+            return self.gate.answer_directly(event, reason);
+        }
+        // The lease test comes before the identity: a writer that ends in between shows in it.
+        let unwritten = lease::is_unwritten(event.fd());
+        let Ok(identity) = event.identity() else {
+            let reason = UnscannedReason::ReadFailed;
+            return self.gate.answer_directly(event, reason);
+        };
+        if identity.kind != FileKind::Regular {
+            tally.passed_kind.add(1);
+            return pass(event);
+        }
+        if identity.size == 0 {
+            tally.passed_empty.add(1);
+            return pass(event);
+        }
+        let content = self.content(event.file(), &identity, class, event.pid);
+        let Some(content) = content else {
+            self.gate.tally.passed_path.add(1);
+            return pass(event);
+        };
+        let writer_free = unwritten && content.medium.cacheable;
+        self.gate.take_in(Some(event), content, writer_free);
+    }
+
+    fn closed(&mut self, event: CloseEvent) {
+        self.gate.tally.events_close.add(1);
+        let pid = event.pid;
+        let unwritten = lease::is_unwritten(event.fd());
+        let Ok(identity) = event.identity() else {
+            // Which file it was cannot be told.
+            return self.gate.input(Input::EventsLost);
+        };
+        if identity.kind != FileKind::Regular {
+            return;
+        }
+        let node = key_of(&identity).node;
+        self.gate.input(Input::Written { node });
+        let seen = pid != self.own_pid && !self.scope.passes_process(pid);
+        if !seen || identity.size == 0 || !self.gate.scans_on_close() || self.shedding {
+            return;
+        }
+        let file = Arc::new(event.into_file());
+        // Nobody waits, so nobody is named as the opener.
+        let content = self.content(file, &identity, AccessClass::CloseWrite, 0);
+        if let Some(content) = content {
+            let writer_free = unwritten && content.medium.cacheable;
+            self.gate.take_in(None, content, writer_free);
+        }
+    }
+
+    /// `None`: its path is not guarded.
+    fn content(
+        &mut self,
+        file: Arc<OwnedFd>,
+        identity: &FileIdentity,
+        class: AccessClass,
+        pid: i32,
+    ) -> Option<Content> {
+        let medium = self.medium(identity.dev, &file);
+        let mut content = Content::new(file, identity, class, pid);
+        content.medium = medium;
+        if !self.scope.is_everything() && !self.scope.holds(content.path()) {
+            return None;
+        }
+        if self.gate.is_context_sensitive() {
+            content.context_hash = content.hash_context();
+        }
+        Some(content)
+    }
+
+    fn medium(&mut self, dev: u64, file: &OwnedFd) -> Medium {
+        let mount_changes = self.gate.mount_changes();
+        if mount_changes != self.mount_changes_seen {
+            self.mount_changes_seen = mount_changes;
+            self.media.clear();
+        }
+        if let Some(medium) = self.media.get(&dev) {
+            return *medium;
+        }
+        if self.media.len() >= MEDIA_MAX {
+            self.media.clear();
+        }
+        let kind = FilesystemKind::of(file).unwrap_or(FilesystemKind::Unknown);
+        let medium = Medium {
+            cacheable: kind.verdicts_may_be_cached(),
+            fine_stamps: self.fine_kernel && stamps_finely(file),
+        };
+        self.media.insert(dev, medium);
+        medium
+    }
+
+    fn overflowed(&mut self) {
+        let gate = self.gate;
+        gate.tally.events_overflow.add(1);
+        gate.input(Input::EventsLost);
+        gate.books.overflowed();
+        gate.send_alert("queue_overflow", "the kernel let opens pass unseen", b"");
+        if let Some(suppressed) = gate.lines.lost.allow(Instant::now()) {
+            tracing::warn!(suppressed, "event queue overflow: opens passed unseen");
+        }
+    }
+
+    /// No descriptor for the next event: everything is answered by policy until there are some.
+    fn shed(&mut self) {
+        self.gate.tally.descriptors_exhausted.add(1);
+        self.gate.books.overflowed();
+        self.reserve.release();
+        self.shedding = true;
+        if let Some(suppressed) = self.gate.lines.lost.allow(Instant::now()) {
+            tracing::error!(
+                suppressed,
+                "out of file descriptors: the kernel denied an open"
+            );
+        }
+    }
+
+    fn recover(&mut self) {
+        if self.shedding && self.reserve.retake().is_ok() {
+            self.shedding = false;
+        }
+    }
+}
+
+fn pass(event: PermissionEvent) {
+    // An error means that nobody waits any more.
+    let _ = event.answer(Answer::Allow);
+}
+
+/// Since 6.13 some file systems stamp so finely that any two changes differ.
+fn has_fine_stamps() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    version_of(&release).is_some_and(|version| version >= (6, 13))
+}
+
+fn version_of(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Those with multigrain time stamps: ext4, xfs, btrfs, tmpfs.
+fn stamps_finely(file: &OwnedFd) -> bool {
+    const MULTIGRAIN: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+    let magic = rustix::fs::fstatfs(file.as_fd()).map(|stat| stat.f_type as u32);
+    magic.is_ok_and(|magic| MULTIGRAIN.contains(&magic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version_of;
+
+    #[test]
+    fn kernel_versions() {
+        assert_eq!(version_of("6.18.44-fc-v769"), Some((6, 18)));
+        assert_eq!(version_of("6.1.0-18-amd64"), Some((6, 1)));
+        assert_eq!(version_of("strange"), None);
+    }
+}

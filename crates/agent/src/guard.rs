@@ -1,0 +1,5 @@
+//! What is guarded: which file systems are marked, and which opens on them are judged.
+
+pub(crate) mod marks;
+pub(crate) mod mountinfo;
+pub(crate) mod scope;

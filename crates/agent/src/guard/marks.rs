@@ -1,0 +1,201 @@
+//! Which file systems carry a mark, kept up to date as mounts come and go.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use daemon::signal::Stop;
+use fanotify::filesystem::FilesystemKind;
+use fanotify::{Group, MarkError, MarkMask};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{AtFlags, CWD, Statx, StatxFlags};
+
+use super::mountinfo::{self, Mount};
+use crate::config::Guard;
+use crate::gate::Gate;
+
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+
+/// Nothing can be guarded, or not what was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// A folder that is to be guarded does not exist.
+    #[error("guard.include: cannot reach {}", path.display())]
+    Include {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel's table of mounts cannot be read.
+    #[error("cannot read {MOUNTINFO}")]
+    Mounts(#[source] io::Error),
+    /// A file system that holds a guarded folder cannot be guarded.
+    #[error(transparent)]
+    Mark(#[from] MarkError),
+}
+
+/// The marks of one group.
+pub(crate) struct Marks<'a> {
+    group: &'a Group,
+    guard: &'a Guard,
+    table: File,
+    /// Mounts that cannot be guarded, by device and place: tried and logged once.
+    refused: BTreeSet<(String, PathBuf)>,
+}
+
+impl<'a> Marks<'a> {
+    /// Opens what is needed; marks nothing yet.
+    ///
+    /// # Errors
+    /// A guarded path does not exist, or the table of mounts cannot be read.
+    pub(crate) fn new(group: &'a Group, guard: &'a Guard) -> Result<Self, GuardError> {
+        for path in &guard.include {
+            path.symlink_metadata().map_err(|source| {
+                let path = path.clone();
+                GuardError::Include { path, source }
+            })?;
+        }
+        Ok(Self {
+            group,
+            guard,
+            table: File::open(MOUNTINFO).map_err(GuardError::Mounts)?,
+            refused: BTreeSet::new(),
+        })
+    }
+
+    /// Marks the file systems of the guarded paths. Those that may not be guarded are left out
+    /// and logged, unless they hold a guarded path themselves.
+    ///
+    /// # Errors
+    /// Then nothing must be said to be guarded.
+    pub(crate) fn mark_all(&mut self) -> Result<(), GuardError> {
+        let mounts = self.mounts()?;
+        let own = |include: &PathBuf| {
+            let concerned = mountinfo::concerned(&mounts, include);
+            concerned.first().map(|mount| mount.id)
+        };
+        let must: Vec<u64> = self.guard.include.iter().filter_map(own).collect();
+        for mount in self.concerned(&mounts) {
+            if let Err(error) = self.mark(mount)
+                && must.contains(&mount.id)
+            {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks what was mounted since, until told to stop.
+    pub(crate) fn follow(&mut self, gate: &Gate, stop: &Stop) {
+        while self.wait_for_change(stop) {
+            let mounts = match self.mounts() {
+                Ok(mounts) => mounts,
+                Err(error) => {
+                    tracing::error!(%error, "new mounts are not guarded");
+                    return;
+                }
+            };
+            let places: BTreeSet<_> = mounts.iter().map(place).collect();
+            self.refused.retain(|refused| places.contains(refused));
+            let mut is_new = false;
+            for mount in self.concerned(&mounts) {
+                // An error is logged; nobody can be told here.
+                is_new |= self.mark(mount).unwrap_or(false);
+            }
+            if is_new {
+                gate.mounts_changed();
+            }
+        }
+    }
+
+    /// Takes all marks off: no opener comes any more.
+    pub(crate) fn unmark_all(&mut self) {
+        if let Err(error) = self.group.unmark_all() {
+            tracing::error!(%error, "the marks cannot be taken off");
+        }
+    }
+
+    /// Every mount that is to be guarded: a file system may be reached by one of its mounts only.
+    fn concerned<'m>(&self, mounts: &'m [Mount]) -> Vec<&'m Mount> {
+        let of = |include: &PathBuf| mountinfo::concerned(mounts, include);
+        let mut concerned: Vec<&Mount> = self.guard.include.iter().flat_map(of).collect();
+        concerned.retain(|mount| {
+            let excluded = self.guard.exclude_filesystems.contains(&mount.kind);
+            !excluded && !self.refused.contains(&place(mount))
+        });
+        concerned.sort_by_key(|mount| mount.id);
+        concerned.dedup_by_key(|mount| mount.id);
+        concerned
+    }
+
+    /// True if the file system had no mark before. The kernel is asked: what was unmounted lost
+    /// its mark, and its device number may be another one's by now.
+    fn mark(&mut self, mount: &Mount) -> Result<bool, MarkError> {
+        let marked = self.try_mark(mount);
+        let (at, kind) = (mount.at.display(), &mount.kind);
+        match &marked {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(%at, kind, "guarding a file system"),
+            Err(error) => {
+                tracing::warn!(%error, %at, kind, "not guarded");
+                self.refused.insert(place(mount));
+            }
+        }
+        marked
+    }
+
+    fn try_mark(&self, mount: &Mount) -> Result<bool, MarkError> {
+        let (at, kind) = (&mount.at, &mount.kind);
+        if kind == "fuse" || kind.starts_with("fuse.") {
+            // Not to be touched at all: to ask for its kind is to ask its process.
+            return Err(MarkError::Refused {
+                path: at.clone(),
+                kind: FilesystemKind::Fuse,
+            });
+        }
+        if is_hidden(mount) || self.group.is_marked(at)? {
+            return Ok(false);
+        }
+        self.group.mark_filesystem(at, MarkMask::ALL)?;
+        Ok(true)
+    }
+
+    fn mounts(&mut self) -> Result<Vec<Mount>, GuardError> {
+        let mut text = Vec::new();
+        self.table
+            .rewind()
+            .and_then(|()| self.table.read_to_end(&mut text))
+            .map_err(GuardError::Mounts)?;
+        Ok(mountinfo::parse(&text))
+    }
+
+    /// False: stop.
+    fn wait_for_change(&self, stop: &Stop) -> bool {
+        let mut sources = [
+            PollFd::new(&self.table, PollFlags::PRI),
+            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+        ];
+        let polled = rustix::io::retry_on_intr(|| rustix::event::poll(&mut sources, None));
+        if let Err(error) = polled {
+            tracing::error!(%error, "new mounts are not guarded");
+            return false;
+        }
+        !stop.is_set()
+    }
+}
+
+fn place(mount: &Mount) -> (String, PathBuf) {
+    (mount.device.clone(), mount.at.clone())
+}
+
+/// Another file system is mounted over it, so that its path leads there. Nor can an opener reach
+/// it by this path.
+fn is_hidden(mount: &Mount) -> bool {
+    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let seen = rustix::fs::statx(CWD, &mount.at, flags, StatxFlags::MNT_ID);
+    let has_id = |seen: &Statx| seen.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+    seen.is_ok_and(|seen| has_id(&seen) && seen.stx_mnt_id != mount.id)
+}

@@ -1,0 +1,268 @@
+//! The thread that does what has time: keeps the ledger on disk, reports it, pays it back, renews
+//! the certificate, publishes metrics.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use agent_core::LedgerTotals;
+use crossbeam_channel::Receiver;
+use daemon::signal::Stop;
+use fanotify::{FileIdentity, FileKind, lease};
+use model::AccessClass;
+use pki::GuestKey;
+use proto::v1::{self, envelope::Body};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use crate::books::LedgerFile;
+use crate::credentials::Credentials;
+use crate::gate::Gate;
+use crate::gate::content::Content;
+use crate::metrics::Published;
+use crate::orders::chain;
+
+/// How often the keeper looks round.
+const ROUND: Duration = Duration::from_millis(250);
+/// At most one ledger report in this time.
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
+/// An unanswered renewal is asked for again.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
+
+/// Everything the keeper keeps.
+pub(crate) struct Keeper {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) ledger_file: LedgerFile,
+    pub(crate) credentials: Credentials,
+    pub(crate) state_dir: std::path::PathBuf,
+    pub(crate) renewed: Receiver<v1::Renewed>,
+    pub(crate) metrics: Option<Published>,
+    pub(crate) reported: Option<(LedgerTotals, Instant)>,
+    pub(crate) renewal: Option<(GuestKey, Instant)>,
+}
+
+impl Keeper {
+    /// Works until told to stop; the ledger is on disk when this returns.
+    pub(crate) fn run(&mut self, stop: &Stop) {
+        while !stop.is_set() {
+            self.round();
+            std::thread::sleep(ROUND);
+        }
+    }
+
+    /// What is not on disk yet.
+    pub(crate) fn finish(&mut self) {
+        self.write_ledger();
+    }
+
+    fn round(&mut self) {
+        self.write_ledger();
+        if self.gate.is_link_up() {
+            self.report();
+            self.pay_back();
+            self.renew();
+        } else {
+            self.reported = None;
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.update(&self.gate);
+        }
+    }
+
+    fn write_ledger(&mut self) {
+        if let Err(error) = self.ledger_file.write(&self.gate.books)
+            && let Some(suppressed) = self.gate.lines.lost.allow(Instant::now())
+        {
+            tracing::error!(error = chain(&error), suppressed, "ledger");
+        }
+    }
+
+    /// Tells the appliance when a session begins and when the sums change.
+    fn report(&mut self) {
+        let totals = self.gate.books.totals();
+        let due = self
+            .reported
+            .is_none_or(|(reported, at)| reported != totals && at.elapsed() >= REPORT_PAUSE);
+        if !due {
+            return;
+        }
+        let report = v1::LedgerReport {
+            open_entries: totals.open_entries,
+            entries_total: totals.entries_total,
+            paid_total: totals.paid_total,
+            overflow_total: totals.overflow_total,
+        };
+        if self.gate.send_control(0, Body::LedgerReport(report)) {
+            self.reported = Some((totals, Instant::now()));
+        }
+    }
+
+    fn pay_back(&mut self) {
+        let gate = &self.gate;
+        let now = gate.now();
+        for path in gate.books.due(now, gate.limits.ledger_in_flight_max) {
+            match open_to_judge(&path) {
+                Ok(Some(content)) => {
+                    let writer_free = lease::is_unwritten(content.file.as_fd());
+                    gate.take_in(None, content, writer_free);
+                }
+                Ok(None) => gate.books.paid(&path),
+                Err(_) => gate.books.unpaid(&path, now),
+            }
+        }
+    }
+
+    fn renew(&mut self) {
+        if let Ok(renewed) = self.renewed.try_recv() {
+            self.take_renewed(renewed);
+        }
+        let waiting = |(_, at): &(GuestKey, Instant)| at.elapsed() < RENEWAL_PAUSE;
+        if self.renewal.as_ref().is_some_and(waiting) || !self.is_renewal_due() {
+            return;
+        }
+        let key = match GuestKey::generate() {
+            Ok(key) => key,
+            Err(error) => {
+                tracing::error!(error = chain(&error), "no key for a renewal");
+                return;
+            }
+        };
+        let renew = v1::Renew {
+            csr: key.csr().to_vec(),
+        };
+        let request_id = self.gate.new_request_id();
+        self.gate.send_control(request_id, Body::Renew(renew));
+        self.renewal = Some((key, Instant::now()));
+    }
+
+    fn is_renewal_due(&self) -> bool {
+        let leaf = self.credentials.identity.leaf();
+        let validity = leaf.and_then(|leaf| pki::validity_of(leaf).ok());
+        validity.is_some_and(|validity| {
+            let pki::Validity {
+                not_before,
+                not_after,
+            } = validity;
+            let seed = self.credentials.seed();
+            SystemTime::now() >= pki::renew_after(not_before, not_after, seed)
+        })
+    }
+
+    fn take_renewed(&mut self, renewed: v1::Renewed) {
+        let Some((key, _)) = self.renewal.take() else {
+            return;
+        };
+        if let Err(problem) = self.use_renewed(key, renewed) {
+            tracing::error!(problem, "certificate not renewed; it is tried again");
+            // The next try comes after the pause, with another key.
+            if let Ok(key) = GuestKey::generate() {
+                self.renewal = Some((key, Instant::now()));
+            }
+        }
+    }
+
+    fn use_renewed(&mut self, key: GuestKey, renewed: v1::Renewed) -> Result<(), String> {
+        if renewed.chain.is_empty() {
+            return Err(daemon::log::escape(renewed.refused.as_bytes()).to_string());
+        }
+        let was_expired = self.is_expired();
+        let chain_der = renewed.chain.into_iter().map(Into::into).collect();
+        let identity = key.certified(chain_der).map_err(|e| chain(&e))?;
+        let leaf = identity.leaf().map(|leaf| &leaf[..]).unwrap_or_default();
+        if pki::guest_id_of(leaf) != Ok(self.credentials.guest) {
+            return Err("the new certificate is another guest's".to_owned());
+        }
+        let renewed = Credentials {
+            identity,
+            ..self.credentials.clone()
+        };
+        let tls = renewed.tls().map_err(|e| chain(&e))?;
+        Credentials::save_identity(&self.state_dir, &renewed.identity).map_err(|e| chain(&e))?;
+        self.credentials = renewed;
+        if let Some(client) = self.gate.client() {
+            client.set_tls(tls);
+            if was_expired {
+                // With the old one nothing but this renewal was possible.
+                client.reconnect("certificate renewed");
+            }
+        }
+        tracing::info!("certificate renewed");
+        Ok(())
+    }
+
+    fn is_expired(&self) -> bool {
+        let leaf = self.credentials.identity.leaf();
+        let validity = leaf.and_then(|leaf| pki::validity_of(leaf).ok());
+        validity.is_none_or(|validity| validity.is_expired(SystemTime::now()))
+    }
+}
+
+/// Opens a file of the ledger without ever opening a device or waiting for a FIFO's other end.
+/// `None`: there is nothing (left) to judge.
+fn open_to_judge(path: &[u8]) -> Result<Option<Content>, Errno> {
+    let look = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // The kernel printed this path, so there was no link in it; one put there since might lead
+    // to a file system that never answers.
+    let found = rustix::fs::openat2(
+        CWD,
+        Path::new(OsStr::from_bytes(path)),
+        look,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS,
+    );
+    let found = match found {
+        Ok(found) => found,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let is_judged = |fd: &OwnedFd| {
+        let identity = FileIdentity::of(fd.as_fd()).map_err(|_| Errno::IO)?;
+        let judged = identity.kind == FileKind::Regular && identity.size > 0;
+        Ok::<_, Errno>(judged.then_some(identity))
+    };
+    if is_judged(&found)?.is_none() {
+        return Ok(None);
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME | OFlags::CLOEXEC;
+    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let file = rustix::fs::open(link, flags, Mode::empty())?;
+    let Some(identity) = is_judged(&file)? else {
+        return Ok(None);
+    };
+    let content = Content::new(Arc::new(file), &identity, AccessClass::Ledger, 0);
+    Ok(Some(content.with_path(path.to_vec())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        let judged = |path: &Path| {
+            open_to_judge(path.as_os_str().as_bytes()).map(|content| content.is_some())
+        };
+        assert_eq!(judged(&file), Ok(false), "missing");
+        std::fs::write(&file, b"").unwrap();
+        assert_eq!(judged(&file), Ok(false), "empty");
+        std::fs::write(&file, b"x").unwrap();
+        assert_eq!(judged(&file), Ok(true));
+        assert_eq!(judged(dir.path()), Ok(false), "directory");
+        assert_eq!(judged(Path::new("/dev/zero")), Ok(false), "device");
+        let fifo = dir.path().join("fifo");
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert_eq!(judged(&fifo), Ok(false), "FIFO");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert_eq!(judged(&link), Ok(false), "symbolic link");
+        let folder = dir.path().join("folder");
+        std::os::unix::fs::symlink(dir.path(), &folder).unwrap();
+        assert_eq!(judged(&folder.join("f")), Ok(false), "through a link");
+    }
+}

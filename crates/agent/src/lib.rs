@@ -1,0 +1,30 @@
+//! The agent of a guest: it asks an appliance about every file that is opened, and holds the
+//! opener until it knows. It has no rules to judge by and parses no file.
+//!
+//! The way of one open: `gate::reader` takes the kernel's event, answers what needs no thought
+//! and hands the rest to the core; a worker of `gate::workers` hashes the file and sends the
+//! question itself; `session` gets the reply and answers the kernel on the same thread.
+
+mod agent;
+mod books;
+pub mod cli;
+mod config;
+pub mod control;
+pub mod credentials;
+mod gate;
+mod guard;
+mod keeper;
+mod metrics;
+mod orders;
+pub mod scan;
+mod session;
+mod status;
+
+pub use agent::{Agent, GateFailed, StartError};
+pub use config::{
+    AgentConfig, Appliance, CONFIG_PATH, Guard, Limits, Log, Metrics, UnusableConfig,
+};
+pub use guard::marks::GuardError;
+
+/// Stack of each thread: what they do is shallow, and there are a dozen of them.
+const STACK_BYTES: usize = 256 * 1024;

@@ -1,0 +1,297 @@
+//! What the gate counts, as Prometheus metrics. Copied there by the keeper a few times a second,
+//! so that the paths of opens touch nothing but their own atomics.
+
+use std::sync::atomic::Ordering;
+
+use agent_core::LedgerTotals;
+use daemon::metrics::{Counter, Counters, Gauge, LATENCY_BUCKETS_S, Registry};
+use link::client::Stats;
+
+use crate::gate::tally::Tally;
+use crate::gate::{Gate, Snapshot};
+
+/// A counter and where its value comes from.
+type Reading<T> = (Counter, fn(&T) -> u64);
+type GaugeReading<T> = (Gauge, fn(&T) -> u64);
+
+/// The agent's metrics.
+pub(crate) struct Published {
+    events: Counters<1>,
+    passed: Counters<1>,
+    answers: Counters<4>,
+    tally: Vec<Reading<Tally>>,
+    core: Vec<Reading<agent_core::Counters>>,
+    link: Vec<Reading<Stats>>,
+    ledger: Vec<Reading<LedgerTotals>>,
+    gauges: Vec<GaugeReading<Snapshot>>,
+    ledger_open: Gauge,
+}
+
+impl Published {
+    pub(crate) fn new(registry: &Registry, tally: &Tally) -> Self {
+        let waits = registry.histogram(
+            "lazaret_agent_answer_seconds",
+            "Time from reading an opener's event to answering it, where it was not in the cache.",
+            &LATENCY_BUCKETS_S,
+        );
+        tally.publish_waits(waits);
+        Self {
+            events: registry.counters(
+                "lazaret_agent_events_total",
+                "Events read from the kernel.",
+                ["class"],
+            ),
+            passed: registry.counters(
+                "lazaret_agent_passed_total",
+                "Openers let through unseen, by why.",
+                ["why"],
+            ),
+            answers: registry.counters(
+                "lazaret_agent_answers_total",
+                "Openers answered.",
+                ["answer", "outcome", "reason", "source"],
+            ),
+            tally: tally_counters(registry),
+            core: core_counters(registry),
+            link: link_counters(registry),
+            ledger: ledger_counters(registry),
+            gauges: gauges(registry),
+            ledger_open: registry.gauge(
+                "lazaret_agent_ledger_open",
+                "Ledger entries not paid back yet.",
+            ),
+        }
+    }
+
+    /// Copies everything.
+    pub(crate) fn update(&self, gate: &Gate) {
+        let tally = &gate.tally;
+        for (class, count) in [
+            ("open", &tally.events_open),
+            ("exec", &tally.events_exec),
+            ("close_write", &tally.events_close),
+            ("overflow", &tally.events_overflow),
+        ] {
+            set(&self.events.with([class]), count.value());
+        }
+        for (why, count) in [
+            ("process", &tally.passed_process),
+            ("path", &tally.passed_path),
+            ("kind", &tally.passed_kind),
+            ("empty", &tally.passed_empty),
+        ] {
+            set(&self.passed.with([why]), count.value());
+        }
+        for count in tally.answers() {
+            let labels = [count.disposition, count.outcome, count.reason, count.source];
+            set(&self.answers.with(labels), count.count);
+        }
+        set_all(&self.tally, tally);
+        let snapshot = gate.snapshot();
+        set_all(&self.core, &snapshot.counters);
+        for (gauge, read) in &self.gauges {
+            set_gauge(gauge, read(&snapshot));
+        }
+        let link = gate.client().map(link::client::Client::stats);
+        set_all(&self.link, &link.unwrap_or_default());
+        let ledger = gate.books.totals();
+        set_all(&self.ledger, &ledger);
+        set_gauge(&self.ledger_open, ledger.open_entries);
+    }
+}
+
+fn set(counter: &Counter, value: u64) {
+    counter.inner().store(value, Ordering::Relaxed);
+}
+
+fn set_all<T>(readings: &[Reading<T>], from: &T) {
+    for (counter, read) in readings {
+        set(counter, read(from));
+    }
+}
+
+fn set_gauge(gauge: &Gauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
+    let counter = |name: &str, help: &str| registry.counter(&full(name), help);
+    vec![
+        (counter("hashed_files", "Files hashed."), |t| {
+            t.hashed_files.value()
+        }),
+        (counter("hashed_bytes", "Bytes hashed."), |t| {
+            t.hashed_bytes.value()
+        }),
+        (
+            counter("content_bytes_sent", "Bytes of file content sent."),
+            |t| t.content_bytes_sent.value(),
+        ),
+        (counter("orders_done", "Removal orders carried out."), |t| {
+            t.orders_done.value()
+        }),
+        (
+            counter("orders_refused", "Removal orders refused or failed."),
+            |t| t.orders_refused.value(),
+        ),
+        (
+            counter("answers_refused", "Answers that the kernel refused."),
+            |t| t.answers_refused.value(),
+        ),
+        (
+            counter(
+                "unopenable",
+                "Opens denied by the kernel because it could not open the file for the gate.",
+            ),
+            |t| t.unopenable.value(),
+        ),
+        (
+            counter(
+                "descriptors_exhausted",
+                "Events lost for want of a descriptor.",
+            ),
+            |t| t.descriptors_exhausted.value(),
+        ),
+        (
+            counter("panics", "Panics caught, each of which failed one file."),
+            |t| t.panics.value(),
+        ),
+    ]
+}
+
+fn core_counters(registry: &Registry) -> Vec<Reading<agent_core::Counters>> {
+    let counter = |name: &str, help: &str| registry.counter(&full(name), help);
+    vec![
+        (
+            counter("cache_hits", "Answers from the verdict cache."),
+            |c| c.cache_hits,
+        ),
+        (
+            counter("cache_misses", "Openers whose file was not in the cache."),
+            |c| c.cache_misses,
+        ),
+        (
+            counter("coalesced", "Files that waited on a question under way."),
+            |c| c.coalesced,
+        ),
+        (
+            counter("deadlines", "Openers answered by policy at their deadline."),
+            |c| c.deadlines,
+        ),
+        (
+            counter(
+                "writer_held",
+                "Files with a writer: judged, not remembered.",
+            ),
+            |c| c.writer_held,
+        ),
+        (counter("checks", "Questions asked."), |c| c.checks),
+        (
+            counter("stale_replies", "Replies to questions that were over."),
+            |c| c.stale_replies,
+        ),
+        (
+            counter(
+                "late_malicious",
+                "Malicious verdicts after a provisional allow.",
+            ),
+            |c| c.late_malicious,
+        ),
+        (
+            counter("restarts", "Files hashed again because they changed."),
+            |c| c.restarts,
+        ),
+        (
+            counter(
+                "background_dropped",
+                "Close-write and ledger work dropped for want of room.",
+            ),
+            |c| c.background_dropped,
+        ),
+        (
+            counter(
+                "kept_dropped",
+                "Scans after a deadline left to the ledger for want of room.",
+            ),
+            |c| c.kept_dropped,
+        ),
+    ]
+}
+
+fn link_counters(registry: &Registry) -> Vec<Reading<Stats>> {
+    let counter = |name: &str, help: &str| registry.counter(&full(name), help);
+    vec![
+        (
+            counter("link_bytes_sent", "Bytes sent to appliances."),
+            |s| s.bytes_sent,
+        ),
+        (
+            counter("link_bytes_received", "Bytes received from appliances."),
+            |s| s.bytes_received,
+        ),
+        (counter("link_sessions", "Sessions that came up."), |s| {
+            s.sessions
+        }),
+        (
+            counter("link_attempts_failed", "Attempts to connect that failed."),
+            |s| s.attempts_failed,
+        ),
+        (
+            counter("link_backpressure", "Frames refused for want of room."),
+            |s| s.backpressure,
+        ),
+    ]
+}
+
+fn ledger_counters(registry: &Registry) -> Vec<Reading<LedgerTotals>> {
+    let counter = |name: &str, help: &str| registry.counter(&full(name), help);
+    vec![
+        (
+            counter("ledger_entries", "Ledger entries ever made."),
+            |l| l.entries_total,
+        ),
+        (counter("ledger_paid", "Ledger entries paid back."), |l| {
+            l.paid_total
+        }),
+        (
+            counter(
+                "ledger_overflow",
+                "Unscanned opens that the ledger could not name.",
+            ),
+            |l| l.overflow_total,
+        ),
+    ]
+}
+
+fn gauges(registry: &Registry) -> Vec<GaugeReading<Snapshot>> {
+    let gauge = |name: &str, help: &str| registry.gauge(&full(name), help);
+    vec![
+        (
+            gauge("link_up", "1 while an appliance is connected."),
+            |s| u64::from(s.link_up),
+        ),
+        (gauge("openers", "Openers that wait."), |s| s.openers as u64),
+        (
+            gauge("in_flight", "Files being hashed, asked about or sent."),
+            |s| s.in_flight as u64,
+        ),
+        (gauge("requests", "Questions under way."), |s| {
+            s.requests as u64
+        }),
+        (
+            gauge("queue_len", "Files that wait for a place in flight."),
+            |s| s.queued as u64,
+        ),
+        (
+            gauge("kept", "Scans that go on after policy answered."),
+            |s| s.kept as u64,
+        ),
+        (gauge("cache_entries", "Verdicts remembered."), |s| {
+            s.cached as u64
+        }),
+    ]
+}
+
+fn full(name: &str) -> String {
+    format!("lazaret_agent_{name}")
+}

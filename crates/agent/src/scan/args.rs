@@ -1,0 +1,82 @@
+//! The command line of a scan.
+
+use std::path::PathBuf;
+
+use super::exclude::Glob;
+
+/// Scan files and directories now.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ScanArgs {
+    /// Files and directories.
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// Print one JSON object a line: each file found, unscanned or in error, then a summary.
+    #[arg(long)]
+    pub json: bool,
+    /// Show a progress bar on standard error.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub progress: ProgressMode,
+    /// Go on where a stopped scan of the same paths and options left off.
+    #[arg(long)]
+    pub resume: bool,
+    /// Leave out what matches: `*` within a name, `**` across directories; without a `/` it is
+    /// matched against names, with one against whole paths. May be given more than once.
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<Glob>,
+    /// Leave out larger files, such as 100M (K, M, G, T: powers of 1024).
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_size: Option<u64>,
+    /// Do not enter other file systems than each path's own.
+    #[arg(long)]
+    pub one_file_system: bool,
+    /// Report only: carry out no removal orders.
+    #[arg(long)]
+    pub no_removal: bool,
+}
+
+/// When there is a progress bar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum ProgressMode {
+    /// Where standard error is a terminal.
+    #[default]
+    Auto,
+    /// Always; line by line where standard error is no terminal.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// A text that is no size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a size such as 4096, 64K or 1G")]
+pub struct SizeError(String);
+
+fn parse_size(text: &str) -> Result<u64, SizeError> {
+    let (number, shift) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 10),
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 20),
+        Some(b'g' | b'G') => (&text[..text.len() - 1], 30),
+        Some(b't' | b'T') => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let number = number.parse::<u64>().ok();
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| SizeError(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("0"), Ok(0));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("64K"), Ok(65536));
+        assert_eq!(parse_size("2g"), Ok(2 << 30));
+        for text in ["", "K", "-1", "1.5M", "1KB", "20000000T", "1é"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

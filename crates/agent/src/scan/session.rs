@@ -1,0 +1,325 @@
+//! Asking the appliance: one exchange for each file, over one session of its own.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use link::Priority;
+use link::client::{Client, Config, Handler, SendDataError, SendError};
+use model::{Generation, Policy};
+use proto::v1::{self, envelope::Body};
+
+use super::content::Candidate;
+use super::halt::Halt;
+
+/// Longest wait for an answer, or for the next sign of one, before a file is given up. The
+/// appliance has its own, much shorter limits: this one only keeps a lost answer from ending the
+/// scan.
+const ANSWER_WAIT_MAX: Duration = Duration::from_secs(600);
+/// Longest wait for the appliance to take a piece of content.
+const DATA_WAIT_MAX: Duration = Duration::from_secs(120);
+/// How often a waiting thread looks whether the scan is halted.
+const GLANCE: Duration = Duration::from_millis(100);
+/// Frames of one exchange that may wait for its thread.
+const EVENTS_MAX: usize = 16;
+
+/// The appliance in use, as it said.
+#[derive(Debug, Clone)]
+pub(crate) struct Appliance {
+    pub(crate) generation: Generation,
+    pub(crate) policy: Policy,
+    pub(crate) in_flight_max: u32,
+}
+
+/// There is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NoAnswer {
+    /// The scan is halted: stopped by a person, or without an appliance for too long.
+    Halted,
+    /// For this file alone: why.
+    GivenUp(&'static str),
+}
+
+enum Event {
+    Need(v1::Need),
+    Reply(Box<v1::CheckReply>),
+    Down,
+}
+
+/// What became of one exchange.
+enum Exchanged {
+    Reply(Box<v1::CheckReply>),
+    /// The session is over: ask again in the next one.
+    Down,
+}
+
+/// A link to an appliance, and the exchanges on it.
+pub(crate) struct Session {
+    client: Client,
+    shared: Arc<Shared>,
+    patience: Duration,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    appliance: Option<Appliance>,
+    down_since: Instant,
+    /// The last reason why there is no appliance.
+    trouble: String,
+    exchanges: HashMap<u64, Sender<Event>>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handler for Shared {
+    fn up(&self, welcome: &v1::Welcome) {
+        let appliance = read_welcome(welcome);
+        let mut state = self.lock();
+        match appliance {
+            Ok(appliance) => state.appliance = Some(appliance),
+            Err(trouble) => state.trouble = trouble,
+        }
+        self.changed.notify_all();
+    }
+
+    fn down(&self, why: &str) {
+        let mut state = self.lock();
+        if state.appliance.take().is_some() {
+            state.down_since = Instant::now();
+        }
+        state.trouble = why.to_owned();
+        for (_, exchange) in state.exchanges.drain() {
+            // A full channel holds events of the same dead session: its thread finds out when it
+            // sends, or by the channel's end.
+            let _full = exchange.try_send(Event::Down);
+        }
+    }
+
+    fn frame(&self, envelope: v1::Envelope) {
+        let id = envelope.request_id;
+        let mut state = self.lock();
+        match envelope.body {
+            Some(Body::Need(need)) => {
+                if let Some(exchange) = state.exchanges.get(&id) {
+                    let _flooded = exchange.try_send(Event::Need(need));
+                }
+            }
+            Some(Body::CheckReply(reply)) => {
+                if let Some(exchange) = state.exchanges.remove(&id) {
+                    let _flooded = exchange.try_send(Event::Reply(Box::new(reply)));
+                }
+            }
+            Some(Body::ContentChanged(changed)) => {
+                let generation = Generation::from_slice(&changed.generation);
+                if let (Some(appliance), Some(generation)) = (&mut state.appliance, generation) {
+                    appliance.generation = generation;
+                }
+            }
+            Some(Body::Policy(policy)) => {
+                let policy = Policy::try_from(policy);
+                if let (Some(appliance), Ok(policy)) = (&mut state.appliance, policy) {
+                    appliance.policy = policy;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn unreachable(&self, appliance: &str, why: &str) {
+        self.lock().trouble = format!("{appliance}: {why}");
+    }
+}
+
+fn read_welcome(welcome: &v1::Welcome) -> Result<Appliance, String> {
+    let policy = welcome
+        .policy
+        .clone()
+        .ok_or("the appliance gave no policy")?;
+    Ok(Appliance {
+        generation: Generation::from_slice(&welcome.generation)
+            .ok_or("the appliance gave no valid generation")?,
+        policy: Policy::try_from(policy).map_err(|error| error.to_string())?,
+        in_flight_max: welcome.in_flight_max.max(1),
+    })
+}
+
+impl Session {
+    /// Begins to connect. Without an appliance for longer than `patience` the scan is halted.
+    ///
+    /// # Errors
+    /// The link's threads cannot be started.
+    pub(crate) fn start(config: Config, patience: Duration) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                appliance: None,
+                down_since: Instant::now(),
+                trouble: "no answer yet".into(),
+                exchanges: HashMap::new(),
+            }),
+            changed: Condvar::new(),
+        });
+        Ok(Self {
+            client: Client::start(config, Arc::clone(&shared) as Arc<dyn Handler>)?,
+            shared,
+            patience,
+        })
+    }
+
+    /// For certificates that are renewed while a scan runs.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether an appliance is connected.
+    pub(crate) fn is_up(&self) -> bool {
+        self.shared.lock().appliance.is_some()
+    }
+
+    /// The appliance in use. Waits for one; halts the scan where none comes for too long.
+    pub(crate) fn appliance(&self, halt: &Halt) -> Result<Appliance, NoAnswer> {
+        let mut state = self.shared.lock();
+        loop {
+            if halt.is_set() {
+                return Err(NoAnswer::Halted);
+            }
+            if let Some(appliance) = &state.appliance {
+                return Ok(appliance.clone());
+            }
+            if state.down_since.elapsed() >= self.patience {
+                let s = self.patience.as_secs();
+                halt.halt(format!("no appliance for {s} s ({})", state.trouble));
+                return Err(NoAnswer::Halted);
+            }
+            let waited = self.shared.changed.wait_timeout(state, GLANCE);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Asks about a file, as often as the link breaks meanwhile.
+    pub(crate) fn check(
+        &self,
+        file: &Candidate,
+        halt: &Halt,
+    ) -> Result<Box<v1::CheckReply>, NoAnswer> {
+        loop {
+            self.appliance(halt)?;
+            let id = self.client.next_request_id();
+            let (sender, events) = bounded(EVENTS_MAX);
+            self.shared.lock().exchanges.insert(id, sender);
+            let envelope = v1::Envelope {
+                request_id: id,
+                body: Some(Body::Check(file.to_check())),
+            };
+            let exchanged = match self.client.send(Priority::OnDemand, envelope) {
+                Ok(()) => self.exchange(id, &events, file, halt),
+                Err(SendError::NotConnected | SendError::Backpressure) => {
+                    halt.sleep(GLANCE / 4);
+                    Ok(Exchanged::Down)
+                }
+                Err(SendError::TooLarge) => Err(NoAnswer::GivenUp("its check fits no frame")),
+            };
+            self.shared.lock().exchanges.remove(&id);
+            if let Exchanged::Reply(reply) = exchanged? {
+                return Ok(reply);
+            }
+        }
+    }
+
+    /// From the Check sent to its answer.
+    fn exchange(
+        &self,
+        id: u64,
+        events: &Receiver<Event>,
+        file: &Candidate,
+        halt: &Halt,
+    ) -> Result<Exchanged, NoAnswer> {
+        let mut last_sign = Instant::now();
+        loop {
+            match events.recv_timeout(GLANCE) {
+                Ok(Event::Reply(reply)) => return Ok(Exchanged::Reply(reply)),
+                Ok(Event::Down) | Err(RecvTimeoutError::Disconnected) => {
+                    return Ok(Exchanged::Down);
+                }
+                Ok(Event::Need(need)) => {
+                    match self.upload(id, file, &need, halt) {
+                        // Nobody wants it any more: the answer is on its way.
+                        Ok(()) | Err(SendDataError::NotWanted) => {}
+                        Err(SendDataError::NotConnected) => return Ok(Exchanged::Down),
+                        Err(SendDataError::TimedOut) => {
+                            self.client.cancel(id);
+                            return Err(NoAnswer::GivenUp("the appliance took no data in time"));
+                        }
+                    }
+                    last_sign = Instant::now();
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if halt.is_set() {
+                self.client.cancel(id);
+                return Err(NoAnswer::Halted);
+            }
+            if last_sign.elapsed() >= ANSWER_WAIT_MAX {
+                self.client.cancel(id);
+                return Err(NoAnswer::GivenUp("no answer in time"));
+            }
+        }
+    }
+
+    /// Sends the ranges asked for, then DataEnd.
+    fn upload(
+        &self,
+        id: u64,
+        file: &Candidate,
+        need: &v1::Need,
+        halt: &Halt,
+    ) -> Result<(), SendDataError> {
+        let mut failed = v1::UnscannedReason::Unspecified;
+        let mut pieces = file.pieces(&need.ranges);
+        while let Some(piece) = pieces.next_piece() {
+            let Ok((offset, bytes)) = piece else {
+                failed = v1::UnscannedReason::ReadFailed;
+                break;
+            };
+            let give_up = Instant::now() + DATA_WAIT_MAX;
+            if halt.is_set() {
+                return Ok(());
+            }
+            self.client
+                .send_data(id, Priority::OnDemand, offset, bytes, give_up)?;
+        }
+        let end = v1::DataEnd {
+            failed: failed as i32,
+        };
+        let envelope = v1::Envelope {
+            request_id: id,
+            body: Some(Body::DataEnd(end)),
+        };
+        let sent = self.client.send(Priority::OnDemand, envelope);
+        sent.map_err(|_| SendDataError::NotConnected)
+    }
+
+    /// Tells how an order ended. It is not repeated where the link breaks: the appliance then
+    /// counts the order as unanswered.
+    pub(crate) fn report(&self, result: v1::OrderResult) {
+        let envelope = v1::Envelope {
+            request_id: 0,
+            body: Some(Body::OrderResult(result)),
+        };
+        let _link_broke = self.client.send(Priority::OnDemand, envelope);
+    }
+
+    /// Ends the session.
+    pub(crate) fn stop(&self) {
+        self.client.stop();
+    }
+}

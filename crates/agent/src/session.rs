@@ -1,0 +1,246 @@
+//! What an appliance says, handed to the gate on the link's own thread: the opener's answer is
+//! written to the kernel before anything else happens.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use agent_core::Input;
+use crossbeam_channel::Sender;
+use daemon::log::escape;
+use link::client::Handler;
+use model::{Coverage, Generation, Outcome, Policy, Verdict};
+use proto::v1::{self, envelope::Body};
+
+use crate::gate::Gate;
+use crate::gate::content::Content;
+
+/// Who answers, for people.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub(crate) struct Peer {
+    /// The appliance's name; empty before the first session.
+    pub(crate) appliance: String,
+    /// Its content generation.
+    pub(crate) generation: String,
+    /// Why there is no link, as far as is known.
+    pub(crate) trouble: String,
+}
+
+/// The link's handler.
+pub(crate) struct Session {
+    gate: Arc<Gate>,
+    orders: Sender<v1::Order>,
+    renewed: Sender<v1::Renewed>,
+    peer: Arc<Mutex<Peer>>,
+}
+
+impl Session {
+    pub(crate) fn new(
+        gate: Arc<Gate>,
+        orders: Sender<v1::Order>,
+        renewed: Sender<v1::Renewed>,
+        peer: Arc<Mutex<Peer>>,
+    ) -> Self {
+        Self {
+            gate,
+            orders,
+            renewed,
+            peer,
+        }
+    }
+
+    fn change_peer(&self, change: impl FnOnce(&mut Peer)) {
+        change(&mut self.peer.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn replied(&self, request_id: u64, reply: v1::CheckReply) {
+        let contents = self.gate.contents_of(request_id);
+        let verdict = verdict_of(reply.verdict);
+        let changed = match verdict.outcome {
+            Outcome::Clean => contents
+                .iter()
+                .filter(|(_, content)| content.has_changed())
+                .map(|(ticket, _)| *ticket)
+                .collect(),
+            _ => Vec::new(),
+        };
+        let outcome = match verdict.outcome {
+            Outcome::Clean => None,
+            ref other => Some(other.clone()),
+        };
+        self.gate.input(Input::Reply {
+            request_id,
+            verdict,
+            released: reply.released,
+            changed,
+        });
+        if let Some(order) = reply.order {
+            self.order(order);
+        }
+        if let Some(outcome) = outcome {
+            for (_, content) in contents {
+                self.log_verdict(&outcome, reply.released, &content);
+            }
+        }
+    }
+
+    fn order(&self, order: v1::Order) {
+        if let Err(refused) = self.orders.try_send(order) {
+            let order = refused.into_inner();
+            let result = v1::OrderResult {
+                order_id: order.order_id,
+                status: v1::OrderStatus::Failed as i32,
+                detail: "too many orders wait to be carried out".to_owned(),
+                ..v1::OrderResult::default()
+            };
+            self.gate.send_control(0, Body::OrderResult(result));
+        }
+    }
+
+    fn log_verdict(&self, outcome: &Outcome, released: bool, content: &Content) {
+        let Some(suppressed) = self.gate.lines.malicious.allow(Instant::now()) else {
+            return;
+        };
+        let path = escape(content.path());
+        match outcome {
+            Outcome::Malicious { detections, .. } => {
+                let first = detections.first();
+                let name = first.map_or("", |detection| detection.name.as_str());
+                let engine = first.map_or("", |detection| detection.engine.as_str());
+                let detections = detections.len();
+                tracing::warn!(
+                    %path,
+                    pid = content.pid,
+                    name = %escape(name.as_bytes()),
+                    engine = %escape(engine.as_bytes()),
+                    detections,
+                    released,
+                    suppressed,
+                    "malicious"
+                );
+            }
+            Outcome::Unscanned { reason, detail } => {
+                let reason = reason.name();
+                let detail = escape(detail.as_bytes());
+                tracing::info!(%path, reason, %detail, suppressed, "not scanned");
+            }
+            Outcome::Error { message } => {
+                let message = escape(message.as_bytes());
+                tracing::error!(%path, %message, suppressed, "the appliance failed");
+            }
+            Outcome::Clean => {}
+        }
+    }
+}
+
+/// Whatever cannot be understood is an error, never a verdict.
+fn verdict_of(message: Option<v1::Verdict>) -> Verdict {
+    let converted = message.map(Verdict::try_from);
+    let problem = match converted {
+        Some(Ok(verdict)) => return verdict,
+        Some(Err(error)) => error.to_string(),
+        None => "verdict is not set".to_owned(),
+    };
+    Verdict {
+        outcome: Outcome::Error {
+            message: format!("the appliance's reply cannot be used: {problem}"),
+        },
+        coverage: Coverage::none(0),
+        generation: Generation([0; 16]),
+        digest: None,
+        sha256: None,
+    }
+}
+
+fn link_up(welcome: &v1::Welcome) -> Result<Input, String> {
+    let generation = Generation::from_slice(&welcome.generation);
+    let policy = welcome.policy.clone().ok_or("policy is not set")?;
+    Ok(Input::LinkUp {
+        generation: generation.ok_or("generation is not valid")?,
+        policy: Policy::try_from(policy).map_err(|error| error.to_string())?,
+        in_flight_max: usize::try_from(welcome.in_flight_max).unwrap_or(usize::MAX),
+    })
+}
+
+impl Handler for Session {
+    fn up(&self, welcome: &v1::Welcome) {
+        let input = match link_up(welcome) {
+            Ok(input) => input,
+            Err(problem) => {
+                // Without its policy nothing it says can be acted on.
+                tracing::error!(problem, "the appliance's welcome cannot be used");
+                self.change_peer(|peer| peer.trouble = problem);
+                return;
+            }
+        };
+        let Input::LinkUp { generation, .. } = &input else {
+            return;
+        };
+        let generation = generation.to_string();
+        let appliance = escape(welcome.appliance.as_bytes()).to_string();
+        self.gate.books.forgive(self.gate.now());
+        self.gate.input(input);
+        tracing::info!(appliance, generation, "link is up");
+        self.change_peer(|peer| {
+            *peer = Peer {
+                appliance,
+                generation,
+                trouble: String::new(),
+            };
+        });
+    }
+
+    fn down(&self, why: &str) {
+        self.gate.input(Input::LinkDown);
+        let why = escape(why.as_bytes()).to_string();
+        tracing::warn!(why, "link is down");
+        self.change_peer(|peer| peer.trouble = why);
+    }
+
+    fn frame(&self, envelope: v1::Envelope) {
+        let request_id = envelope.request_id;
+        match envelope.body {
+            Some(Body::CheckReply(reply)) => self.replied(request_id, reply),
+            Some(Body::Need(need)) => self.gate.needed(request_id, need.ranges),
+            Some(Body::ContentChanged(changed)) => {
+                if let Some(generation) = Generation::from_slice(&changed.generation) {
+                    self.gate.input(Input::ContentChanged { generation });
+                    tracing::info!(%generation, "content generation changed");
+                    self.change_peer(|peer| peer.generation = generation.to_string());
+                }
+            }
+            Some(Body::Policy(policy)) => match Policy::try_from(policy) {
+                Ok(policy) => {
+                    self.gate.input(Input::PolicyChanged { policy });
+                    tracing::info!("policy changed");
+                }
+                Err(error) => tracing::error!(%error, "policy refused; the old one counts"),
+            },
+            Some(Body::Order(order)) => self.order(order),
+            Some(Body::Renewed(renewed)) => {
+                // A second answer to one question is none.
+                let _ = self.renewed.try_send(renewed);
+            }
+            _ => {}
+        }
+    }
+
+    fn unreachable(&self, appliance: &str, why: &str) {
+        let why = escape(why.as_bytes()).to_string();
+        tracing::warn!(appliance, why, "appliance unreachable");
+        self.change_peer(|peer| peer.trouble = format!("{appliance}: {why}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_understood_is_an_error() {
+        for message in [None, Some(v1::Verdict::default())] {
+            let verdict = verdict_of(message);
+            assert!(matches!(verdict.outcome, Outcome::Error { .. }));
+        }
+        assert!(link_up(&v1::Welcome::default()).is_err());
+    }
+}

@@ -1,0 +1,133 @@
+//! What the agent says of itself, and how a person reads it.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use crate::control::TellStatus;
+use crate::credentials::Credentials;
+use crate::gate::Gate;
+use crate::session::Peer;
+
+/// When the certificate ends, seconds since 1970 UTC.
+pub(crate) fn not_after_s(credentials: &Credentials) -> Option<u64> {
+    let leaf = credentials.identity.leaf()?;
+    let not_after = pki::validity_of(leaf).ok()?.not_after;
+    let since = not_after.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(since.as_secs())
+}
+
+/// Tells the status of this gate.
+pub(crate) fn teller(
+    gate: Arc<Gate>,
+    peer: Arc<Mutex<Peer>>,
+    started_with_not_after_s: Option<u64>,
+) -> Box<TellStatus> {
+    Box::new(move || {
+        let peer = peer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        tell(&gate, &peer, started_with_not_after_s)
+    })
+}
+
+fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Value {
+    let snapshot = gate.snapshot();
+    let ledger = gate.books.totals();
+    let link = gate.client().map(link::client::Client::stats);
+    let link = link.unwrap_or_default();
+    let counters = &snapshot.counters;
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "link": if snapshot.link_up { "up" } else { "down" },
+        "appliance": peer.appliance,
+        "generation": peer.generation,
+        "trouble": peer.trouble,
+        "bytes_sent": link.bytes_sent,
+        "bytes_received": link.bytes_received,
+        "events": gate.tally.events(),
+        "openers": snapshot.openers,
+        "in_flight": snapshot.in_flight,
+        "queue_len": snapshot.queued,
+        "kept": snapshot.kept,
+        "cache": {
+            "entries": snapshot.cached,
+            "hits": counters.cache_hits,
+            "misses": counters.cache_misses,
+        },
+        "checks": counters.checks,
+        "deadlines": counters.deadlines,
+        "ledger": {
+            "open_entries": ledger.open_entries,
+            "entries_total": ledger.entries_total,
+            "paid_total": ledger.paid_total,
+            "overflow_total": ledger.overflow_total,
+        },
+        "certificate_at_start": { "not_after_s": started_with_not_after_s },
+    })
+}
+
+/// The status for people.
+#[must_use]
+pub(crate) fn render(status: &Value) -> String {
+    let text = |key: &str| status[key].as_str().unwrap_or("").to_owned();
+    let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    let mut out = String::new();
+    let _ = writeln!(out, "link       {}", text("link"));
+    if !text("appliance").is_empty() {
+        let _ = writeln!(
+            out,
+            "appliance  {}, generation {}",
+            text("appliance"),
+            text("generation")
+        );
+    }
+    if !text("trouble").is_empty() {
+        let _ = writeln!(out, "trouble    {}", text("trouble"));
+    }
+    let _ = writeln!(
+        out,
+        "opens      {} waiting, {} in flight, {} events seen, {} deadlines",
+        number("/openers"),
+        number("/in_flight"),
+        number("/events"),
+        number("/deadlines")
+    );
+    let _ = writeln!(
+        out,
+        "cache      {} verdicts, {} hits, {} misses",
+        number("/cache/entries"),
+        number("/cache/hits"),
+        number("/cache/misses")
+    );
+    let _ = writeln!(
+        out,
+        "ledger     {} open, {} paid of {}, {} that nobody can name",
+        number("/ledger/open_entries"),
+        number("/ledger/paid_total"),
+        number("/ledger/entries_total"),
+        number("/ledger/overflow_total")
+    );
+    let _ = writeln!(
+        out,
+        "wire       {} bytes sent, {} received",
+        number("/bytes_sent"),
+        number("/bytes_received")
+    );
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_sees_link_and_ledger() {
+        let status = json!({ "link": "down", "trouble": "x: refused",
+            "ledger": { "open_entries": 3 } });
+        let text = render(&status);
+        assert!(text.contains("link       down"), "{text}");
+        assert!(text.contains("trouble    x: refused"), "{text}");
+        assert!(text.contains("ledger     3 open"), "{text}");
+    }
+}

@@ -1,0 +1,6 @@
+//! The whole agent in this process, on a file system of its own and against a puppet appliance.
+//! Openers are other processes: the gate never judges its own. Needs root.
+
+mod gate;
+mod puppet;
+mod rig;

@@ -1,0 +1,8 @@
+//! Whole scans against an appliance made from the link's own server half.
+
+mod appliance;
+mod process;
+mod results;
+mod resume;
+mod scene;
+mod trouble;

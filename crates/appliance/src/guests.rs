@@ -1,0 +1,188 @@
+//! Guests that have a session.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use daemon::log::RateLimit;
+use model::GuestId;
+use parking_lot::Mutex;
+use proto::v1;
+
+use crate::session::Outbox;
+
+/// Longest host name that is kept; it is for people only.
+const HOSTNAME_MAX_BYTES: usize = 255;
+
+/// Why a session is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Turned {
+    #[error("limit sessions_max reached")]
+    Full,
+    #[error("limit guest_sessions_max reached")]
+    GuestFull,
+}
+
+/// A session as others see it.
+#[derive(Clone)]
+pub(crate) struct SessionHandle {
+    pub(crate) id: u64,
+    pub(crate) is_gate: bool,
+    pub(crate) outbox: Arc<dyn Outbox>,
+}
+
+/// Alerts of one guest that are logged in a minute.
+const ALERTS_PER_MINUTE: u32 = 30;
+/// Certificates that one guest gets in a minute.
+const RENEWALS_PER_MINUTE: u32 = 4;
+
+/// How much one guest may ask of us, over all its sessions.
+#[derive(Debug)]
+pub(crate) struct GuestRates {
+    pub(crate) alerts: RateLimit,
+    pub(crate) renewals: RateLimit,
+}
+
+/// Everybody who is connected.
+#[derive(Default)]
+pub(crate) struct Guests {
+    next_session: AtomicU64,
+    guests: Mutex<HashMap<GuestId, Guest>>,
+}
+
+struct Guest {
+    hostname: String,
+    address: SocketAddr,
+    sessions: Vec<SessionHandle>,
+    ledger: v1::LedgerReport,
+    rates: Arc<GuestRates>,
+}
+
+/// Who comes in.
+pub(crate) struct Arrival {
+    pub(crate) guest: GuestId,
+    pub(crate) hostname: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) is_gate: bool,
+    pub(crate) outbox: Arc<dyn Outbox>,
+}
+
+impl Guests {
+    /// Whether one more session may come in.
+    pub(crate) fn has_room(
+        &self,
+        guest: GuestId,
+        sessions_max: usize,
+        guest_sessions_max: usize,
+    ) -> Result<(), Turned> {
+        let guests = self.guests.lock();
+        let all: usize = guests.values().map(|guest| guest.sessions.len()).sum();
+        if all >= sessions_max {
+            return Err(Turned::Full);
+        }
+        let own = guests.get(&guest).map_or(0, |guest| guest.sessions.len());
+        if own >= guest_sessions_max {
+            return Err(Turned::GuestFull);
+        }
+        Ok(())
+    }
+
+    /// Enters a session. The older gate of the guest, if any, is returned: it must go.
+    pub(crate) fn enter(&self, arrival: Arrival) -> (u64, Option<SessionHandle>) {
+        let id = self.next_session.fetch_add(1, Ordering::Relaxed);
+        let mut guests = self.guests.lock();
+        let guest = guests.entry(arrival.guest).or_insert_with(|| Guest {
+            hostname: String::new(),
+            address: arrival.address,
+            sessions: Vec::new(),
+            ledger: v1::LedgerReport::default(),
+            rates: Arc::new(GuestRates {
+                alerts: RateLimit::new(ALERTS_PER_MINUTE),
+                renewals: RateLimit::new(RENEWALS_PER_MINUTE),
+            }),
+        });
+        let cut = arrival.hostname.floor_char_boundary(HOSTNAME_MAX_BYTES);
+        guest.hostname = arrival.hostname.get(..cut).unwrap_or_default().to_owned();
+        guest.address = arrival.address;
+        let older = arrival
+            .is_gate
+            .then(|| guest.sessions.iter().position(|session| session.is_gate))
+            .flatten()
+            .map(|at| guest.sessions.remove(at));
+        guest.sessions.push(SessionHandle {
+            id,
+            is_gate: arrival.is_gate,
+            outbox: arrival.outbox,
+        });
+        (id, older)
+    }
+
+    /// A session ended. True: the guest has no other.
+    pub(crate) fn leave(&self, guest: GuestId, session: u64) -> bool {
+        let mut guests = self.guests.lock();
+        let Some(entry) = guests.get_mut(&guest) else {
+            return true;
+        };
+        entry.sessions.retain(|handle| handle.id != session);
+        let is_gone = entry.sessions.is_empty();
+        if is_gone {
+            guests.remove(&guest);
+        }
+        is_gone
+    }
+
+    /// The gate of a guest.
+    pub(crate) fn gate(&self, guest: GuestId) -> Option<Arc<dyn Outbox>> {
+        let guests = self.guests.lock();
+        let mut sessions = guests.get(&guest)?.sessions.iter();
+        sessions.find(|s| s.is_gate).map(|s| s.outbox.clone())
+    }
+
+    /// The rates of a guest that is connected.
+    pub(crate) fn rates(&self, guest: GuestId) -> Option<Arc<GuestRates>> {
+        Some(self.guests.lock().get(&guest)?.rates.clone())
+    }
+
+    /// Guests that have a gate.
+    pub(crate) fn with_gate(&self) -> Vec<GuestId> {
+        let guests = self.guests.lock();
+        let gated = guests
+            .iter()
+            .filter(|(_, guest)| guest.sessions.iter().any(|session| session.is_gate));
+        gated.map(|(id, _)| *id).collect()
+    }
+
+    /// Every session, to tell them all something.
+    pub(crate) fn everybody(&self) -> Vec<SessionHandle> {
+        let guests = self.guests.lock();
+        let sessions = guests.values().flat_map(|guest| &guest.sessions);
+        sessions.cloned().collect()
+    }
+
+    pub(crate) fn set_ledger(&self, guest: GuestId, report: v1::LedgerReport) {
+        if let Some(entry) = self.guests.lock().get_mut(&guest) {
+            entry.ledger = report;
+        }
+    }
+
+    pub(crate) fn status(&self) -> Vec<v1::GuestStatus> {
+        let guests = self.guests.lock();
+        let mut status: Vec<_> = guests
+            .iter()
+            .map(|(id, guest)| v1::GuestStatus {
+                guest_id: id.0.to_vec(),
+                hostname: guest.hostname.clone(),
+                address: guest.address.to_string(),
+                ledger_open: guest.ledger.open_entries,
+                bytes_received: guest
+                    .sessions
+                    .iter()
+                    .map(|session| session.outbox.bytes_received())
+                    .fold(0, u64::saturating_add),
+            })
+            .collect();
+        status.sort_by(|a, b| a.guest_id.cmp(&b.guest_id));
+        status
+    }
+}

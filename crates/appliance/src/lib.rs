@@ -1,0 +1,41 @@
+//! The appliance: takes checks and content from agents, keeps verdicts, lets engines judge, decides
+//! what is removed.
+//!
+//! One task for each session reads its frames and answers at once what it knows (`Session`'s
+//! `handle` never waits). Uploads have a task each, scans one for each place of the scheduler.
+//! Guests share verdicts, never content.
+
+mod admin;
+mod answer;
+mod appliance;
+mod assembly;
+mod check;
+pub mod config;
+mod detections;
+mod engines;
+mod force;
+mod guests;
+mod identity;
+mod metrics;
+mod released;
+mod removal;
+mod scans;
+mod session;
+mod shared;
+mod state_dir;
+mod upload;
+mod verdicts;
+
+pub use admin::{AdminError, AdminServer, Reload, call as admin_call};
+pub use appliance::{Appliance, ReloadError, Setup, StartError};
+pub use config::Config;
+pub use detections::LogError;
+pub use engines::{EngineSetError, EngineSource, LoadFuture, ProcessEngines, SharedEngine};
+pub use identity::Identity;
+pub use released::ReleaseError;
+pub use session::Outbox;
+pub use state_dir::{StateDir, StateDirError, admin_socket};
+pub use verdicts::StoreError;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,10 @@
+//! The appliance without sockets: sessions are driven by hand, engines are doubles.
+
+mod checks;
+mod coalescing;
+mod force;
+mod limits;
+mod rig;
+mod uploads;
+
+use rig::{A, B, EVIL, Rig, check, clean, malicious, unscanned};

@@ -1,0 +1,180 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use model::{Digest, GuestId, ItemId};
+
+/// Out-of-band antivirus for virtual machines: controller and appliance.
+#[derive(Debug, Parser)]
+#[command(name = "lazaret", version)]
+pub(crate) struct Args {
+    /// Configuration file. Unset: /etc/lazaret/lazaret.toml where it exists, else defaults.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// State folder. Unset: as configured, else /var/lib/lazaret.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run controller and appliance in the foreground; makes a CA on its first start.
+    Up,
+    /// Check the configuration: says file, line, column and key of what is wrong.
+    CheckConfig,
+    /// Keys and certificates.
+    #[command(subcommand)]
+    Pki(PkiCommand),
+    /// Make a token with which a guest joins.
+    Token(TokenArgs),
+    /// Show engines, guests and the generation in force.
+    Status(Output),
+    /// Show what was found, newest first.
+    Detections(DetectionsArgs),
+    /// Quarantined files of a guest.
+    Quarantine(QuarantineArgs),
+    /// Let a content pass although engines call it malicious, or take that back.
+    Release(ReleaseArgs),
+    /// Load policy, removal and rules again.
+    Reload,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Make the certificate authority of a new fleet.
+    Init,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Output {
+    /// JSON instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct TokenArgs {
+    /// Guests that may join with it.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) uses: u32,
+    /// How long it is valid, such as 90s, 30m, 2h, 7d.
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    pub(crate) valid: Duration,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DetectionsArgs {
+    /// At most so many.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: u32,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct QuarantineArgs {
+    /// The guest. Unset: the only one that is connected.
+    #[arg(long, global = true, value_name = "ID", value_parser = guest)]
+    pub(crate) guest: Option<GuestId>,
+    #[command(subcommand)]
+    pub(crate) command: QuarantineCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QuarantineCommand {
+    /// Show what is there.
+    List(Output),
+    /// Put a file back, with owner, mode, times and attributes.
+    Restore {
+        /// The item.
+        #[arg(value_parser = item)]
+        item: ItemId,
+        /// Where to. Unset: where it came from.
+        #[arg(long, value_name = "PATH")]
+        to: Option<PathBuf>,
+        /// Release its content first, in the whole fleet; else it is removed again when opened.
+        #[arg(long)]
+        release: bool,
+        /// Why it is released, for the record.
+        #[arg(long, requires = "release", default_value = "restored from quarantine")]
+        reason: String,
+    },
+    /// Delete a quarantined file for good.
+    Discard {
+        /// The item.
+        #[arg(value_parser = item)]
+        item: ItemId,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ReleaseArgs {
+    /// BLAKE3 of the content, 64 hexadecimal digits.
+    pub(crate) digest: Digest,
+    /// Why, for the record.
+    #[arg(long, required_unless_present = "revoke")]
+    pub(crate) reason: Option<String>,
+    /// Take the release back.
+    #[arg(long)]
+    pub(crate) revoke: bool,
+}
+
+fn guest(text: &str) -> Result<GuestId, String> {
+    GuestId::from_hex(text).ok_or_else(|| "a guest's id has 32 hexadecimal digits".into())
+}
+
+fn item(text: &str) -> Result<ItemId, String> {
+    ItemId::from_hex(text).ok_or_else(|| "an item's id has 32 hexadecimal digits".into())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "write a number with its unit, such as 90s, 30m, 2h or 7d".to_owned();
+    let split = text.len().checked_sub(1).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at_checked(split).ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    match number.checked_mul(seconds) {
+        Some(seconds) if seconds > 0 && seconds <= u32::MAX.into() => {
+            Ok(Duration::from_secs(seconds))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86400)));
+        for wrong in ["", "s", "5", "5é", "-1s", "0s", "99999999999999d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn options_may_come_last() {
+        let line = "lazaret quarantine list --json --config x --state y";
+        let args = Args::try_parse_from(line.split(' ')).unwrap();
+        assert!(args.config.is_some() && args.state.is_some());
+        assert!(Args::try_parse_from(["lazaret", "release", "zz"]).is_err());
+    }
+}

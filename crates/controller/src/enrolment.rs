@@ -1,0 +1,279 @@
+//! The enrolment service: TLS without client certificates, one request, one reply.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::BytesMut;
+use daemon::log::RateLimit;
+use link::enrol::ENROL_MESSAGE_MAX_BYTES;
+use proto::v1;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::visitors::Visitors;
+use crate::{Authority, Refusal};
+
+/// After an accept that failed (no descriptors left), wait so long.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+/// Lines a minute about guests that do not get in, of each kind.
+const LOG_PER_MINUTE: u32 = 30;
+static LOG_REFUSED: RateLimit = RateLimit::new(LOG_PER_MINUTE);
+static LOG_FAILED: RateLimit = RateLimit::new(LOG_PER_MINUTE);
+static LOG_ACCEPT: RateLimit = RateLimit::new(LOG_PER_MINUTE);
+
+/// Limits of the enrolment service, each with its default.
+#[derive(Debug, Clone)]
+pub struct EnrolmentLimits {
+    /// For the whole exchange. 10 s.
+    pub exchange_timeout: Duration,
+    /// Exchanges at once; further connections wait in the kernel. 64.
+    pub exchanges_max: usize,
+    /// Attempts that one address may make at once. 32.
+    pub burst_per_address: u32,
+    /// Attempts that one address may make each minute after that. 120.
+    pub per_minute_per_address: u32,
+    /// Addresses that are remembered; then those that have rested longest are forgotten. 4096.
+    pub addresses_max: usize,
+}
+
+impl Default for EnrolmentLimits {
+    fn default() -> Self {
+        Self {
+            exchange_timeout: Duration::from_secs(10),
+            exchanges_max: 64,
+            burst_per_address: 32,
+            per_minute_per_address: 120,
+            addresses_max: 4096,
+        }
+    }
+}
+
+/// What the service has counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EnrolmentStats {
+    /// Guests enrolled.
+    pub enrolled: u64,
+    /// Requests refused.
+    pub refused: u64,
+    /// Connections that ended without a request: junk, timeouts.
+    pub failed: u64,
+    /// Connections closed because their address made too many.
+    pub rate_limited: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    enrolled: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    rate_limited: AtomicU64,
+}
+
+/// The running service; dropping it closes the port.
+pub struct Enrolment {
+    local_addr: SocketAddr,
+    service: Arc<Service>,
+    task: JoinHandle<()>,
+}
+
+struct Service {
+    authority: Arc<Authority>,
+    appliances: Vec<String>,
+    tls: Mutex<Arc<rustls::ServerConfig>>,
+    limits: EnrolmentLimits,
+    counters: Counters,
+    visitors: Mutex<Visitors>,
+}
+
+impl Enrolment {
+    /// Listens and serves, in the background. `tls` is [`link::tls::enrol_server_config`];
+    /// `appliances` (host:port) is what guests are told to use. Must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// Those of `bind`.
+    pub async fn start(
+        address: SocketAddr,
+        tls: Arc<rustls::ServerConfig>,
+        authority: Arc<Authority>,
+        appliances: Vec<String>,
+        limits: EnrolmentLimits,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let local_addr = listener.local_addr()?;
+        let visitors = Visitors::new(
+            limits.burst_per_address,
+            limits.per_minute_per_address,
+            limits.addresses_max,
+        );
+        let service = Arc::new(Service {
+            authority,
+            appliances,
+            tls: Mutex::new(tls),
+            limits,
+            counters: Counters::default(),
+            visitors: Mutex::new(visitors),
+        });
+        let task = tokio::spawn(serve_all(listener, Arc::clone(&service)));
+        Ok(Self {
+            local_addr,
+            service,
+            task,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Uses another certificate from the next connection on.
+    pub fn set_tls(&self, tls: Arc<rustls::ServerConfig>) {
+        let current = &self.service.tls;
+        *current.lock().unwrap_or_else(PoisonError::into_inner) = tls;
+    }
+
+    /// Counted since the start.
+    #[must_use]
+    pub fn stats(&self) -> EnrolmentStats {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.service.counters;
+        EnrolmentStats {
+            enrolled: of(&counters.enrolled),
+            refused: of(&counters.refused),
+            failed: of(&counters.failed),
+            rate_limited: of(&counters.rate_limited),
+        }
+    }
+}
+
+impl Drop for Enrolment {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve_all(listener: TcpListener, service: Arc<Service>) {
+    let exchanges = Arc::new(Semaphore::new(service.limits.exchanges_max));
+    loop {
+        // Before accepting: what is too much waits in the kernel.
+        let Ok(turn) = Arc::clone(&exchanges).acquire_owned().await else {
+            return;
+        };
+        let (tcp, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if let Some(suppressed) = LOG_ACCEPT.allow(Instant::now()) {
+                    tracing::error!(%error, suppressed, "cannot accept connections");
+                }
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+        };
+        if !service.admits(peer) {
+            continue;
+        }
+        let service = Arc::clone(&service);
+        tokio::spawn(async move {
+            service.serve(tcp, peer).await;
+            drop(turn);
+        });
+    }
+}
+
+impl Service {
+    fn admits(&self, peer: SocketAddr) -> bool {
+        let mut visitors = self.visitors.lock().unwrap_or_else(PoisonError::into_inner);
+        let admitted = visitors.admit(peer.ip(), Instant::now());
+        if !admitted {
+            self.counters.rate_limited.fetch_add(1, Ordering::Relaxed);
+        }
+        admitted
+    }
+
+    async fn serve(&self, tcp: TcpStream, peer: SocketAddr) {
+        let exchange = self.exchange(tcp, peer);
+        let outcome = tokio::time::timeout(self.limits.exchange_timeout, exchange).await;
+        let why = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it took too long".to_owned(),
+        };
+        self.counters.failed.fetch_add(1, Ordering::Relaxed);
+        if let Some(suppressed) = LOG_FAILED.allow(Instant::now()) {
+            tracing::warn!(%peer, why, suppressed, "an enrolment broke off");
+        }
+    }
+
+    async fn exchange(&self, tcp: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        let tls = Arc::clone(&self.tls.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut stream = TlsAcceptor::from(tls).accept(tcp).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(proto::ALPN_ENROL) {
+            return Err(io::Error::other(
+                "it does not say that it wants to enrol (ALPN)",
+            ));
+        }
+        let request = read_request(&mut stream).await?;
+        let reply = self.decide(request, peer).await;
+        let frame = proto::encode(&reply).map_err(io::Error::other)?;
+        stream.write_all(&frame).await?;
+        stream.shutdown().await
+    }
+
+    async fn decide(&self, request: v1::EnrolRequest, peer: SocketAddr) -> v1::EnrolReply {
+        let authority = Arc::clone(&self.authority);
+        let hostname = request.hostname.clone();
+        // Waits for the disk.
+        let enrolled = tokio::task::spawn_blocking(move || {
+            authority.enrol(&request, peer.ip(), SystemTime::now())
+        });
+        let outcome = enrolled.await.unwrap_or(Err(Refusal::Internal));
+        match outcome {
+            Ok((guest, cert)) => {
+                self.counters.enrolled.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(%guest, %peer, ?hostname, "a guest joined");
+                let anchors = self.authority.anchors();
+                v1::EnrolReply {
+                    chain: vec![cert.to_vec()],
+                    trust_anchors: anchors.iter().map(|anchor| anchor.to_vec()).collect(),
+                    appliances: self.appliances.clone(),
+                    guest_id: guest.0.to_vec(),
+                    refused: String::new(),
+                }
+            }
+            Err(refusal) => {
+                self.counters.refused.fetch_add(1, Ordering::Relaxed);
+                if let Some(suppressed) = LOG_REFUSED.allow(Instant::now()) {
+                    tracing::warn!(%peer, ?hostname, %refusal, suppressed, "a guest may not join");
+                }
+                v1::EnrolReply {
+                    refused: refusal.to_string(),
+                    ..v1::EnrolReply::default()
+                }
+            }
+        }
+    }
+}
+
+async fn read_request(stream: &mut TlsStream<TcpStream>) -> io::Result<v1::EnrolRequest> {
+    let mut received = BytesMut::new();
+    loop {
+        if let Some(body) = proto::split(&mut received).map_err(io::Error::other)? {
+            return proto::decode(body).map_err(io::Error::other);
+        }
+        if received.len() > ENROL_MESSAGE_MAX_BYTES {
+            return Err(io::Error::other("its request is too long"));
+        }
+        if stream.read_buf(&mut received).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! How often one address may try to join. No clock: `now` comes in.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// Attempts by address: so many at once, then so many a minute.
+#[derive(Debug)]
+pub(crate) struct Visitors {
+    /// When each address has all its attempts back.
+    rested_at: HashMap<IpAddr, Instant>,
+    step: Duration,
+    burst: Duration,
+    addresses_max: usize,
+}
+
+impl Visitors {
+    pub(crate) fn new(burst: u32, per_minute: u32, addresses_max: usize) -> Self {
+        let step = Duration::from_secs(60) / per_minute.max(1);
+        Self {
+            rested_at: HashMap::new(),
+            step,
+            burst: step * burst.max(1),
+            addresses_max: addresses_max.max(1),
+        }
+    }
+
+    /// Whether this address may try now; counts the attempt where it may.
+    pub(crate) fn admit(&mut self, address: IpAddr, now: Instant) -> bool {
+        let rested_at = self.rested_at.get(&address).copied();
+        let next = rested_at.unwrap_or(now).max(now) + self.step;
+        if next.duration_since(now) > self.burst {
+            return false;
+        }
+        if rested_at.is_none() && self.rested_at.len() >= self.addresses_max {
+            self.forget(now);
+        }
+        self.rested_at.insert(address, next);
+        true
+    }
+
+    /// Forgets those that have rested; where none has, the one that rests first.
+    fn forget(&mut self, now: Instant) {
+        self.rested_at.retain(|_, rested_at| *rested_at > now);
+        if self.rested_at.len() >= self.addresses_max {
+            let first = self.rested_at.iter().min_by_key(|(_, at)| **at);
+            if let Some(address) = first.map(|(address, _)| *address) {
+                self.rested_at.remove(&address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(n: u32) -> IpAddr {
+        IpAddr::from(n.to_be_bytes())
+    }
+
+    #[test]
+    fn a_burst_then_a_rate_for_each_address_alone() {
+        let start = Instant::now();
+        let mut visitors = Visitors::new(3, 60, 10);
+        let admitted = |visitors: &mut Visitors, n, now| {
+            (0..10).filter(|_| visitors.admit(address(n), now)).count()
+        };
+        assert_eq!(admitted(&mut visitors, 1, start), 3);
+        assert_eq!(admitted(&mut visitors, 2, start), 3);
+        let later = start + Duration::from_secs(2);
+        assert_eq!(admitted(&mut visitors, 1, later), 2);
+        let much_later = start + Duration::from_secs(3600);
+        assert_eq!(admitted(&mut visitors, 1, much_later), 3);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let start = Instant::now();
+        let mut visitors = Visitors::new(3, 60, 10);
+        for n in 0..1000 {
+            assert!(visitors.admit(address(n), start));
+            assert!(visitors.rested_at.len() <= 10);
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The whole system, as shipped. Needs root, loop devices, clamav, git, cargo, dpkg-deb and
+//! iproute2; a test that lacks one fails and says so.
+
+mod clamav;
+mod failures;
+mod golden;
+mod hostile;
+mod removal;
+mod scan;
+mod workloads;

@@ -1,0 +1,222 @@
+//! Enrolment, the guest's half: a join token becomes a certificate.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use model::GuestId;
+use pki::{CertificateDer, Fingerprint, GuestKey, Identity, JoinToken};
+use proto::v1;
+use rustix::event::PollFlags;
+use rustls::{CertificateError, ClientConnection};
+
+use crate::client::connect::dial;
+use crate::client::session::wait_for;
+use crate::tls::{TlsError, appliance_name, enrol_client_config, guest_is_trusted};
+
+/// The whole exchange must end within this.
+pub const ENROL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest message of an enrolment, either way.
+pub const ENROL_MESSAGE_MAX_BYTES: usize = 32 * 1024;
+/// To connect to one address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most trust anchors taken: one, and another during a roll.
+const ANCHORS_MAX: usize = 4;
+
+/// What a guest gets.
+#[derive(Debug)]
+pub struct Enrolled {
+    /// Its id.
+    pub guest: GuestId,
+    /// Its key and certificate.
+    pub identity: Identity,
+    /// Whom it trusts: the token's CA, and the next one during a roll.
+    pub anchors: Vec<CertificateDer<'static>>,
+    /// Appliances to use, in order, as host:port.
+    pub appliances: Vec<String>,
+}
+
+/// Enrolment failed; nothing was kept.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// The controller cannot be reached.
+    #[error("cannot reach the controller at {address}: {why}")]
+    Connect {
+        /// As configured.
+        address: String,
+        /// Why.
+        why: String,
+    },
+    /// It is not the controller that the token names.
+    #[error("{address} is not the controller that the join token names")]
+    WrongCa {
+        /// Who answered.
+        address: String,
+    },
+    /// The conversation broke off.
+    #[error("the conversation with the controller at {address} failed")]
+    Conversation {
+        /// With whom.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It said no.
+    #[error("the controller refused: {0}")]
+    Refused(String),
+    /// Its answer cannot be used.
+    #[error("the controller's answer cannot be used: {0}")]
+    Answer(&'static str),
+    /// No key could be made.
+    #[error("cannot make a key")]
+    Key(#[source] pki::KeyError),
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS")]
+    Tls(#[source] TlsError),
+}
+
+/// Makes a key and exchanges the token for a certificate. Blocks up to [`ENROL_TIMEOUT`] (and
+/// to resolve the controller's name).
+///
+/// # Errors
+/// [`EnrolError`]; the token's use may have been spent where the answer was lost on its way.
+pub fn enrol(
+    controller: &str,
+    token: &JoinToken,
+    hostname: &str,
+    system_uuid: Option<[u8; 16]>,
+) -> Result<Enrolled, EnrolError> {
+    let until = Instant::now() + ENROL_TIMEOUT;
+    let key = GuestKey::generate().map_err(EnrolError::Key)?;
+    let request = v1::EnrolRequest {
+        token: token.secret.expose(),
+        csr: key.csr().to_vec(),
+        hostname: hostname.to_owned(),
+        system_uuid: system_uuid.map_or_else(Vec::new, |uuid| uuid.to_vec()),
+    };
+    let config = enrol_client_config(token.ca).map_err(EnrolError::Tls)?;
+    let name = appliance_name().map_err(|e| EnrolError::Tls(TlsError::Setup(e)))?;
+    let connection = ClientConnection::new(config, name);
+    let connection = connection.map_err(|e| EnrolError::Tls(TlsError::Setup(e)))?;
+    let tcp = dial(controller, CONNECT_TIMEOUT).map_err(|error| EnrolError::Connect {
+        address: controller.to_owned(),
+        why: error.to_string(),
+    })?;
+    let reply = converse(tcp, connection, &request, until)
+        .map_err(|error| conversation_error(controller, error))?;
+    accept(reply, token.ca, key)
+}
+
+fn conversation_error(address: &str, source: io::Error) -> EnrolError {
+    let tls = source
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let address = address.to_owned();
+    match tls {
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        )) => EnrolError::WrongCa { address },
+        _ => EnrolError::Conversation { address, source },
+    }
+}
+
+/// One request, one reply.
+fn converse(
+    tcp: TcpStream,
+    connection: ClientConnection,
+    request: &v1::EnrolRequest,
+    until: Instant,
+) -> io::Result<v1::EnrolReply> {
+    let mut stream = rustls::StreamOwned::new(connection, Deadlined { tcp, until });
+    let frame = proto::encode(request).map_err(io::Error::other)?;
+    stream.write_all(&frame)?;
+    stream.flush()?;
+    let mut plain = BytesMut::new();
+    let mut buffer = [0; 4096];
+    loop {
+        if let Some(body) = proto::split(&mut plain).map_err(io::Error::other)? {
+            return proto::decode(body).map_err(io::Error::other);
+        }
+        if plain.len() > ENROL_MESSAGE_MAX_BYTES {
+            return Err(io::Error::other("its answer is too long"));
+        }
+        let read = stream.read(&mut buffer)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        plain.extend_from_slice(buffer.get(..read).unwrap_or_default());
+    }
+}
+
+/// Checks all of an answer before anything of it is used.
+fn accept(reply: v1::EnrolReply, ca: Fingerprint, key: GuestKey) -> Result<Enrolled, EnrolError> {
+    if !reply.refused.is_empty() {
+        return Err(EnrolError::Refused(
+            reply.refused.chars().take(300).collect(),
+        ));
+    }
+    let certificates =
+        |list: Vec<Vec<u8>>| -> Vec<_> { list.into_iter().map(CertificateDer::from).collect() };
+    let anchors = certificates(reply.trust_anchors);
+    if anchors.len() > ANCHORS_MAX || !anchors.iter().any(|a| Fingerprint::of(a) == ca) {
+        return Err(EnrolError::Answer("its trust anchors lack the token's CA"));
+    }
+    let guest = GuestId::from_slice(&reply.guest_id)
+        .ok_or(EnrolError::Answer("the guest's id is not valid"))?;
+    let identity = key
+        .certified(certificates(reply.chain))
+        .map_err(|_| EnrolError::Answer("the certificate is not for our key"))?;
+    let leaf = identity.leaf();
+    let leaf = leaf.ok_or(EnrolError::Answer("there is no certificate"))?;
+    if pki::guest_id_of(leaf) != Ok(guest) {
+        return Err(EnrolError::Answer("the certificate names another guest"));
+    }
+    if !guest_is_trusted(leaf, &anchors) {
+        return Err(EnrolError::Answer("the certificate is not valid now"));
+    }
+    if reply.appliances.is_empty() {
+        return Err(EnrolError::Answer("it names no appliance"));
+    }
+    Ok(Enrolled {
+        guest,
+        identity,
+        anchors,
+        appliances: reply.appliances,
+    })
+}
+
+/// A socket whose every operation ends at `until`.
+struct Deadlined {
+    tcp: TcpStream,
+    until: Instant,
+}
+
+impl Deadlined {
+    fn ready(&self, flags: PollFlags) -> io::Result<()> {
+        if wait_for(&self.tcp, flags, self.until) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+}
+
+impl Read for Deadlined {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.ready(PollFlags::IN)?;
+        self.tcp.read(buffer)
+    }
+}
+
+impl Write for Deadlined {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.ready(PollFlags::OUT)?;
+        let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
+        Ok(rustix::net::send(&self.tcp, bytes, flags)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,7 @@
+//! The link, both ends in one process, over loopback.
+
+mod failure;
+mod flow;
+mod hostile;
+mod rig;
+mod trust;

@@ -1,0 +1,15 @@
+//! Ids, digests, outcomes, verdicts and policy. Plain values: no I/O, no clock, no randomness.
+//!
+//! Four outcomes, never mixed: clean, malicious, unscanned(reason), error. See [`Outcome`].
+
+mod digest;
+mod ids;
+mod policy;
+mod verdict;
+
+pub use digest::{Digest, DigestParseError, Sha256};
+pub use ids::{Generation, GuestId, ItemId, OrderId};
+pub use policy::{Disposition, Policy, PolicyError, RIDE_ALONG_MAX};
+pub use verdict::{
+    AccessClass, Coverage, DETECTIONS_MAX, Detection, Outcome, UnscannedReason, Verdict,
+};

@@ -1,0 +1,366 @@
+//! `lazaret up` and `lazaret-agent run`, with the configuration an operator would write.
+
+use std::fmt::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Netns, Process, Spawn, run, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The path of one of our binaries: beside the running one (tests run from `deps/` below), or in
+/// the folder that `LAZARET_BIN_DIR` names.
+///
+/// # Errors
+/// Where it has not been built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let dir = match std::env::var_os("LAZARET_BIN_DIR") {
+        Some(dir) => PathBuf::from(dir),
+        None => {
+            let here = std::env::current_exe()?;
+            let dir = here.parent().context("no folder")?;
+            let below = dir.file_name().is_some_and(|name| name == "deps");
+            let dir = if below { dir.parent() } else { Some(dir) };
+            dir.context("no folder")?.to_owned()
+        }
+    };
+    let path = dir.join(name);
+    ensure!(
+        path.is_file(),
+        "{} is not built: run `cargo build --release --bins`",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// How to run the server.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// The address to listen on.
+    pub address: String,
+    /// Rule files or folders for YARA-X; empty: no YARA-X.
+    pub rules: Vec<PathBuf>,
+    /// A clamd's unix socket.
+    pub clamd: Option<PathBuf>,
+    /// Further lines of `[engine.yara]`.
+    pub yara_extra: String,
+    /// Further configuration, TOML. Its tables must not repeat `[listen]` and `[engine]`.
+    pub extra: String,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            address: "127.0.0.1".to_owned(),
+            rules: vec![rules_dir()],
+            clamd: None,
+            yara_extra: String::new(),
+            extra: String::new(),
+        }
+    }
+}
+
+/// A running `lazaret up`.
+#[derive(Debug)]
+pub struct Server {
+    process: Option<Process>,
+    dir: PathBuf,
+    /// Where agents connect, host:port.
+    pub link: String,
+    /// Where agents enrol, host:port.
+    pub enrol: String,
+    /// Where metrics are served, host:port.
+    pub metrics: String,
+}
+
+impl Server {
+    /// Configures and starts a server in `dir` (made where it is missing).
+    ///
+    /// # Errors
+    /// Where it is not ready within a minute; the message holds the end of its log.
+    pub fn start(dir: &Path, options: &ServerOptions) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let address = |port| format!("{}:{port}", options.address);
+        let mut server = Self {
+            process: None,
+            dir: dir.to_owned(),
+            link: address(free_port_on(&options.address)?),
+            enrol: address(free_port_on(&options.address)?),
+            metrics: format!("127.0.0.1:{}", free_port_on("127.0.0.1")?),
+        };
+        server.configure(options)?;
+        server.restart()?;
+        Ok(server)
+    }
+
+    /// Writes its configuration anew; [`restart`](Self::restart) or a reload makes it count.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn configure(&self, options: &ServerOptions) -> Result<()> {
+        let dir = self.dir.display();
+        let mut text = format!(
+            "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\n\
+             [listen]\nlink = \"{}\"\nenrol = \"{}\"\nmetrics = \"{}\"\n",
+            self.link, self.enrol, self.metrics
+        );
+        if !options.rules.is_empty() {
+            let more = &options.yara_extra;
+            writeln!(text, "\n[engine.yara]\nrules = {:?}\n{more}", options.rules)?;
+        }
+        if let Some(socket) = &options.clamd {
+            writeln!(text, "\n[engine.clamd]\nsocket = {socket:?}")?;
+            // Beside its socket, as `Clamd` of this crate has it.
+            let database = socket.with_file_name("db");
+            if database.is_dir() {
+                writeln!(text, "database = [{database:?}]")?;
+            }
+        }
+        write!(text, "\n{}", options.extra)?;
+        std::fs::write(self.config(), text)?;
+        Ok(())
+    }
+
+    /// Starts it again after [`kill`](Self::kill) or [`stop`](Self::stop), same addresses and state.
+    ///
+    /// # Errors
+    /// Where it is not ready within a minute.
+    pub fn restart(&mut self) -> Result<()> {
+        let log = self.dir.join("lazaret.log");
+        let process = Spawn::new("lazaret", binary("lazaret")?, log)
+            .args(["up", "--config"])
+            .arg(self.config())
+            .start_ready(PATIENCE)?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// The process.
+    ///
+    /// # Panics
+    /// Where it does not run.
+    #[must_use]
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the server runs")
+    }
+
+    /// Ends it by SIGKILL.
+    ///
+    /// # Errors
+    /// Where it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            process.kill()?;
+        }
+        Ok(())
+    }
+
+    /// Ends it by SIGTERM and checks that it calls that a success.
+    ///
+    /// # Errors
+    /// Where it ends otherwise.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            let status = process.stop()?;
+            ensure!(status.success(), "lazaret ended with {status}");
+        }
+        Ok(())
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("lazaret.toml")
+    }
+
+    /// Runs a `lazaret` command against it and gives its standard output.
+    ///
+    /// # Errors
+    /// Where the command fails.
+    pub fn cli(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(binary("lazaret")?);
+        command.args(args).arg("--config").arg(self.config());
+        run(&mut command)
+    }
+
+    /// A fresh join token.
+    ///
+    /// # Errors
+    /// Where the command fails.
+    pub fn token(&self) -> Result<String> {
+        Ok(self.cli(&["token"])?.trim().to_owned())
+    }
+}
+
+/// How to run an agent.
+#[derive(Debug, Clone, Default)]
+pub struct AgentOptions {
+    /// Folders to guard. Their whole file systems are marked: never the machine's root.
+    pub guard: Vec<PathBuf>,
+    /// Further configuration, TOML; its tables must not repeat `[guard]`, `[appliance]`.
+    pub extra: String,
+    /// Further lines of the `[guard]` table.
+    pub guard_extra: String,
+}
+
+/// A running `lazaret-agent run`.
+#[derive(Debug)]
+pub struct Agent {
+    process: Option<Process>,
+    dir: PathBuf,
+    /// Where metrics are served, host:port, in the agent's network namespace.
+    pub metrics: String,
+}
+
+impl Agent {
+    /// Enrols and starts an agent in `dir` (made where it is missing), inside `netns` where given.
+    ///
+    /// # Errors
+    /// Where it cannot enrol or is not ready and connected within a minute.
+    pub fn start(
+        dir: &Path,
+        server: &Server,
+        options: &AgentOptions,
+        netns: Option<&Netns>,
+    ) -> Result<Self> {
+        let mut agent = Self::enrol(dir, server, options, netns)?;
+        agent.restart(netns)?;
+        Ok(agent)
+    }
+
+    /// Enrols an agent and leaves it at that: enough for on-demand scans.
+    ///
+    /// # Errors
+    /// Where it cannot enrol.
+    pub fn enrol(
+        dir: &Path,
+        server: &Server,
+        options: &AgentOptions,
+        netns: Option<&Netns>,
+    ) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let agent = Self {
+            process: None,
+            dir: dir.to_owned(),
+            metrics: format!("127.0.0.1:{}", free_port_on("127.0.0.1")?),
+        };
+        let text = format!(
+            "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\n\
+             [appliance]\naddresses = [\"{}\"]\n\n[guard]\ninclude = {:?}\n{}\n\n\
+             [metrics]\nlisten = \"{}\"\n\n{}",
+            server.link,
+            options.guard,
+            options.guard_extra,
+            agent.metrics,
+            options.extra,
+            dir = dir.display(),
+        );
+        std::fs::write(agent.config(), text)?;
+        let program = binary("lazaret-agent")?;
+        let mut enrol = netns.map_or_else(|| Command::new(&program), |net| net.command(&program));
+        enrol
+            .args(["enrol", "--controller", &server.enrol, "--token"])
+            .arg(server.token()?)
+            .arg("--config")
+            .arg(agent.config());
+        run(&mut enrol)?;
+        Ok(agent)
+    }
+
+    /// Starts it again with the same state, and waits for its link.
+    ///
+    /// # Errors
+    /// Where it is not ready and connected within a minute.
+    pub fn restart(&mut self, netns: Option<&Netns>) -> Result<()> {
+        let program = binary("lazaret-agent")?;
+        let log = self.dir.join("agent.log");
+        let spawn = match netns {
+            Some(net) => net.spawn("agent", &program, &log),
+            None => Spawn::new("agent", &program, &log),
+        };
+        let process = spawn
+            // As its systemd unit does: its memory is measured as it ships.
+            .env("MALLOC_ARENA_MAX", "2")
+            .args(["run", "--config"])
+            .arg(self.config())
+            .start_ready(PATIENCE)?;
+        self.process = Some(process);
+        let is_up = wait_until(PATIENCE, || {
+            self.status().is_ok_and(|status| status["link"] == "up")
+        });
+        ensure!(is_up, "the agent has no link after {PATIENCE:?}");
+        Ok(())
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("agent.toml")
+    }
+
+    /// The process.
+    ///
+    /// # Panics
+    /// Where it does not run.
+    #[must_use]
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the agent runs")
+    }
+
+    /// What `lazaret-agent status --json` says.
+    ///
+    /// # Errors
+    /// Where the agent does not answer.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let text = self.cli(&["status", "--json"])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Runs a `lazaret-agent` command with its configuration and gives its standard output.
+    ///
+    /// # Errors
+    /// Where the command fails.
+    pub fn cli(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(binary("lazaret-agent")?);
+        command.args(args).arg("--config").arg(self.config());
+        run(&mut command)
+    }
+
+    /// Ends it by SIGKILL.
+    ///
+    /// # Errors
+    /// Where it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            process.kill()?;
+        }
+        Ok(())
+    }
+
+    /// Ends it by SIGTERM and checks that it calls that a success.
+    ///
+    /// # Errors
+    /// Where it ends otherwise.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            let status = process.stop()?;
+            ensure!(status.success(), "lazaret-agent ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+/// The project's own rules.
+#[must_use]
+pub fn rules_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../rules")
+}
+
+/// A TCP port on `address` that nobody uses now.
+fn free_port_on(address: &str) -> Result<u16> {
+    Ok(TcpListener::bind((address, 0))?.local_addr()?.port())
+}

@@ -1,0 +1,20 @@
+//! Starts the real programs on real file systems, and cleans up after them: for benches, the demo
+//! and end-to-end tests. Everything here is a guard: dropped, it ends what it started and nothing
+//! else.
+
+mod clam;
+mod daemons;
+mod mount;
+mod netns;
+mod process;
+mod relay;
+pub mod samples;
+mod usage;
+
+pub use clam::{Clamd, ClamdListen, Clamonacc};
+pub use daemons::{Agent, AgentOptions, Server, ServerOptions, binary, rules_dir};
+pub use mount::{FileSystem, LoopMount};
+pub use netns::Netns;
+pub use process::{Pin, Process, Spawn, run, wait_until};
+pub use relay::{Relay, RelayBytes};
+pub use usage::Usage;

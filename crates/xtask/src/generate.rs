@@ -1,0 +1,48 @@
+//! `./x gen`: turns `proto/` into the committed code under `crates/proto/src/generated/`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+const FILES: [&str; 5] = ["types", "link", "enrol", "engine", "admin"];
+
+/// Generates the code; with `check`, only compares it with what is committed.
+pub(crate) fn run(check: bool) -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let committed = root.join("crates/proto/src/generated");
+    let out = if check {
+        std::env::temp_dir().join(format!("lazaret-gen-{}", std::process::id()))
+    } else {
+        committed.clone()
+    };
+    std::fs::create_dir_all(&out)?;
+    generate(&root, &out)?;
+    if check {
+        let name = "lazaret.v1.rs";
+        let fresh = std::fs::read(out.join(name))?;
+        let old = std::fs::read(committed.join(name)).context("no generated code committed")?;
+        std::fs::remove_dir_all(&out)?;
+        ensure!(
+            fresh == old,
+            "crates/proto/src/generated is stale: run `./x gen`"
+        );
+    }
+    Ok(())
+}
+
+fn generate(root: &Path, out: &Path) -> Result<()> {
+    let files: Vec<PathBuf> = FILES
+        .iter()
+        .map(|name| PathBuf::from(format!("lazaret/v1/{name}.proto")))
+        .collect();
+    let descriptors = protox::compile(files, [root.join("proto")])?;
+    prost_build::Config::new()
+        .bytes([
+            ".lazaret.v1.Data.bytes",
+            ".lazaret.v1.Check.content",
+            ".lazaret.v1.ScanJob.content",
+        ])
+        .out_dir(out)
+        .compile_fds(descriptors)?;
+    Ok(())
+}
