@@ -8,7 +8,6 @@ mod frame;
 #[expect(
     missing_docs,
     clippy::all,
-    rustdoc::all,
     reason = "generated code; its documentation is the .proto files"
 )]
 pub mod v1 {
