@@ -1,0 +1,1 @@
+//! Signed lists of known content: built, verified, mapped, looked up.

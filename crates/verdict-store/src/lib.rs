@@ -1,0 +1,1 @@
+//! Verdicts and sightings that a fleet shares: one trait, several stores.
