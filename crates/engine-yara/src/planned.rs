@@ -267,19 +267,17 @@ impl<'r> PlannedScanner<'r> {
     ) -> Result<Stages, Stopped> {
         let planned = self.planned;
         self.filter(bytes);
-        let open = self.open(bytes, None);
+        let open = self.open(bytes);
         let mut stages = Stages {
             hits: self.hits.len(),
             open_after_filter: open.len(),
             ..Stages::default()
         };
-        let open = match planned.wants_probes(&open) {
-            true => {
-                self.probe(bytes, names, inside, left)?;
-                self.open(bytes, Some(&open))
-            }
-            false => open,
-        };
+        let asked = planned.wants_probes(&open);
+        if asked {
+            self.probe(bytes, names, inside, left)?;
+        }
+        let open = self.still_open(bytes, &open, asked);
         stages.open = open.len();
         self.last_open = open.clone();
         let mut shards: Vec<usize> = open.iter().map(|rule| planned.shard_of[*rule]).collect();
@@ -306,19 +304,35 @@ impl<'r> PlannedScanner<'r> {
         });
     }
 
-    fn open(&self, bytes: &[u8], among: Option<&[RuleId]>) -> Vec<RuleId> {
+    fn open(&self, bytes: &[u8]) -> Vec<RuleId> {
         let known = Known {
             size: bytes.len() as u64,
             bytes: &bytes,
             hits: &self.hits,
+            search: None,
+        };
+        self.planned.plan.open(&known, &|_| None)
+    }
+
+    /// With the probes' answers, where they were asked, and a closer look at the content.
+    fn still_open(&self, bytes: &[u8], open: &[RuleId], asked: bool) -> Vec<RuleId> {
+        let known = Known {
+            size: bytes.len() as u64,
+            bytes: &bytes,
+            hits: &self.hits,
+            search: None,
+        };
+        let answer = |probe: usize| match asked {
+            true => self.answers.get(probe).copied().flatten(),
+            false => None,
         };
         let plan = &self.planned.plan;
-        match among {
-            None => plan.open(&known, &|_| None),
-            Some(rules) => plan.still_open(rules, &known, &|probe| {
-                self.answers.get(probe).copied().flatten()
-            }),
-        }
+        let open = plan.still_open(open, &known, &answer);
+        let known = Known {
+            search: Some(bytes),
+            ..known
+        };
+        plan.still_open(&open, &known, &answer)
     }
 
     fn probe(

@@ -131,7 +131,9 @@ fn extract(folder: &Path) -> Result<Vec<Literal>, Box<dyn Error>> {
             }
         }
     }
-    let usable = literals.into_iter().filter(|(bytes, _)| bytes.len() >= 5);
+    // Nobody would choose a run of one byte, which is everywhere.
+    let varied = |bytes: &[u8]| bytes.iter().collect::<BTreeSet<_>>().len() >= 3;
+    let usable = literals.into_iter().filter(|(bytes, _)| bytes.len() >= 5 && varied(bytes));
     Ok(usable
         .map(|(mut bytes, nocase)| {
             bytes.truncate(LITERAL_MAX);

@@ -202,11 +202,6 @@ impl Plan {
         self.patterns.get(pattern)?.info.fixed.as_deref()
     }
 
-    pub(crate) fn pattern(&self, pattern: usize) -> Option<(&PatternInfo, &[u32])> {
-        let entry = self.patterns.get(pattern)?;
-        Some((&entry.info, &entry.literals))
-    }
-
     /// What the hits say of a pattern. `bytes` tell what adjoins them.
     pub(crate) fn presence(&self, pattern: usize, hits: &Hits, bytes: &dyn Bytes) -> Presence {
         let Some(entry) = self.patterns.get(pattern) else {
@@ -238,6 +233,12 @@ impl Plan {
             (0, _, _) => Presence::Maybe(most),
             _ => Presence::Present(most),
         }
+    }
+
+    /// Looks for a pattern that may match in the content itself.
+    pub(crate) fn is_ruled_out(&self, pattern: usize, content: &[u8]) -> bool {
+        let segment = self.patterns.get(pattern).and_then(|p| p.info.segment.as_ref());
+        segment.is_some_and(|segment| !segment.is_in(content))
     }
 
     /// Rules that the hits or nothing at all can make match, themselves or through others.

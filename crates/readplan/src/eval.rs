@@ -125,6 +125,7 @@ impl Evaluation<'_> {
             },
             Expr::Read(read, at) => self.read(*read, self.value(at, scope)),
             Expr::Module { module, kind } => self.module(module, *kind),
+            Expr::Call { module, .. } => self.module(module, ModuleItem::Field),
             Expr::Rule(name) => match self.plan.find(scope.rule, name) {
                 Some(rule) => self.reference(rule),
                 None => Value::Unknown,
@@ -310,15 +311,9 @@ impl Evaluation<'_> {
     }
 
     fn module(&self, module: &str, kind: ModuleItem) -> Value {
-        if module == "console" && kind == ModuleItem::Call {
-            return Value::Unknown;
-        }
-        if !self.is_foreign(module) {
-            return Value::Unknown;
-        }
         match kind {
-            ModuleItem::Field | ModuleItem::Call => Value::Falsy,
-            ModuleItem::Constant => Value::Unknown,
+            ModuleItem::Field | ModuleItem::Flag if self.is_foreign(module) => Value::Falsy,
+            ModuleItem::Field | ModuleItem::Flag | ModuleItem::Constant => Value::Unknown,
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) enum Expr {
     Read(Read, Box<Expr>),
     /// Something of a module.
     Module { module: String, kind: ModuleItem },
+    /// A function of a module.
+    Call { module: String, arguments: Vec<Expr> },
     /// Another rule of the namespace.
     Rule(String),
     Not(Box<Expr>),
@@ -91,8 +93,8 @@ pub(crate) struct Read {
 pub(crate) enum ModuleItem {
     /// A field, which is undefined where the module does not apply.
     Field,
-    /// A call, or a field that is false or zero there.
-    Call,
+    /// A field that is false or zero there.
+    Flag,
     /// A constant, or whatever cannot be told from one.
     Constant,
 }
@@ -346,14 +348,14 @@ impl Converter<'_> {
                 let kind = match name {
                     "" => ModuleItem::Constant,
                     name if name.chars().all(|c| !c.is_ascii_lowercase()) => ModuleItem::Constant,
-                    name if name.starts_with("is_") => ModuleItem::Call,
+                    name if name.starts_with("is_") => ModuleItem::Flag,
                     _ => ModuleItem::Field,
                 };
                 Expr::Module { module, kind }
             }
             (Some(module), _) => Expr::Module {
                 module,
-                kind: ModuleItem::Call,
+                kind: ModuleItem::Flag,
             },
             (None, _) => Expr::Opaque(expr.children().map(|child| self.value(child)).collect()),
         }
@@ -383,14 +385,7 @@ impl Converter<'_> {
             };
         };
         match self.module(object) {
-            Some(module) => {
-                let kind = ModuleItem::Call;
-                arguments.push(Expr::Module { module, kind });
-                match arguments.len() {
-                    1 => arguments.remove(0),
-                    _ => Expr::Opaque(arguments),
-                }
-            }
+            Some(module) => Expr::Call { module, arguments },
             None => Expr::Opaque(arguments),
         }
     }

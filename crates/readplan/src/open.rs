@@ -16,6 +16,9 @@ pub struct Known<'a> {
     pub bytes: &'a dyn Bytes,
     /// All occurrences of the filter's literals.
     pub hits: &'a Hits,
+    /// The whole content, to look for patterns that the literals leave open; costs a search for
+    /// each of them.
+    pub search: Option<&'a [u8]>,
 }
 
 /// Nothing known.
@@ -58,7 +61,12 @@ impl Plan {
         let presence = |pattern: usize| {
             let told = memo.borrow().get(&pattern).copied();
             told.unwrap_or_else(|| {
-                let presence = self.presence(pattern, known.hits, known.bytes);
+                let mut presence = self.presence(pattern, known.hits, known.bytes);
+                if let (Presence::Maybe(_), Some(content)) = (presence, known.search)
+                    && self.is_ruled_out(pattern, content)
+                {
+                    presence = Presence::Absent;
+                }
                 memo.borrow_mut().insert(pattern, presence);
                 presence
             })

@@ -1,5 +1,6 @@
 //! Patterns: which literals must occur for a pattern to match, and how far a match reaches.
 
+use memchr::memmem;
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Class, Hir, HirKind};
 use literal_filter::{LITERAL_MAX, LITERAL_MIN};
@@ -9,6 +10,10 @@ use yara_x_parser::ast::{HexSubPattern, HexToken, Pattern, PatternModifier, Rege
 const LITERALS_MAX: usize = 1024;
 /// Literals of one regular expression.
 const REGEX_LITERALS_MAX: usize = 64;
+/// Members of a class that is spelt out.
+const CLASS_MAX: u64 = 8;
+/// Repetitions that are spelt out.
+const REPETITIONS_MAX: u32 = 16;
 /// Bytes kept of a literal that is only a part of its pattern: enough to be rare.
 const PART_MAX: usize = 24;
 /// Size limit of a reach that still counts as bounded.
@@ -24,6 +29,53 @@ pub(crate) struct PatternInfo {
     pub(crate) exact: Exact,
     /// The exact bytes of all matches, for patterns that are one plain string.
     pub(crate) fixed: Option<Vec<u8>>,
+    /// A part of every match that can be looked for where content is at hand.
+    pub(crate) segment: Option<Segment>,
+}
+
+/// Masked bytes in a row, found by the rarest run of plain ones among them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// Value, mask, and whether it must differ.
+    bytes: Vec<(u8, u8, bool)>,
+    needle: Vec<u8>,
+    /// Where the needle is in it.
+    at: usize,
+}
+
+impl Segment {
+    /// Whether it occurs.
+    pub(crate) fn is_in(&self, content: &[u8]) -> bool {
+        memmem::find_iter(content, &self.needle).any(|found| {
+            let start = found.checked_sub(self.at);
+            start.is_some_and(|start| self.is_at(content, start))
+        })
+    }
+
+    fn is_at(&self, content: &[u8], start: usize) -> bool {
+        let there = content.get(start..start + self.bytes.len());
+        there.is_some_and(|there| {
+            let mut pairs = there.iter().zip(&self.bytes);
+            pairs.all(|(byte, (value, mask, differs))| (byte & mask == value & mask) != *differs)
+        })
+    }
+
+    /// The rarest that these bytes have; at least two plain bytes side by side.
+    fn of(bytes: Vec<(u8, u8, bool)>) -> Option<Self> {
+        let plain = |(value, mask, differs): &(u8, u8, bool)| {
+            (*mask == 0xff && !differs).then_some(*value)
+        };
+        let mut best: Option<(i64, usize, Vec<u8>)> = None;
+        for start in 0..bytes.len() {
+            let run: Vec<u8> = bytes.iter().skip(start).map_while(plain).take(8).collect();
+            let score = rarity(&run);
+            if run.len() >= 2 && best.as_ref().is_none_or(|(other, ..)| score > *other) {
+                best = Some((score, start, run));
+            }
+        }
+        let (_, at, needle) = best?;
+        Some(Self { bytes, needle, at })
+    }
 }
 
 /// Whether occurrences of literals are matches.
@@ -56,6 +108,7 @@ impl PatternInfo {
             literals: Vec::new(),
             exact: Exact::No,
             fixed: None,
+            segment: None,
         }
     }
 }
@@ -112,6 +165,7 @@ fn text_info(text: &TextPattern<'_>) -> PatternInfo {
             .collect(),
         exact,
         fixed: plain.then(|| bytes.to_vec()),
+        segment: plain.then(|| Segment::of(bytes.iter().map(|b| (*b, 0xff, false)).collect())).flatten(),
     }
 }
 
@@ -188,6 +242,7 @@ fn base64_info(text: &TextPattern<'_>, bytes: &[u8]) -> PatternInfo {
         literals,
         exact: Exact::No,
         fixed: None,
+        segment: None,
     }
 }
 
@@ -219,6 +274,7 @@ fn hex_info(tokens: &HexSubPattern) -> PatternInfo {
         return PatternInfo {
             literals: vec![part_of(bytes, false, false, true)],
             exact: Exact::Yes,
+            segment: Segment::of(bytes.iter().map(|b| (*b, 0xff, false)).collect()),
             fixed,
         };
     }
@@ -265,6 +321,7 @@ fn hex_info(tokens: &HexSubPattern) -> PatternInfo {
         literals: best.map(|(_, parts)| parts).unwrap_or_default(),
         exact: Exact::No,
         fixed: None,
+        segment: hex_segment(tokens),
     }
 }
 
@@ -289,6 +346,37 @@ fn fixed_hex(tokens: &HexSubPattern) -> Option<Vec<u8>> {
         _ => None,
     };
     tokens.iter().map(byte).collect()
+}
+
+/// The best stretch of a pattern in which every byte has its place.
+fn hex_segment(tokens: &HexSubPattern) -> Option<Segment> {
+    let mut best: Option<(i64, Segment)> = None;
+    let mut consider = |bytes: Vec<(u8, u8, bool)>| {
+        let worth = bytes.iter().map(|(_, mask, not)| match not {
+            true => 0,
+            false => i64::from(mask.count_ones()),
+        });
+        let worth = worth.sum();
+        if let Some(segment) = Segment::of(bytes)
+            && best.as_ref().is_none_or(|(other, _)| worth > *other)
+        {
+            best = Some((worth, segment));
+        }
+    };
+    let mut stretch = Vec::new();
+    for token in tokens.iter() {
+        match token {
+            HexToken::Byte(byte) => stretch.push((byte.value, byte.mask, false)),
+            HexToken::NotByte(byte) => stretch.push((byte.value, byte.mask, true)),
+            HexToken::Jump(jump) if jump.start == jump.end && jump.start.is_some_and(|n| n < 64) => {
+                let places = jump.start.unwrap_or(0) as usize;
+                stretch.extend(std::iter::repeat_n((0, 0, false), places));
+            }
+            HexToken::Jump(_) | HexToken::Alternative(_) => consider(std::mem::take(&mut stretch)),
+        }
+    }
+    consider(stretch);
+    best.map(|(_, segment)| segment)
 }
 
 /// The longest match in bytes; `None`: no bound.
@@ -354,14 +442,16 @@ fn regex_info(pattern: &RegexpPattern<'_>) -> PatternInfo {
         literals,
         exact: Exact::No,
         fixed: None,
+        segment: None,
     }
 }
 
-/// Literals one of which is in every match; lower case where case does not matter.
+/// Literals one of which is in every match.
 fn required(hir: &Hir, nocase: bool) -> Option<Vec<Vec<u8>>> {
+    if let Some(all) = language(hir, nocase) {
+        return all.iter().all(|word| !word.is_empty()).then_some(all);
+    }
     match hir.kind() {
-        HirKind::Literal(literal) => Some(vec![literal.0.to_vec()]),
-        HirKind::Class(_) => one_byte(hir, nocase).map(|byte| vec![vec![byte]]),
         HirKind::Capture(capture) => required(&capture.sub, nocase),
         HirKind::Repetition(repetition) if repetition.min >= 1 => required(&repetition.sub, nocase),
         HirKind::Alternation(branches) => {
@@ -372,86 +462,130 @@ fn required(hir: &Hir, nocase: bool) -> Option<Vec<Vec<u8>>> {
             Some(all)
         }
         HirKind::Concat(items) => required_of_sequence(items, nocase),
-        HirKind::Empty | HirKind::Look(_) | HirKind::Repetition(_) => None,
+        HirKind::Empty
+        | HirKind::Look(_)
+        | HirKind::Literal(_)
+        | HirKind::Class(_)
+        | HirKind::Repetition(_) => None,
     }
 }
 
+/// The best of: runs of items that have few words each, and what single items need.
 fn required_of_sequence(items: &[Hir], nocase: bool) -> Option<Vec<Vec<u8>>> {
     let mut best: Option<(i64, Vec<Vec<u8>>)> = None;
-    let mut consider = |literals: Vec<Vec<u8>>| {
-        let worst = literals.iter().map(|l| rarity(l)).min().unwrap_or(0);
-        let score = worst * 8 - literals.len() as i64;
-        let usable = literals.iter().all(|l| !l.is_empty());
+    let mut consider = |words: &[Vec<u8>]| {
+        let worst = words.iter().map(|word| rarity(word)).min().unwrap_or(0);
+        let long = words.iter().all(|word| word.len() >= LITERAL_MIN);
+        let score = worst * 8 - words.len() as i64 + if long { 1000 } else { 0 };
+        let usable = words.iter().all(|word| !word.is_empty());
         if usable && best.as_ref().is_none_or(|(other, _)| score > *other) {
-            best = Some((score, literals));
+            best = Some((score, words.to_vec()));
         }
     };
-    let mut run = Vec::new();
+    // Words of the run that ends before each item.
+    let mut run = vec![Vec::new()];
     for item in items {
-        // What is between two runs may be empty, but it ends a run all the same.
-        if let Some(bytes) = fixed(item, nocase) {
-            run.extend(bytes);
+        let words = language(item, nocase);
+        let longer = words.as_ref().and_then(|words| product(&run, words));
+        if let Some(longer) = longer {
+            run = longer;
             continue;
         }
-        if !run.is_empty() {
-            consider(vec![std::mem::take(&mut run)]);
-        }
-        if let Some(inner) = required(item, nocase) {
-            consider(inner);
-        }
+        consider(&run);
+        run = match words {
+            Some(words) => words,
+            None => {
+                if let Some(inner) = required(item, nocase) {
+                    consider(&inner);
+                }
+                vec![Vec::new()]
+            }
+        };
     }
-    if !run.is_empty() {
-        consider(vec![run]);
-    }
-    best.map(|(_, literals)| literals)
+    consider(&run);
+    best.map(|(_, words)| words)
 }
 
-/// The bytes of an expression that matches nothing else.
-fn fixed(hir: &Hir, nocase: bool) -> Option<Vec<u8>> {
+/// All words of an expression that has few; lower case where case does not matter.
+fn language(hir: &Hir, nocase: bool) -> Option<Vec<Vec<u8>>> {
     match hir.kind() {
-        HirKind::Literal(literal) => Some(literal.0.to_vec()),
-        HirKind::Class(_) => one_byte(hir, nocase).map(|byte| vec![byte]),
-        HirKind::Capture(capture) => fixed(&capture.sub, nocase),
+        // They take no room, and only keep words from matching.
+        HirKind::Empty | HirKind::Look(_) => Some(vec![Vec::new()]),
+        HirKind::Literal(literal) => Some(vec![literal.0.to_vec()]),
+        HirKind::Class(_) => members(hir, nocase),
+        HirKind::Capture(capture) => language(&capture.sub, nocase),
         HirKind::Concat(items) => {
-            let parts: Option<Vec<_>> = items.iter().map(|item| fixed(item, nocase)).collect();
-            parts.map(|parts| parts.concat())
+            let mut words = vec![Vec::new()];
+            for item in items {
+                words = product(&words, &language(item, nocase)?)?;
+            }
+            Some(words)
         }
-        HirKind::Repetition(r) if r.max == Some(r.min) && (1..=16).contains(&r.min) => {
-            fixed(&r.sub, nocase).map(|bytes| bytes.repeat(r.min as usize))
+        HirKind::Alternation(branches) => {
+            let mut words = Vec::new();
+            for branch in branches {
+                words.extend(language(branch, nocase)?);
+            }
+            (words.len() <= REGEX_LITERALS_MAX).then_some(words)
         }
-        _ => None,
+        HirKind::Repetition(repetition) => {
+            let max = repetition.max.filter(|max| *max <= REPETITIONS_MAX)?;
+            let once = language(&repetition.sub, nocase)?;
+            let (mut words, mut power) = (Vec::new(), vec![Vec::new()]);
+            for times in 0..=max {
+                if times >= repetition.min {
+                    words.extend(power.iter().cloned());
+                }
+                if times < max {
+                    power = product(&power, &once)?;
+                }
+            }
+            (words.len() <= REGEX_LITERALS_MAX).then_some(words)
+        }
     }
 }
 
-/// The byte of a class of one, or of both cases of one letter where case does not matter.
-fn one_byte(hir: &Hir, nocase: bool) -> Option<u8> {
+/// Each of `a` followed by each of `b`; `None`: too many or too long.
+fn product(a: &[Vec<u8>], b: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
+    let longest = |words: &[Vec<u8>]| words.iter().map(Vec::len).max().unwrap_or(0);
+    if a.len() * b.len() > REGEX_LITERALS_MAX || longest(a) + longest(b) > LITERAL_MAX {
+        return None;
+    }
+    let joined = a.iter().flat_map(|x| b.iter().map(move |y| [x.as_slice(), y].concat()));
+    Some(joined.collect())
+}
+
+/// The bytes of a small class; both cases of a letter are one where case does not matter.
+fn members(hir: &Hir, nocase: bool) -> Option<Vec<Vec<u8>>> {
     let HirKind::Class(class) = hir.kind() else {
         return None;
     };
-    let mut bytes = Vec::new();
-    let mut take = |start: u32, end: u32| {
-        for value in start..=end.min(start + 2) {
-            bytes.push(u8::try_from(value).ok().filter(u8::is_ascii)?);
-        }
-        Some(())
-    };
-    match class {
+    let ranges: Vec<(u32, u32)> = match class {
         Class::Bytes(class) => {
-            for range in class.ranges() {
-                take(range.start().into(), range.end().into())?;
-            }
+            let ranges = class.ranges().iter();
+            ranges.map(|r| (r.start().into(), r.end().into())).collect()
         }
         Class::Unicode(class) => {
-            for range in class.ranges() {
-                take(range.start().into(), range.end().into())?;
-            }
+            let ranges = class.ranges().iter();
+            ranges.map(|r| (r.start().into(), r.end().into())).collect()
         }
+    };
+    let size: u64 = ranges.iter().map(|(start, end)| u64::from(end - start) + 1).sum();
+    if size > 2 * CLASS_MAX {
+        return None;
     }
-    match bytes.as_slice() {
-        [byte] => Some(*byte),
-        [a, b] if nocase && a.eq_ignore_ascii_case(b) => Some(a.to_ascii_lowercase()),
-        _ => None,
+    let mut bytes = Vec::new();
+    for value in ranges.into_iter().flat_map(|(start, end)| start..=end) {
+        let byte = u8::try_from(value).ok()?;
+        // What a wide or a Unicode match makes of other characters is left to YARA-X.
+        if !byte.is_ascii() {
+            return None;
+        }
+        bytes.push(if nocase { byte.to_ascii_lowercase() } else { byte });
     }
+    bytes.sort_unstable();
+    bytes.dedup();
+    (bytes.len() as u64 <= CLASS_MAX).then(|| bytes.into_iter().map(|byte| vec![byte]).collect())
 }
 
 // --- choice of literals ------------------------------------------------------------------------
