@@ -94,6 +94,14 @@ impl Names {
         }
     }
 
+    /// The names of a file of which the path alone is known.
+    pub(crate) fn of_path(path: &[u8]) -> Self {
+        Self {
+            path: path.to_vec(),
+            owner: String::new(),
+        }
+    }
+
     /// The file's name, where it is known.
     pub(crate) fn name(&self) -> Option<&[u8]> {
         let (_, name) = split(&self.path);

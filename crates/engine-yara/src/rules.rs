@@ -77,6 +77,27 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<RuleSet, Vec<String>> {
     })
 }
 
+/// Rule files below these paths, each with its path as its namespace.
+///
+/// # Errors
+/// What cannot be read.
+pub fn load_sources(paths: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, Vec<String>> {
+    let files = find(paths).map_err(|error| vec![error])?;
+    let mut errors = Vec::new();
+    let mut sources = Vec::with_capacity(files.len());
+    for file in &files {
+        let origin = file.display().to_string();
+        match std::fs::read(file) {
+            Ok(source) => sources.push((origin, source)),
+            Err(error) => errors.push(format!("{origin}: {error}")),
+        }
+    }
+    match errors.is_empty() {
+        true => Ok(sources),
+        false => Err(errors),
+    }
+}
+
 /// Rule files in the order of their names. A path that is no file and no folder is an error.
 fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
     let mut files = Vec::new();

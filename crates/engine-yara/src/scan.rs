@@ -23,7 +23,7 @@ pub(crate) const RESERVED_BYTES: u64 = 256 << 20;
 /// Matches kept for one pattern (YARA-X's own default): stops a file of millions of matches from
 /// eating the memory. YARA-X stops looking for a pattern that has as many and says nothing, so a
 /// file could push the match that counts beyond them: see [`beyond_matches`].
-const MATCHES_MAX: usize = 1_000_000;
+pub(crate) const MATCHES_MAX: usize = 1_000_000;
 
 /// A worker's own limit, for jobs that come without one.
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);

@@ -1,0 +1,84 @@
+//! The program that the appliance starts, see `engine::worker`.
+//!
+//! `lazaret-engine-yara --rules PATH…` with a control socket as standard input, or with `--check`
+//! for people: compiles the rules and says what is wrong with them.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use engine::Sandbox;
+use engine::worker::Template;
+use proto::v1;
+
+use crate::rules::{self, RuleSet};
+use crate::scan::{self, YaraWorker};
+
+/// Scans files with YARA-X, for a Lazaret appliance.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Rule files, and folders searched for *.yar and *.yara.
+    #[arg(long, required = true, num_args = 1..)]
+    rules: Vec<PathBuf>,
+    /// Compile the rules, say what they are, and end.
+    #[arg(long)]
+    check: bool,
+}
+
+/// The program: reads its arguments, serves until its control socket closes.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.check {
+        return check(&args.rules);
+    }
+    engine::worker::run(|| rules::load(&args.rules).map(Yara))
+}
+
+fn check(paths: &[PathBuf]) -> ExitCode {
+    match rules::load(paths) {
+        Ok(set) => {
+            for warning in &set.warnings {
+                eprintln!("warning: {warning}");
+            }
+            let sensitive = if set.context.any() { "yes" } else { "no" };
+            println!("{} rules, reading names or owners: {sensitive}", set.count);
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            for error in errors {
+                eprintln!("{error}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The template: compiled rules.
+struct Yara(RuleSet);
+
+impl Template for Yara {
+    type Worker = YaraWorker;
+
+    fn ready(&self) -> v1::EngineReady {
+        v1::EngineReady {
+            name: scan::ENGINE.to_owned(),
+            version: format!("YARA-X {}", rules::YARA_X_VERSION),
+            generation: self.0.generation.0.to_vec(),
+            rules: self.0.count,
+            context_sensitive: self.0.context.any(),
+            warnings: self.0.warnings.clone(),
+        }
+    }
+
+    fn worker(&self) -> Result<YaraWorker, String> {
+        YaraWorker::new(&self.0)
+    }
+
+    fn sandbox(&self) -> Sandbox {
+        Sandbox {
+            reserved_bytes: scan::RESERVED_BYTES,
+            ..Sandbox::default()
+        }
+    }
+}

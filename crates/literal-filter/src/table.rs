@@ -1,0 +1,333 @@
+//! One class of literals: the bitmap, the exact grams behind it, the comparison.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use crate::filter::Pool;
+use crate::grams::{FOLD, gram_at, rarity};
+
+/// How literals of some lengths are looked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Class {
+    /// Literals of `min..=max` bytes.
+    min: u8,
+    max: u8,
+    /// Every `stride`-th position is looked at.
+    stride: usize,
+    /// Bytes of a gram: 3 or 4. `width + stride - 1 <= min`.
+    width: usize,
+    /// The size of the largest bitmap, as a power of two, in bits.
+    max_bits: u32,
+}
+
+/// The classes. The bitmaps of all together should fit into the second-level cache.
+pub(crate) const CLASSES: [Class; 3] = [
+    Class {
+        min: 7,
+        max: 255,
+        stride: 4,
+        width: 4,
+        max_bits: 22,
+    },
+    Class {
+        min: 5,
+        max: 6,
+        stride: 2,
+        width: 4,
+        max_bits: 18,
+    },
+    Class {
+        min: 4,
+        max: 4,
+        stride: 1,
+        width: 4,
+        max_bits: 18,
+    },
+];
+
+/// Bits of the bitmap for each gram, at least.
+const BITS_PER_GRAM: usize = 32;
+/// 2^32 divided by the golden ratio, odd: Knuth's multiplicative hash.
+const GOLDEN: u32 = 0x9e37_79b1;
+/// Another odd multiplier, so that what collides in the bitmap does not collide in the buckets.
+const OTHER: u32 = 0x85eb_ca6b;
+
+/// A literal that has some gram.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    id: u32,
+    /// Where the literal is in the pool.
+    start: u32,
+    /// Four of its bytes, case folded: most entries of a met gram fail here.
+    check: u32,
+    /// Where they are in the literal.
+    check_at: u8,
+    /// Where the gram is in the literal.
+    gram_at: u8,
+    len: u8,
+    nocase: bool,
+}
+
+/// A slot of the open hash table; `count` is 0 in an empty one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    gram: u32,
+    first: u32,
+    count: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Table {
+    stride: usize,
+    width: usize,
+    /// [`FOLD`] if some literal ignores case, or 0.
+    fold: u32,
+    /// The bitmap has `1 << bits` bits.
+    bits: u32,
+    bitmap: Box<[u64]>,
+    /// `1 << slot_bits` slots, at most half of them in use.
+    slots: Box<[Slot]>,
+    slot_bits: u32,
+    entries: Box<[Entry]>,
+}
+
+/// What a scan works on.
+pub(crate) struct Scan<'a> {
+    pub(crate) data: &'a [u8],
+    pub(crate) pool: &'a [u8],
+    pub(crate) on_hit: &'a mut dyn FnMut(u32, usize) -> ControlFlow<()>,
+}
+
+impl Table {
+    /// `None` if there are no literals of this class.
+    pub(crate) fn build(class: Class, pool: &Pool) -> Option<Table> {
+        let of_class = |len: u8| (class.min..=class.max).contains(&len);
+        let nocase = pool
+            .spans
+            .iter()
+            .any(|span| of_class(span.len) && span.nocase);
+        let fold = if nocase { FOLD } else { 0 };
+        let keep = u32::MAX >> (32 - 8 * class.width);
+        let mut entries: Vec<(u32, Entry)> = Vec::new();
+        let mut users: HashMap<u32, u32> = HashMap::new();
+        for (id, (span, (literal, nocase))) in pool.spans.iter().zip(pool.iter()).enumerate() {
+            if !of_class(span.len) {
+                continue;
+            }
+            for residue in 0..class.stride {
+                let last = literal.len() - class.width;
+                let gram = |at: usize| (gram_at(literal, at) & keep) | (fold & keep);
+                let cost = |at: usize| {
+                    let score = rarity(&literal[at..at + class.width]);
+                    let known = users.get(&gram(at)).copied().unwrap_or(0);
+                    // A gram that is there already costs no new bit.
+                    (score + if known > 0 { 3 } else { 0 }).saturating_sub(known / 8)
+                };
+                let Some(at) = (residue..=last)
+                    .step_by(class.stride)
+                    .max_by_key(|at| cost(*at))
+                else {
+                    continue;
+                };
+                *users.entry(gram(at)).or_default() += 1;
+                let check_at = (0..=literal.len() - 4)
+                    .max_by_key(|i| rarity(&literal[*i..*i + 4]) + 8 * i.abs_diff(at).min(4) as u32)
+                    .unwrap_or(0);
+                let entry = Entry {
+                    id: id as u32,
+                    start: span.start,
+                    check: gram_at(literal, check_at) | FOLD,
+                    check_at: check_at as u8,
+                    gram_at: at as u8,
+                    len: span.len,
+                    nocase,
+                };
+                entries.push((gram(at), entry));
+            }
+        }
+        (!entries.is_empty()).then(|| Table::from_entries(class, fold, users.len(), entries))
+    }
+
+    fn from_entries(
+        class: Class,
+        fold: u32,
+        grams: usize,
+        mut entries: Vec<(u32, Entry)>,
+    ) -> Table {
+        entries.sort_by_key(|(gram, entry)| (*gram, entry.id, entry.gram_at));
+        let wanted = (grams * BITS_PER_GRAM).next_power_of_two().ilog2();
+        let bits = SIZES
+            .into_iter()
+            .find(|bits| *bits >= wanted)
+            .unwrap_or(u32::MAX);
+        let bits = bits.min(class.max_bits);
+        let slot_bits = (grams * 2).next_power_of_two().ilog2().max(1);
+        let mut table = Table {
+            stride: class.stride,
+            width: class.width,
+            fold,
+            bits,
+            bitmap: vec![0; 1 << (bits - 6)].into(),
+            slots: vec![Slot::default(); 1 << slot_bits].into(),
+            slot_bits,
+            entries: entries.iter().map(|(_, entry)| *entry).collect(),
+        };
+        let mut first = 0;
+        for run in entries.chunk_by(|a, b| a.0 == b.0) {
+            let gram = run[0].0;
+            let hash = gram.wrapping_mul(table.multiplier()) >> (32 - bits);
+            table.bitmap[(hash >> 6) as usize] |= 1 << (hash & 63);
+            let mut at = table.slot_of(gram);
+            while table.slots[at].count > 0 {
+                at = (at + 1) & (table.slots.len() - 1);
+            }
+            table.slots[at] = Slot {
+                gram,
+                first,
+                count: run.len() as u32,
+            };
+            first += run.len() as u32;
+        }
+        table
+    }
+
+    /// The high bytes that are not part of a gram fall out of the product.
+    fn multiplier(&self) -> u32 {
+        GOLDEN << (32 - 8 * self.width as u32)
+    }
+
+    fn slot_of(&self, gram: u32) -> usize {
+        (gram.wrapping_mul(OTHER) >> (32 - self.slot_bits)) as usize
+    }
+
+    /// Reports the literals whose gram is looked at in `from..to`; `from` is a multiple of 256.
+    pub(crate) fn scan(&self, scan: &mut Scan, from: usize, to: usize) -> ControlFlow<()> {
+        match self.stride {
+            4 => self.scan_stride::<4, 256>(scan, from, to),
+            2 => self.scan_stride::<2, 130>(scan, from, to),
+            _ => self.scan_stride::<1, 67>(scan, from, to),
+        }
+    }
+
+    fn scan_stride<const STRIDE: usize, const WINDOW: usize>(
+        &self,
+        scan: &mut Scan,
+        from: usize,
+        to: usize,
+    ) -> ControlFlow<()> {
+        match self.bits {
+            16 => self.scan_sized::<STRIDE, WINDOW, 16, { 1 << 10 }>(scan, from, to),
+            18 => self.scan_sized::<STRIDE, WINDOW, 18, { 1 << 12 }>(scan, from, to),
+            20 => self.scan_sized::<STRIDE, WINDOW, 20, { 1 << 14 }>(scan, from, to),
+            _ => self.scan_sized::<STRIDE, WINDOW, 22, { 1 << 16 }>(scan, from, to),
+        }
+    }
+
+    /// All sizes are constants here, so that the compiler can drop the bounds checks.
+    fn scan_sized<const STRIDE: usize, const WINDOW: usize, const BITS: u32, const WORDS: usize>(
+        &self,
+        scan: &mut Scan,
+        from: usize,
+        to: usize,
+    ) -> ControlFlow<()> {
+        let Some(bitmap) = self.bitmap.first_chunk::<WORDS>() else {
+            unreachable!("a bitmap of {BITS} bits has {WORDS} words");
+        };
+        let (fold, multiplier) = (self.fold, self.multiplier());
+        let mut padded = [0; WINDOW];
+        for at in (from..to).step_by(STRIDE * LOOKS) {
+            let rest = &scan.data[at..];
+            let window = rest.first_chunk::<WINDOW>().unwrap_or_else(|| {
+                padded[..rest.len()].copy_from_slice(rest);
+                padded[rest.len()..].fill(0);
+                &padded
+            });
+            let looks = look::<STRIDE, WINDOW, BITS, WORDS>(bitmap, window, fold, multiplier);
+            if looks != 0 {
+                self.resolve(scan, at, STRIDE, looks)?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Goes from bits to occurrences.
+    fn resolve(
+        &self,
+        scan: &mut Scan,
+        base: usize,
+        stride: usize,
+        mut looks: u64,
+    ) -> ControlFlow<()> {
+        let keep = u32::MAX >> (32 - 8 * self.width);
+        while looks != 0 {
+            let at = base + stride * looks.trailing_zeros() as usize;
+            looks &= looks - 1;
+            let gram = (gram_at(scan.data, at) | self.fold) & keep;
+            let mut slot = self.slot_of(gram);
+            loop {
+                let Slot {
+                    gram: found,
+                    first,
+                    count,
+                } = self.slots[slot];
+                if count == 0 {
+                    break;
+                }
+                if found == gram {
+                    let first = first as usize;
+                    for entry in &self.entries[first..first + count as usize] {
+                        compare(scan, entry, at)?;
+                    }
+                    break;
+                }
+                slot = (slot + 1) & (self.slots.len() - 1);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Looks are made in groups of this many; each is a bit of the result.
+const LOOKS: usize = 64;
+/// The sizes of bitmaps, as powers of two.
+const SIZES: [u32; 4] = [16, 18, 20, 22];
+
+/// Looks at every `STRIDE`-th position of a window: bit n is set if there may be a gram at
+/// `n * STRIDE`.
+#[inline(always)]
+fn look<const STRIDE: usize, const WINDOW: usize, const BITS: u32, const WORDS: usize>(
+    bitmap: &[u64; WORDS],
+    window: &[u8; WINDOW],
+    fold: u32,
+    multiplier: u32,
+) -> u64 {
+    let mut looks = 0;
+    for n in (0..LOOKS).rev() {
+        let at = n * STRIDE;
+        let gram = u32::from_le_bytes([window[at], window[at + 1], window[at + 2], window[at + 3]]);
+        let hash = (gram | fold).wrapping_mul(multiplier) >> (32 - BITS);
+        let bit = bitmap[(hash >> 6) as usize] >> (hash & 63) & 1;
+        looks = looks << 1 | bit;
+    }
+    looks
+}
+
+/// Compares one literal that has the gram at `at` with the data.
+#[inline]
+fn compare(scan: &mut Scan, entry: &Entry, at: usize) -> ControlFlow<()> {
+    let Some(start) = at.checked_sub(usize::from(entry.gram_at)) else {
+        return ControlFlow::Continue(());
+    };
+    let Some(found) = scan.data.get(start..start + usize::from(entry.len)) else {
+        return ControlFlow::Continue(());
+    };
+    if gram_at(found, usize::from(entry.check_at)) | FOLD != entry.check {
+        return ControlFlow::Continue(());
+    }
+    let pool_at = entry.start as usize;
+    let literal = &scan.pool[pool_at..pool_at + usize::from(entry.len)];
+    if found == literal || entry.nocase && found.eq_ignore_ascii_case(literal) {
+        return (scan.on_hit)(entry.id, start);
+    }
+    ControlFlow::Continue(())
+}

@@ -1,0 +1,482 @@
+//! From rule files to a plan.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use literal_filter::{Filter, Literal};
+use rustc_hash::{FxHashMap, FxHashSet};
+use yara_x_parser::Parser;
+use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
+use yara_x_parser::ast::{AST, Expr as Ast, Rule, RuleFlags};
+use yara_x_parser::cst::{Event, SyntaxKind};
+
+use crate::eval::{Presence, Truth};
+use crate::expr::{Converter, Expr, Probe};
+use crate::known::{Bytes, Hits};
+use crate::pattern::{self, Exact, PatternInfo};
+
+/// A rule of a plan, by its position: files in the order given, rules as they stand there.
+pub type RuleId = usize;
+
+/// A rule file.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// The namespace of its rules; no other file has the same.
+    pub namespace: &'a str,
+    /// Its text.
+    pub text: &'a [u8],
+}
+
+/// A rule as the plan sees it.
+#[derive(Debug)]
+pub(crate) struct RuleEntry {
+    pub(crate) name: String,
+    pub(crate) file: usize,
+    pub(crate) condition: Expr,
+    pub(crate) first_pattern: usize,
+    /// In its condition, by index into the plan's probes.
+    probes: Vec<usize>,
+    /// Its text within the file.
+    span: Range<usize>,
+}
+
+#[derive(Debug)]
+struct FileEntry {
+    namespace: String,
+    text: Vec<u8>,
+    imports: Vec<String>,
+    has_globals: bool,
+}
+
+#[derive(Debug)]
+struct PatternEntry {
+    info: PatternInfo,
+    /// Ids in the filter, one for each part of `info`.
+    literals: Vec<u32>,
+    rule: RuleId,
+}
+
+/// A rule set, compiled into what of a file can still change its verdict.
+#[derive(Debug)]
+pub struct Plan {
+    rules: Vec<RuleEntry>,
+    files: Vec<FileEntry>,
+    by_name: HashMap<(usize, String), RuleId>,
+    patterns: Vec<PatternEntry>,
+    filter: Arc<Filter>,
+    /// For each literal, the patterns that it is of.
+    users: Vec<Vec<u32>>,
+    /// Rules that may match a file in which no literal occurs.
+    residents: Vec<RuleId>,
+    /// For each rule, the rules that refer to it.
+    dependants: Vec<Vec<RuleId>>,
+    probes: Vec<Probe>,
+    /// Rules that have to be compiled together.
+    groups: Vec<Vec<RuleId>>,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The file is not what YARA-X accepts.
+    #[error("{namespace}: {message}")]
+    Syntax {
+        /// Of the file.
+        namespace: String,
+        /// What and where.
+        message: String,
+    },
+    /// The literals make no filter.
+    #[error("filter: {0}")]
+    Filter(#[from] literal_filter::FilterError),
+}
+
+impl Plan {
+    /// Compiles rule files. They must be such as YARA-X accepts.
+    ///
+    /// # Errors
+    /// A file with mistakes.
+    pub fn compile(sources: &[Source<'_>]) -> Result<Self, PlanError> {
+        let mut building = Building::default();
+        for source in sources {
+            building.add(source)?;
+        }
+        building.finish()
+    }
+
+    /// The filter over all literals.
+    pub fn filter(&self) -> &Arc<Filter> {
+        &self.filter
+    }
+
+    /// How many rules there are.
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// There is no rule.
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// Namespace and name of a rule.
+    pub fn name(&self, rule: RuleId) -> (&str, &str) {
+        let entry = self.rule(rule);
+        (self.file(entry).namespace.as_str(), entry.name.as_str())
+    }
+
+    /// The rule of this namespace and name.
+    pub fn rule_named(&self, namespace: &str, name: &str) -> Option<RuleId> {
+        let file = self.files.iter().position(|file| file.namespace == namespace)?;
+        self.by_name.get(&(file, name.to_owned())).copied()
+    }
+
+    /// Rules that no literal guards.
+    pub fn residents(&self) -> &[RuleId] {
+        &self.residents
+    }
+
+    /// Conditions that YARA-X can decide without looking for patterns, by index.
+    pub fn probes(&self) -> &[Probe] {
+        &self.probes
+    }
+
+    /// The probes that a rule's condition has.
+    pub fn probes_of(&self, rule: RuleId) -> &[usize] {
+        &self.rule(rule).probes
+    }
+
+    /// Sets of rules that refer to each other, or are bound by global rules: each is compiled as
+    /// a whole or not at all.
+    pub fn groups(&self) -> &[Vec<RuleId>] {
+        &self.groups
+    }
+
+    /// The rule files that have just these rules, which must be whole groups.
+    pub fn sources_of(&self, rules: &[RuleId]) -> Vec<(String, Vec<u8>)> {
+        let mut by_file: Vec<Vec<RuleId>> = vec![Vec::new(); self.files.len()];
+        for rule in rules {
+            if let Some(list) = by_file.get_mut(self.rule(*rule).file) {
+                list.push(*rule);
+            }
+        }
+        let mut sources = Vec::new();
+        for (file, mut rules) in self.files.iter().zip(by_file) {
+            if rules.is_empty() {
+                continue;
+            }
+            rules.sort_unstable();
+            let mut text = Vec::new();
+            for import in &file.imports {
+                text.extend_from_slice(format!("import \"{import}\"\n").as_bytes());
+            }
+            for rule in rules {
+                let span = self.rule(rule).span.clone();
+                text.extend_from_slice(file.text.get(span).unwrap_or_default());
+                text.push(b'\n');
+            }
+            sources.push((file.namespace.clone(), text));
+        }
+        sources
+    }
+
+    pub(crate) fn rule(&self, rule: RuleId) -> &RuleEntry {
+        &self.rules[rule]
+    }
+
+    fn file(&self, rule: &RuleEntry) -> &FileEntry {
+        &self.files[rule.file]
+    }
+
+    pub(crate) fn find(&self, from: RuleId, name: &str) -> Option<RuleId> {
+        let key = (self.rule(from).file, name.to_owned());
+        self.by_name.get(&key).copied().filter(|rule| *rule != from)
+    }
+
+    pub(crate) fn has_globals(&self, rule: RuleId) -> bool {
+        self.file(self.rule(rule)).has_globals
+    }
+
+    pub(crate) fn fixed(&self, pattern: usize) -> Option<&[u8]> {
+        self.patterns.get(pattern)?.info.fixed.as_deref()
+    }
+
+    /// What the hits say of a pattern. `bytes` tell what adjoins them.
+    pub(crate) fn presence(&self, pattern: usize, hits: &Hits, bytes: &dyn Bytes) -> Presence {
+        let Some(entry) = self.patterns.get(pattern) else {
+            return Presence::Maybe(None);
+        };
+        if entry.literals.is_empty() {
+            return Presence::Maybe(None);
+        }
+        let (mut sure, mut open, mut more) = (0u32, 0u32, false);
+        for (part, literal) in entry.info.literals.iter().zip(&entry.literals) {
+            let offsets = hits.of(*literal);
+            more |= offsets.len() > crate::known::HITS_MAX;
+            for offset in offsets {
+                match entry.info.exact {
+                    Exact::Yes => sure += 1,
+                    Exact::No => open += 1,
+                    Exact::Fullword => match is_full_word(*offset, part, bytes) {
+                        Some(true) => sure += 1,
+                        Some(false) => {}
+                        None => open += 1,
+                    },
+                }
+            }
+        }
+        let counts = entry.info.exact != Exact::No && !more;
+        let most = counts.then_some(sure + open);
+        match (sure, open, more) {
+            (0, 0, false) => Presence::Absent,
+            (0, _, _) => Presence::Maybe(most),
+            _ => Presence::Present(most),
+        }
+    }
+
+    /// Looks for a pattern that may match in the content itself.
+    pub(crate) fn is_ruled_out(&self, pattern: usize, content: &[u8]) -> bool {
+        let segment = self.patterns.get(pattern).and_then(|p| p.info.segment.as_ref());
+        segment.is_some_and(|segment| !segment.is_in(content))
+    }
+
+    /// Rules that the hits or nothing at all can make match, themselves or through others.
+    pub(crate) fn candidates(&self, hits: &Hits) -> Vec<RuleId> {
+        let mut found: FxHashSet<RuleId> = self.residents.iter().copied().collect();
+        let mut todo = Vec::new();
+        for literal in hits.literals() {
+            let users = self.users.get(literal as usize);
+            for pattern in users.into_iter().flatten() {
+                let rule = self.patterns[*pattern as usize].rule;
+                if found.insert(rule) {
+                    todo.push(rule);
+                }
+            }
+        }
+        while let Some(rule) = todo.pop() {
+            for dependant in &self.dependants[rule] {
+                if found.insert(*dependant) {
+                    todo.push(*dependant);
+                }
+            }
+        }
+        let mut all: Vec<RuleId> = found.into_iter().collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+/// Whether no letter or digit adjoins a match of the whole literal; `None`: not known.
+fn is_full_word(offset: u64, part: &pattern::Part, bytes: &dyn Bytes) -> Option<bool> {
+    let end = offset + part.bytes.len() as u64;
+    let unit = if part.wide { 2 } else { 1 };
+    let letter = |unit: &[u8]| match unit {
+        [byte] => byte.is_ascii_alphanumeric(),
+        [byte, 0] => byte.is_ascii_alphanumeric(),
+        _ => false,
+    };
+    let before = match offset.checked_sub(unit) {
+        Some(start) => letter(bytes.get(start, unit as usize)?),
+        None => false,
+    };
+    let after = bytes.get(end, unit as usize)?;
+    let after = after.len() == unit as usize && letter(after);
+    Some(!before && !after)
+}
+
+#[derive(Default)]
+struct Building {
+    rules: Vec<RuleEntry>,
+    files: Vec<FileEntry>,
+    by_name: HashMap<(usize, String), RuleId>,
+    patterns: Vec<PatternEntry>,
+    literals: Vec<Literal>,
+    literal_ids: FxHashMap<(Vec<u8>, bool), u32>,
+    users: Vec<Vec<u32>>,
+    probes: Vec<Probe>,
+    probe_ids: FxHashMap<Probe, usize>,
+    /// Rules named in conditions.
+    references: Vec<(RuleId, RuleId)>,
+    globals: Vec<RuleId>,
+}
+
+impl Building {
+    fn add(&mut self, source: &Source<'_>) -> Result<(), PlanError> {
+        let ast = AST::from(source.text);
+        let failed = |message: String| PlanError::Syntax {
+            namespace: source.namespace.to_owned(),
+            message,
+        };
+        if let Some(error) = ast.errors().first() {
+            return Err(failed(format!("{error:?}")));
+        }
+        let spans = rule_spans(source.text);
+        if spans.len() != ast.rules().count() {
+            return Err(failed("rules cannot be told apart".to_owned()));
+        }
+        let imports: Vec<&str> = ast.imports().map(|i| i.module_name).collect();
+        let file = self.files.len();
+        self.files.push(FileEntry {
+            namespace: source.namespace.to_owned(),
+            text: source.text.to_vec(),
+            imports: imports.iter().map(|name| (*name).to_owned()).collect(),
+            has_globals: ast.rules().any(|rule| rule.flags.contains(RuleFlags::Global)),
+        });
+        for (rule, span) in ast.rules().zip(spans) {
+            self.add_rule(rule, span, file, source.text, &imports);
+        }
+        Ok(())
+    }
+
+    fn add_rule(
+        &mut self,
+        rule: &Rule<'_>,
+        span: Range<usize>,
+        file: usize,
+        text: &[u8],
+        imports: &[&str],
+    ) {
+        let id = self.rules.len();
+        let first_pattern = self.patterns.len();
+        let patterns = rule.patterns.as_deref().unwrap_or_default();
+        for pattern in patterns {
+            let info = pattern::analyse(pattern);
+            let index = self.patterns.len();
+            let parts = info.literals.iter();
+            let literals = parts.map(|p| (p.bytes.clone(), p.nocase)).collect::<Vec<_>>();
+            let literals = literals.into_iter().map(|key| self.literal(key, index)).collect();
+            self.patterns.push(PatternEntry {
+                info,
+                literals,
+                rule: id,
+            });
+        }
+        self.note_references(&rule.condition, id, file);
+        let by_name = &self.by_name;
+        let (probes, probe_ids) = (&mut self.probes, &mut self.probe_ids);
+        let names = patterns.iter().map(|p| p.identifier().name.trim_start_matches('$'));
+        let mut used = Vec::new();
+        let mut converter = Converter {
+            source: text,
+            patterns: names.collect(),
+            imports: imports.to_vec(),
+            rules: &|name| by_name.contains_key(&(file, name.to_owned())),
+            probes: &mut |probe| {
+                let id = *probe_ids.entry(probe).or_insert_with_key(|probe| {
+                    probes.push(probe.clone());
+                    probes.len() - 1
+                });
+                used.push(id);
+                id
+            },
+            variables: Vec::new(),
+        };
+        let condition = converter.condition(&rule.condition);
+        self.rules.push(RuleEntry {
+            name: rule.identifier.name.to_owned(),
+            file,
+            condition,
+            first_pattern,
+            probes: used,
+            span,
+        });
+        if rule.flags.contains(RuleFlags::Global) {
+            self.globals.push(id);
+        }
+        self.by_name.insert((file, rule.identifier.name.to_owned()), id);
+    }
+
+    fn literal(&mut self, key: (Vec<u8>, bool), pattern: usize) -> u32 {
+        let id = *self.literal_ids.entry(key).or_insert_with_key(|(bytes, nocase)| {
+            self.literals.push(Literal {
+                bytes: bytes.clone(),
+                nocase: *nocase,
+            });
+            self.users.push(Vec::new());
+            u32::try_from(self.literals.len() - 1).unwrap_or(u32::MAX)
+        });
+        if let Some(users) = self.users.get_mut(id as usize) {
+            users.push(u32::try_from(pattern).unwrap_or(u32::MAX));
+        }
+        id
+    }
+
+    /// Names of rules, also such as mean a variable or a field: that costs nothing but grouping.
+    fn note_references(&mut self, condition: &Ast<'_>, rule: RuleId, file: usize) {
+        for event in DFSIter::new(condition) {
+            if let DFSEvent::Enter(Ast::Ident(ident)) = event
+                && let Some(other) = self.by_name.get(&(file, ident.name.to_owned()))
+            {
+                self.references.push((rule, *other));
+            }
+        }
+    }
+
+    fn finish(self) -> Result<Plan, PlanError> {
+        let mut dependants = vec![Vec::new(); self.rules.len()];
+        for (rule, other) in &self.references {
+            dependants[*other].push(*rule);
+        }
+        let groups = self.groups();
+        let mut plan = Plan {
+            rules: self.rules,
+            files: self.files,
+            by_name: self.by_name,
+            patterns: self.patterns,
+            filter: Arc::new(Filter::build(&self.literals)?),
+            users: self.users,
+            residents: Vec::new(),
+            dependants,
+            probes: self.probes,
+            groups,
+        };
+        let all = (0..plan.rules.len()).filter(|rule| plan.without_hits(*rule) != Truth::False);
+        plan.residents = all.collect();
+        Ok(plan)
+    }
+
+    /// Rules tied by references, or by a global rule of their file.
+    fn groups(&self) -> Vec<Vec<RuleId>> {
+        let mut parent: Vec<RuleId> = (0..self.rules.len()).collect();
+        fn root(parent: &mut [RuleId], mut at: RuleId) -> RuleId {
+            while parent[at] != at {
+                parent[at] = parent[parent[at]];
+                at = parent[at];
+            }
+            at
+        }
+        let mut tie = |a: RuleId, b: RuleId| {
+            let (a, b) = (root(&mut parent, a), root(&mut parent, b));
+            parent[a.max(b)] = a.min(b);
+        };
+        for (rule, other) in &self.references {
+            tie(*rule, *other);
+        }
+        for global in &self.globals {
+            let file = self.rules[*global].file;
+            for (id, _) in self.rules.iter().enumerate().filter(|(_, r)| r.file == file) {
+                tie(*global, id);
+            }
+        }
+        let mut groups: Vec<Vec<RuleId>> = vec![Vec::new(); self.rules.len()];
+        for rule in 0..self.rules.len() {
+            let root = root(&mut parent, rule);
+            groups[root].push(rule);
+        }
+        groups.retain(|group| !group.is_empty());
+        groups
+    }
+}
+
+/// Where each rule stands in the text, in order.
+fn rule_spans(text: &[u8]) -> Vec<Range<usize>> {
+    let spans = Parser::new(text).filter_map(|event| match event {
+        Event::Begin {
+            kind: SyntaxKind::RULE_DECL,
+            span,
+        } => Some(span.range()),
+        _ => None,
+    });
+    spans.collect()
+}

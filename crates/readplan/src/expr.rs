@@ -1,0 +1,532 @@
+//! Conditions as this crate evaluates them: converted from YARA-X's syntax tree.
+
+use yara_x_parser::ast::{self, Expr as Ast, MatchAnchor, WithSpan};
+
+/// An expression. Whatever is not here is [`Expr::Opaque`], whose value is never known.
+#[derive(Debug, Clone)]
+pub(crate) enum Expr {
+    Bool(bool),
+    Int(i64),
+    /// A string that is not empty.
+    Text,
+    /// `contains` and its kin: undefined where either side is.
+    TextTest(Box<Expr>, Box<Expr>),
+    Filesize,
+    /// A pattern of the rule, by its index there.
+    Pattern(usize, Anchor),
+    /// The pattern of the loop around it.
+    LoopPattern(Anchor),
+    /// `#a`; `None`: of the loop.
+    Count(Option<usize>),
+    /// `#a in (..)`, `@a[i]`, `!a[i]`: nothing is known but that no match means zero or undefined.
+    Detail { pattern: Option<usize>, counts: bool },
+    Read(Read, Box<Expr>),
+    /// Something of a module.
+    Module { module: String, kind: ModuleItem },
+    /// A function of a module.
+    Call { module: String, arguments: Vec<Expr> },
+    /// Another rule of the namespace.
+    Rule(String),
+    Not(Box<Expr>),
+    And(Vec<Expr>),
+    Or(Vec<Expr>),
+    Defined(Box<Expr>),
+    Arithmetic(Operator, Vec<Expr>),
+    Compare(Comparison, Box<Expr>, Box<Expr>),
+    OfPatterns(Quantifier, Vec<usize>, Anchor),
+    OfExpressions(Quantifier, Vec<Expr>),
+    ForOf(Quantifier, Vec<usize>, Box<Expr>),
+    /// A loop over values: the body with the loop's variables unknown.
+    ForIn(Quantifier, Box<Expr>),
+    /// A condition that reads no pattern and no rule: YARA-X itself can tell its value. By index
+    /// into the plan's probes; beside it, what can be told without YARA-X.
+    Probe(usize, Box<Expr>),
+    /// Unknown, but reads no more than its parts do and what they name.
+    Opaque(Vec<Expr>),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Anchor {
+    None,
+    At(Box<Expr>),
+    In(Box<Expr>, Box<Expr>),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Quantifier {
+    None,
+    All,
+    Any,
+    AtLeast(Box<Expr>),
+    Percentage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operator {
+    Add,
+    Sub,
+    Mul,
+    And,
+    Or,
+    Xor,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    Eq,
+    Ne,
+    Lt,
+    Gt,
+    Le,
+    Ge,
+}
+
+/// `uint16be(…)` and its kin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Read {
+    pub(crate) bytes: usize,
+    pub(crate) signed: bool,
+    pub(crate) big_endian: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ModuleItem {
+    /// A field, which is undefined where the module does not apply.
+    Field,
+    /// A field that is false or zero there.
+    Flag,
+    /// A constant, or whatever cannot be told from one.
+    Constant,
+}
+
+/// A condition that YARA-X can decide by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Probe {
+    /// The modules that it needs.
+    pub imports: Vec<String>,
+    /// The expression, as in the rule.
+    pub text: String,
+    /// It may read the whole content (a hash, entropy): worth deciding last.
+    pub expensive: bool,
+}
+
+/// Converts the condition of one rule.
+pub(crate) struct Converter<'a> {
+    /// The rule file's text: probes are cut from it.
+    pub(crate) source: &'a [u8],
+    /// The rule's patterns, without `$`.
+    pub(crate) patterns: Vec<&'a str>,
+    /// Modules that the file imports.
+    pub(crate) imports: Vec<&'a str>,
+    /// Rules of the namespace so far.
+    pub(crate) rules: &'a dyn Fn(&str) -> bool,
+    /// Takes a probe, gives its index.
+    pub(crate) probes: &'a mut dyn FnMut(Probe) -> usize,
+    /// Variables of the loops around.
+    pub(crate) variables: Vec<String>,
+}
+
+/// Functions that read as much as their arguments say, or everything.
+const EXPENSIVE: [&str; 2] = ["hash", "math"];
+
+impl Converter<'_> {
+    /// An expression where a truth value is wanted.
+    pub(crate) fn condition(&mut self, expr: &Ast<'_>) -> Expr {
+        let converted = match expr {
+            Ast::And(all) => return Expr::And(all.operands().map(|e| self.condition(e)).collect()),
+            Ast::Or(any) => return Expr::Or(any.operands().map(|e| self.condition(e)).collect()),
+            Ast::Not(not) => return Expr::Not(Box::new(self.condition(&not.operand))),
+            other => self.value(other),
+        };
+        if decided(&converted) {
+            return converted;
+        }
+        match self.probe(expr) {
+            Some(probe) => Expr::Probe((self.probes)(probe), Box::new(converted)),
+            None => converted,
+        }
+    }
+
+    /// The expression as a probe, where it reads neither patterns nor rules nor variables.
+    fn probe(&self, expr: &Ast<'_>) -> Option<Probe> {
+        let mut expensive = false;
+        let mut imports = Vec::new();
+        let mut locals = Vec::new();
+        if !self.is_pure(expr, &mut locals, &mut imports, &mut expensive) {
+            return None;
+        }
+        let text = self.source.get(expr.span().range())?;
+        imports.sort();
+        imports.dedup();
+        Some(Probe {
+            imports,
+            text: std::str::from_utf8(text).ok()?.to_owned(),
+            expensive,
+        })
+    }
+
+    fn is_pure(
+        &self,
+        expr: &Ast<'_>,
+        locals: &mut Vec<String>,
+        imports: &mut Vec<String>,
+        expensive: &mut bool,
+    ) -> bool {
+        let mut all = |exprs: &mut dyn Iterator<Item = &Ast<'_>>, locals: &mut Vec<String>| {
+            let mut pure = true;
+            for expr in exprs {
+                pure &= self.is_pure(expr, locals, imports, expensive);
+            }
+            pure
+        };
+        match expr {
+            Ast::PatternMatch(_)
+            | Ast::PatternCount(_)
+            | Ast::PatternOffset(_)
+            | Ast::PatternLength(_)
+            | Ast::ForOf(_)
+            | Ast::With(_) => false,
+            Ast::Of(of) => match &of.items {
+                ast::OfItems::PatternSet(_) => false,
+                ast::OfItems::BoolExprTuple(items) => {
+                    of.anchor.is_none()
+                        && all(&mut quantifier_parts(&of.quantifier), locals)
+                        && all(&mut items.iter(), locals)
+                }
+            },
+            Ast::ForIn(inner) => {
+                let parts: Vec<&Ast<'_>> = match &inner.iterable {
+                    ast::Iterable::Range(range) => vec![&range.lower_bound, &range.upper_bound],
+                    ast::Iterable::ExprTuple(items) => items.iter().collect(),
+                    ast::Iterable::Expr(expr) => vec![expr],
+                };
+                if !all(&mut parts.into_iter(), locals)
+                    || !all(&mut quantifier_parts(&inner.quantifier), locals)
+                {
+                    return false;
+                }
+                let outer = locals.len();
+                locals.extend(inner.variables.iter().map(|v| v.name.to_owned()));
+                let pure = all(&mut std::iter::once(&inner.body), locals);
+                locals.truncate(outer);
+                pure
+            }
+            Ast::Ident(ident) => {
+                let name = ident.name;
+                if locals.iter().any(|local| local == name) {
+                    return true;
+                }
+                if self.variables.iter().any(|variable| variable == name) || (self.rules)(name) {
+                    return false;
+                }
+                if self.imports.contains(&name) {
+                    *expensive |= EXPENSIVE.contains(&name);
+                    imports.push(name.to_owned());
+                }
+                true
+            }
+            // The names behind a dot are the field's, whatever else is called so.
+            Ast::FieldAccess(access) => {
+                let mut operands = access.operands();
+                let first = operands.next();
+                let fields = operands.filter(|e| !matches!(e, Ast::Ident(_)));
+                all(&mut first.into_iter().chain(fields), locals)
+            }
+            other => all(&mut other.children(), locals),
+        }
+    }
+
+    /// Any expression.
+    fn value(&mut self, expr: &Ast<'_>) -> Expr {
+        match expr {
+            Ast::True { .. } => Expr::Bool(true),
+            Ast::False { .. } => Expr::Bool(false),
+            Ast::Filesize { .. } => Expr::Filesize,
+            Ast::LiteralInteger(integer) if !integer.is_unsigned => Expr::Int(integer.value),
+            Ast::LiteralString(text) if !text.value.is_empty() => Expr::Text,
+            Ast::Contains(b)
+            | Ast::IContains(b)
+            | Ast::StartsWith(b)
+            | Ast::IStartsWith(b)
+            | Ast::EndsWith(b)
+            | Ast::IEndsWith(b)
+            | Ast::IEquals(b) => {
+                let (left, right) = (self.value(&b.lhs), self.value(&b.rhs));
+                Expr::TextTest(Box::new(left), Box::new(right))
+            }
+            Ast::Ident(ident) => self.name(ident.name),
+            Ast::PatternMatch(found) => {
+                let anchor = self.anchor(found.anchor.as_ref());
+                match self.pattern(found.identifier.name) {
+                    Named::Loop => Expr::LoopPattern(anchor),
+                    Named::Pattern(index) => Expr::Pattern(index, anchor),
+                    Named::Unknown => Expr::Opaque(Vec::new()),
+                }
+            }
+            Ast::PatternCount(count) => match self.pattern(count.identifier.name) {
+                Named::Unknown => Expr::Opaque(Vec::new()),
+                named if count.range.is_none() => Expr::Count(named.index()),
+                named => Expr::Detail {
+                    pattern: named.index(),
+                    counts: true,
+                },
+            },
+            Ast::PatternOffset(detail) | Ast::PatternLength(detail) => {
+                match self.pattern(detail.identifier.name) {
+                    Named::Unknown => Expr::Opaque(Vec::new()),
+                    named => Expr::Detail {
+                        pattern: named.index(),
+                        counts: false,
+                    },
+                }
+            }
+            Ast::Lookup(_) | Ast::FieldAccess(_) => self.field(expr),
+            Ast::FuncCall(call) => self.call(call),
+            Ast::Defined(unary) => Expr::Defined(Box::new(self.value(&unary.operand))),
+            Ast::Not(_) | Ast::And(_) | Ast::Or(_) => self.condition(expr),
+            Ast::Add(n) => self.arithmetic(Operator::Add, n),
+            Ast::Sub(n) => self.arithmetic(Operator::Sub, n),
+            Ast::Mul(n) => self.arithmetic(Operator::Mul, n),
+            Ast::BitwiseAnd(b) => self.bitwise(Operator::And, b),
+            Ast::BitwiseOr(b) => self.bitwise(Operator::Or, b),
+            Ast::BitwiseXor(b) => self.bitwise(Operator::Xor, b),
+            Ast::Eq(b) => self.compare(Comparison::Eq, b),
+            Ast::Ne(b) => self.compare(Comparison::Ne, b),
+            Ast::Lt(b) => self.compare(Comparison::Lt, b),
+            Ast::Gt(b) => self.compare(Comparison::Gt, b),
+            Ast::Le(b) => self.compare(Comparison::Le, b),
+            Ast::Ge(b) => self.compare(Comparison::Ge, b),
+            Ast::Of(of) => self.of(of),
+            Ast::ForOf(for_of) => {
+                let quantifier = self.quantifier(&for_of.quantifier);
+                let patterns = self.pattern_set(&for_of.pattern_set);
+                Expr::ForOf(quantifier, patterns, Box::new(self.condition(&for_of.body)))
+            }
+            Ast::ForIn(for_in) => {
+                let quantifier = self.quantifier(&for_in.quantifier);
+                let outer = self.variables.len();
+                let names = for_in.variables.iter().map(|v| v.name.to_owned());
+                self.variables.extend(names);
+                let body = self.condition(&for_in.body);
+                self.variables.truncate(outer);
+                Expr::ForIn(quantifier, Box::new(body))
+            }
+            Ast::With(with) => {
+                let outer = self.variables.len();
+                let mut parts = Vec::new();
+                for declaration in &with.declarations {
+                    parts.push(self.value(&declaration.expression));
+                    self.variables.push(declaration.identifier.name.to_owned());
+                }
+                parts.push(self.value(&with.body));
+                self.variables.truncate(outer);
+                Expr::Opaque(parts)
+            }
+            other => Expr::Opaque(other.children().map(|child| self.value(child)).collect()),
+        }
+    }
+
+    fn name(&self, name: &str) -> Expr {
+        if self.variables.iter().any(|variable| variable == name) {
+            Expr::Opaque(Vec::new())
+        } else if (self.rules)(name) {
+            Expr::Rule(name.to_owned())
+        } else {
+            Expr::Opaque(Vec::new())
+        }
+    }
+
+    /// `module.field`, `module.list[i].field`.
+    fn field(&mut self, expr: &Ast<'_>) -> Expr {
+        match (self.module(expr), expr) {
+            (Some(module), Ast::FieldAccess(access)) => {
+                let name = match access.operands().nth(1) {
+                    Some(Ast::Ident(ident)) => ident.name,
+                    _ => "",
+                };
+                // Constants are upper case by convention; a module may give a field any default.
+                let kind = match name {
+                    "" => ModuleItem::Constant,
+                    name if name.chars().all(|c| !c.is_ascii_lowercase()) => ModuleItem::Constant,
+                    name if name.starts_with("is_") => ModuleItem::Flag,
+                    _ => ModuleItem::Field,
+                };
+                Expr::Module { module, kind }
+            }
+            (Some(module), _) => Expr::Module {
+                module,
+                kind: ModuleItem::Flag,
+            },
+            (None, _) => Expr::Opaque(expr.children().map(|child| self.value(child)).collect()),
+        }
+    }
+
+    /// The module at the root of an access, where it is not hidden by a variable.
+    fn module(&self, expr: &Ast<'_>) -> Option<String> {
+        match expr {
+            Ast::Ident(ident) => {
+                let hidden = self.variables.iter().any(|variable| variable == ident.name);
+                (!hidden && self.imports.contains(&ident.name)).then(|| ident.name.to_owned())
+            }
+            Ast::FieldAccess(access) => self.module(access.first()),
+            Ast::Lookup(lookup) => self.module(&lookup.primary),
+            Ast::FuncCall(call) => self.module(call.object.as_ref()?),
+            _ => None,
+        }
+    }
+
+    fn call(&mut self, call: &ast::FuncCall<'_>) -> Expr {
+        let mut arguments: Vec<Expr> = call.args.iter().map(|a| self.value(a)).collect();
+        let Some(object) = &call.object else {
+            let name = call.identifier.name;
+            return match (read(name), arguments.len()) {
+                (Some(read), 1) => Expr::Read(read, Box::new(arguments.remove(0))),
+                _ => Expr::Opaque(arguments),
+            };
+        };
+        match self.module(object) {
+            Some(module) => Expr::Call { module, arguments },
+            None => Expr::Opaque(arguments),
+        }
+    }
+
+    fn arithmetic(&mut self, operator: Operator, nary: &ast::NAryExpr<'_>) -> Expr {
+        Expr::Arithmetic(operator, nary.operands().map(|e| self.value(e)).collect())
+    }
+
+    fn bitwise(&mut self, operator: Operator, binary: &ast::BinaryExpr<'_>) -> Expr {
+        let operands = vec![self.value(&binary.lhs), self.value(&binary.rhs)];
+        Expr::Arithmetic(operator, operands)
+    }
+
+    fn compare(&mut self, comparison: Comparison, binary: &ast::BinaryExpr<'_>) -> Expr {
+        let (left, right) = (self.value(&binary.lhs), self.value(&binary.rhs));
+        Expr::Compare(comparison, Box::new(left), Box::new(right))
+    }
+
+    fn of(&mut self, of: &ast::Of<'_>) -> Expr {
+        let quantifier = self.quantifier(&of.quantifier);
+        match &of.items {
+            ast::OfItems::PatternSet(set) => {
+                let anchor = self.anchor(of.anchor.as_ref());
+                Expr::OfPatterns(quantifier, self.pattern_set(set), anchor)
+            }
+            ast::OfItems::BoolExprTuple(items) => {
+                let items = items.iter().map(|item| self.condition(item)).collect();
+                Expr::OfExpressions(quantifier, items)
+            }
+        }
+    }
+
+    fn quantifier(&mut self, quantifier: &ast::Quantifier<'_>) -> Quantifier {
+        match quantifier {
+            ast::Quantifier::None { .. } => Quantifier::None,
+            ast::Quantifier::All { .. } => Quantifier::All,
+            ast::Quantifier::Any { .. } => Quantifier::Any,
+            ast::Quantifier::Percentage(_) => Quantifier::Percentage,
+            ast::Quantifier::Expr(expr) => Quantifier::AtLeast(Box::new(self.value(expr))),
+        }
+    }
+
+    fn anchor(&mut self, anchor: Option<&MatchAnchor<'_>>) -> Anchor {
+        match anchor {
+            None => Anchor::None,
+            Some(MatchAnchor::At(at)) => Anchor::At(Box::new(self.value(&at.expr))),
+            Some(MatchAnchor::In(within)) => {
+                let lower = self.value(&within.range.lower_bound);
+                Anchor::In(Box::new(lower), Box::new(self.value(&within.range.upper_bound)))
+            }
+        }
+    }
+
+    fn pattern(&self, identifier: &str) -> Named {
+        let name = identifier.trim_start_matches(['$', '#', '@', '!']);
+        if name.is_empty() {
+            return Named::Loop;
+        }
+        let found = self.patterns.iter().position(|pattern| *pattern == name);
+        found.map_or(Named::Unknown, Named::Pattern)
+    }
+
+    fn pattern_set(&self, set: &ast::PatternSet<'_>) -> Vec<usize> {
+        let all = self.patterns.iter().enumerate();
+        match set {
+            ast::PatternSet::Them { .. } => all.map(|(index, _)| index).collect(),
+            ast::PatternSet::Set(items) => {
+                let in_set = |name: &str| {
+                    items.iter().any(|item| {
+                        let wanted = item.identifier.trim_start_matches('$');
+                        let wanted = wanted.trim_end_matches('*');
+                        match item.wildcard {
+                            true => name.starts_with(wanted),
+                            false => name == wanted,
+                        }
+                    })
+                };
+                all.filter(|(_, name)| in_set(name)).map(|(index, _)| index).collect()
+            }
+        }
+    }
+}
+
+/// What an identifier with a sigil names.
+#[derive(Clone, Copy)]
+enum Named {
+    Loop,
+    Pattern(usize),
+    Unknown,
+}
+
+impl Named {
+    fn index(self) -> Option<usize> {
+        match self {
+            Self::Pattern(index) => Some(index),
+            Self::Loop | Self::Unknown => None,
+        }
+    }
+}
+
+fn quantifier_parts<'e, 's>(
+    quantifier: &'e ast::Quantifier<'s>,
+) -> impl Iterator<Item = &'e Ast<'s>> {
+    match quantifier {
+        ast::Quantifier::Percentage(expr) | ast::Quantifier::Expr(expr) => Some(expr),
+        ast::Quantifier::None { .. } | ast::Quantifier::All { .. } | ast::Quantifier::Any { .. } => {
+            None
+        }
+    }
+    .into_iter()
+}
+
+/// Known from size, literals and constants alone: no probe helps. Reads of fixed places count,
+/// as content at hand decides them.
+fn decided(expr: &Expr) -> bool {
+    match expr {
+        Expr::Bool(_) | Expr::Int(_) | Expr::Filesize | Expr::Rule(_) => true,
+        Expr::Read(_, at) => decided(at),
+        Expr::Arithmetic(_, parts) => parts.iter().all(decided),
+        Expr::Compare(_, left, right) => decided(left) && decided(right),
+        _ => false,
+    }
+}
+
+fn read(name: &str) -> Option<Read> {
+    let (rest, big_endian) = match name.strip_suffix("be") {
+        Some(rest) => (rest, true),
+        None => (name, false),
+    };
+    let (signed, bytes) = match rest {
+        "uint8" => (false, 1),
+        "uint16" => (false, 2),
+        "uint32" => (false, 4),
+        "int8" => (true, 1),
+        "int16" => (true, 2),
+        "int32" => (true, 4),
+        _ => return None,
+    };
+    Some(Read {
+        bytes,
+        signed,
+        big_endian,
+    })
+}

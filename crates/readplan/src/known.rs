@@ -1,0 +1,83 @@
+//! What is known of one file.
+
+use rustc_hash::FxHashMap;
+
+/// Occurrences kept of one literal; beyond these only that there are more.
+pub const HITS_MAX: usize = 64;
+
+/// Bytes of a file, as far as they are known.
+pub trait Bytes {
+    /// The `len` bytes at `offset`, fewer where the file ends; `None`: not all of them are known.
+    fn get(&self, offset: u64, len: usize) -> Option<&[u8]>;
+}
+
+/// A whole file.
+impl Bytes for &[u8] {
+    fn get(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.len());
+        let to = from.saturating_add(len).min(self.len());
+        <[u8]>::get(self, from..to)
+    }
+}
+
+/// The first bytes of a file.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// The bytes.
+    pub bytes: &'a [u8],
+    /// The file's size.
+    pub size: u64,
+}
+
+impl Bytes for Head<'_> {
+    fn get(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let end = offset.saturating_add(len as u64).min(self.size);
+        let from = offset.min(end);
+        let (from, to) = (usize::try_from(from).ok()?, usize::try_from(end).ok()?);
+        self.bytes.get(from..to)
+    }
+}
+
+/// Where literals occur.
+#[derive(Debug, Default, Clone)]
+pub struct Hits {
+    by_literal: FxHashMap<u32, Vec<u64>>,
+}
+
+impl Hits {
+    /// Adds an occurrence of `literal` at `offset`. False: there were [`HITS_MAX`] already, it is
+    /// not kept.
+    pub fn add(&mut self, literal: u32, offset: u64) -> bool {
+        let offsets = self.by_literal.entry(literal).or_default();
+        let kept = offsets.len() <= HITS_MAX;
+        if kept {
+            offsets.push(offset);
+        }
+        kept
+    }
+
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        self.by_literal.clear();
+    }
+
+    /// Occurrences of `literal`; more than [`HITS_MAX`]: there may be others.
+    pub fn of(&self, literal: u32) -> &[u64] {
+        self.by_literal.get(&literal).map_or(&[], Vec::as_slice)
+    }
+
+    /// Literals that occur.
+    pub fn literals(&self) -> impl Iterator<Item = u32> + '_ {
+        self.by_literal.keys().copied()
+    }
+
+    /// Occurrences kept.
+    pub fn len(&self) -> usize {
+        self.by_literal.values().map(Vec::len).sum()
+    }
+
+    /// No literal occurs.
+    pub fn is_empty(&self) -> bool {
+        self.by_literal.is_empty()
+    }
+}

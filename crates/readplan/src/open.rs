@@ -1,0 +1,97 @@
+//! Which rules are still open for a file.
+
+use std::cell::{Cell, RefCell};
+
+use rustc_hash::FxHashMap;
+
+use crate::compile::{Plan, RuleId};
+use crate::eval::{Evaluation, Presence, Truth};
+use crate::known::{Bytes, Hits};
+
+/// What is known of a file.
+pub struct Known<'a> {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its bytes, as far as they are at hand.
+    pub bytes: &'a dyn Bytes,
+    /// All occurrences of the filter's literals.
+    pub hits: &'a Hits,
+    /// The whole content, to look for patterns that the literals leave open; costs a search for
+    /// each of them.
+    pub search: Option<&'a [u8]>,
+}
+
+/// Nothing known.
+struct Nothing;
+
+impl Bytes for Nothing {
+    fn get(&self, _: u64, _: usize) -> Option<&[u8]> {
+        None
+    }
+}
+
+impl Plan {
+    /// The rules that may match this file: all others do not. `probe` tells what YARA-X said of a
+    /// probe (by its index): true, not true, or `None` where it was not asked.
+    pub fn open(&self, known: &Known<'_>, probe: &dyn Fn(usize) -> Option<bool>) -> Vec<RuleId> {
+        let candidates = self.candidates(known.hits);
+        self.still_open(&candidates, known, probe)
+    }
+
+    /// Those of `rules` that may still match, now that more is known.
+    pub fn still_open(
+        &self,
+        rules: &[RuleId],
+        known: &Known<'_>,
+        probe: &dyn Fn(usize) -> Option<bool>,
+    ) -> Vec<RuleId> {
+        self.evaluate(known, probe, |evaluation| {
+            let open = |rule: &RuleId| evaluation.rule(*rule) != Truth::False;
+            rules.iter().copied().filter(open).collect()
+        })
+    }
+
+    pub(crate) fn evaluate<R>(
+        &self,
+        known: &Known<'_>,
+        probe: &dyn Fn(usize) -> Option<bool>,
+        with: impl FnOnce(&Evaluation<'_>) -> R,
+    ) -> R {
+        let memo: RefCell<FxHashMap<usize, Presence>> = RefCell::default();
+        let presence = |pattern: usize| {
+            let told = memo.borrow().get(&pattern).copied();
+            told.unwrap_or_else(|| {
+                let mut presence = self.presence(pattern, known.hits, known.bytes);
+                if let (Presence::Maybe(_), Some(content)) = (presence, known.search)
+                    && self.is_ruled_out(pattern, content)
+                {
+                    presence = Presence::Absent;
+                }
+                memo.borrow_mut().insert(pattern, presence);
+                presence
+            })
+        };
+        with(&Evaluation {
+            plan: self,
+            size: Some(known.size),
+            bytes: known.bytes,
+            presence: &presence,
+            probe,
+            depth: Cell::new(0),
+        })
+    }
+
+    /// What a rule comes to in a file of which nothing is known but that no literal occurs.
+    pub(crate) fn without_hits(&self, rule: RuleId) -> Truth {
+        let hits = Hits::default();
+        let evaluation = Evaluation {
+            plan: self,
+            size: None,
+            bytes: &Nothing,
+            presence: &|pattern| self.presence(pattern, &hits, &Nothing),
+            probe: &|_| None,
+            depth: Cell::new(0),
+        };
+        evaluation.rule(rule)
+    }
+}

@@ -1,0 +1,623 @@
+//! Patterns: which literals must occur for a pattern to match, and how far a match reaches.
+
+use memchr::memmem;
+use regex_syntax::ParserBuilder;
+use regex_syntax::hir::{Class, Hir, HirKind};
+use literal_filter::{LITERAL_MAX, LITERAL_MIN};
+use yara_x_parser::ast::{HexSubPattern, HexToken, Pattern, PatternModifier, RegexpPattern, TextPattern};
+
+/// Literals of one pattern, beyond which it counts as having none.
+const LITERALS_MAX: usize = 1024;
+/// Literals of one regular expression.
+const REGEX_LITERALS_MAX: usize = 64;
+/// Members of a class that is spelt out.
+const CLASS_MAX: u64 = 8;
+/// Repetitions that are spelt out.
+const REPETITIONS_MAX: u32 = 16;
+/// Bytes kept of a literal that is only a part of its pattern: enough to be rare.
+const PART_MAX: usize = 24;
+/// Size limit of a reach that still counts as bounded.
+const REACH_MAX: u64 = 1 << 20;
+
+/// What has to be in a file for a pattern to match there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PatternInfo {
+    /// At least one of these occurs in every match. Empty: nothing of the kind is known (the
+    /// pattern is a *resident*, it may match anywhere).
+    pub(crate) literals: Vec<Part>,
+    /// An occurrence of a literal is a match, and there are no others.
+    pub(crate) exact: Exact,
+    /// The exact bytes of all matches, for patterns that are one plain string.
+    pub(crate) fixed: Option<Vec<u8>>,
+    /// A part of every match that can be looked for where content is at hand.
+    pub(crate) segment: Option<Segment>,
+}
+
+/// Masked bytes in a row, found by the rarest run of plain ones among them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// Value, mask, and whether it must differ.
+    bytes: Vec<(u8, u8, bool)>,
+    needle: Vec<u8>,
+    /// Where the needle is in it.
+    at: usize,
+}
+
+impl Segment {
+    /// Whether it occurs.
+    pub(crate) fn is_in(&self, content: &[u8]) -> bool {
+        memmem::find_iter(content, &self.needle).any(|found| {
+            let start = found.checked_sub(self.at);
+            start.is_some_and(|start| self.is_at(content, start))
+        })
+    }
+
+    fn is_at(&self, content: &[u8], start: usize) -> bool {
+        let there = content.get(start..start + self.bytes.len());
+        there.is_some_and(|there| {
+            let mut pairs = there.iter().zip(&self.bytes);
+            pairs.all(|(byte, (value, mask, differs))| (byte & mask == value & mask) != *differs)
+        })
+    }
+
+    /// The rarest that these bytes have; at least two plain bytes side by side.
+    fn of(bytes: Vec<(u8, u8, bool)>) -> Option<Self> {
+        let plain = |(value, mask, differs): &(u8, u8, bool)| {
+            (*mask == 0xff && !differs).then_some(*value)
+        };
+        let mut best: Option<(i64, usize, Vec<u8>)> = None;
+        for start in 0..bytes.len() {
+            let run: Vec<u8> = bytes.iter().skip(start).map_while(plain).take(8).collect();
+            let score = rarity(&run);
+            if run.len() >= 2 && best.as_ref().is_none_or(|(other, ..)| score > *other) {
+                best = Some((score, start, run));
+            }
+        }
+        let (_, at, needle) = best?;
+        Some(Self { bytes, needle, at })
+    }
+}
+
+/// Whether occurrences of literals are matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exact {
+    /// They need not be.
+    No,
+    /// They are.
+    Yes,
+    /// They are where no letter or digit adjoins (YARA's `fullword`).
+    Fullword,
+}
+
+/// A literal within a pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) nocase: bool,
+    /// Each byte is followed by a zero in the file (already in `bytes`).
+    pub(crate) wide: bool,
+    /// Bytes of a match that may lie before it; `None`: any number.
+    pub(crate) before: Option<u64>,
+    /// Bytes of a match that may lie behind it; `None`: any number.
+    pub(crate) after: Option<u64>,
+}
+
+impl PatternInfo {
+    fn resident() -> Self {
+        Self {
+            literals: Vec::new(),
+            exact: Exact::No,
+            fixed: None,
+            segment: None,
+        }
+    }
+}
+
+/// What `pattern` needs.
+pub(crate) fn analyse(pattern: &Pattern<'_>) -> PatternInfo {
+    let mut info = match pattern {
+        Pattern::Text(text) => text_info(text),
+        Pattern::Hex(hex) => hex_info(&hex.sub_patterns),
+        Pattern::Regexp(regex) => regex_info(regex),
+    };
+    let weak = |part: &Part| part.bytes.len() < LITERAL_MIN || part.bytes.iter().all(|b| *b == 0);
+    if info.literals.len() > LITERALS_MAX || info.literals.iter().any(weak) {
+        info.literals.clear();
+        info.exact = Exact::No;
+    }
+    info
+}
+
+fn text_info(text: &TextPattern<'_>) -> PatternInfo {
+    let bytes: &[u8] = text.text.value.as_ref();
+    let modifiers = &text.modifiers;
+    if bytes.is_empty() {
+        return PatternInfo::resident();
+    }
+    if modifiers.base64().is_some() || has_base64wide(text) {
+        return base64_info(text, bytes);
+    }
+    let mut variants = variants(bytes, modifiers.ascii().is_some(), modifiers.wide().is_some());
+    let xor = modifiers.xor();
+    if let Some(PatternModifier::Xor { start, end, .. }) = xor {
+        let keys = *start..=*end;
+        variants = keys
+            .flat_map(|key| {
+                let xored = |(bytes, wide): &(Vec<u8>, bool)| {
+                    (bytes.iter().map(|b| b ^ key).collect(), *wide)
+                };
+                variants.iter().map(xored).collect::<Vec<_>>()
+            })
+            .collect();
+    }
+    let whole = variants.iter().all(|(bytes, _)| bytes.len() <= LITERAL_MAX);
+    let exact = match (whole && xor.is_none(), modifiers.fullword().is_some()) {
+        (false, _) => Exact::No,
+        (true, false) => Exact::Yes,
+        (true, true) => Exact::Fullword,
+    };
+    let nocase = modifiers.nocase().is_some();
+    let plain = xor.is_none() && modifiers.wide().is_none() && !nocase;
+    PatternInfo {
+        literals: variants
+            .into_iter()
+            .map(|(bytes, wide)| part_of(&bytes, nocase, wide, whole))
+            .collect(),
+        exact,
+        fixed: plain.then(|| bytes.to_vec()),
+        segment: plain.then(|| Segment::of(bytes.iter().map(|b| (*b, 0xff, false)).collect())).flatten(),
+    }
+}
+
+fn has_base64wide(text: &TextPattern<'_>) -> bool {
+    let wide = |m: &PatternModifier<'_>| matches!(m, PatternModifier::Base64Wide { .. });
+    text.modifiers.iter().any(wide)
+}
+
+/// The ASCII and the wide form, as the modifiers ask; neither asked for means ASCII.
+fn variants(bytes: &[u8], ascii: bool, wide: bool) -> Vec<(Vec<u8>, bool)> {
+    let mut variants = Vec::new();
+    if ascii || !wide {
+        variants.push((bytes.to_vec(), false));
+    }
+    if wide {
+        variants.push((widened(bytes), true));
+    }
+    variants
+}
+
+fn widened(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().flat_map(|byte| [*byte, 0]).collect()
+}
+
+/// The whole of `bytes`, or its rarest window.
+fn part_of(bytes: &[u8], nocase: bool, wide: bool, whole: bool) -> Part {
+    let (from, to) = match whole {
+        true => (0, bytes.len()),
+        false => window(bytes),
+    };
+    Part {
+        bytes: bytes.get(from..to).unwrap_or_default().to_vec(),
+        nocase,
+        wide,
+        before: Some(from as u64),
+        after: Some((bytes.len() - to) as u64),
+    }
+}
+
+const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// The three alignments of the string inside base64; the characters that neighbours share in are
+/// left out.
+fn base64_info(text: &TextPattern<'_>, bytes: &[u8]) -> PatternInfo {
+    let modifiers = &text.modifiers;
+    let sources = variants(bytes, modifiers.ascii().is_some(), modifiers.wide().is_some());
+    let mut literals = Vec::new();
+    for modifier in modifiers.iter() {
+        let (alphabet, wide) = match modifier {
+            PatternModifier::Base64 { alphabet, .. } => (alphabet, false),
+            PatternModifier::Base64Wide { alphabet, .. } => (alphabet, true),
+            _ => continue,
+        };
+        let alphabet: &[u8] = match alphabet {
+            Some(own) => own.value.as_ref(),
+            None => BASE64,
+        };
+        if alphabet.len() != 64 {
+            return PatternInfo::resident();
+        }
+        for (source, _) in &sources {
+            for shift in 0..3 {
+                let core = base64_core(alphabet, source, shift);
+                let core = if wide { widened(&core) } else { core };
+                let mut part = part_of(&core, false, wide, core.len() <= LITERAL_MAX);
+                // Characters at either end, wide ones too.
+                part.before = part.before.map(|b| b + 8);
+                part.after = part.after.map(|a| a + 8);
+                literals.push(part);
+            }
+        }
+    }
+    PatternInfo {
+        literals,
+        exact: Exact::No,
+        fixed: None,
+        segment: None,
+    }
+}
+
+/// The characters of base64 that `bytes` alone decide, where `shift` bytes stand before them.
+fn base64_core(alphabet: &[u8], bytes: &[u8], shift: usize) -> Vec<u8> {
+    let bit = |index: usize| {
+        let byte = bytes.get(index / 8)?;
+        Some((byte >> (7 - index % 8)) & 1)
+    };
+    let first = (shift * 8).div_ceil(6);
+    let last = (shift + bytes.len()) * 8 / 6;
+    let character = |n: usize| {
+        let value = (0..6).fold(0u8, |value, i| {
+            let at = (n * 6 + i).checked_sub(shift * 8);
+            value << 1 | at.and_then(bit).unwrap_or(0)
+        });
+        alphabet.get(usize::from(value)).copied().unwrap_or(0)
+    };
+    (first..last).map(character).collect()
+}
+
+// --- hex ---------------------------------------------------------------------------------------
+
+fn hex_info(tokens: &HexSubPattern) -> PatternInfo {
+    let fixed = fixed_hex(tokens);
+    if let Some(bytes) = &fixed
+        && bytes.len() <= LITERAL_MAX
+    {
+        return PatternInfo {
+            literals: vec![part_of(bytes, false, false, true)],
+            exact: Exact::Yes,
+            segment: Segment::of(bytes.iter().map(|b| (*b, 0xff, false)).collect()),
+            fixed,
+        };
+    }
+    let total = hex_length(tokens);
+    let mut best: Option<(i64, Vec<Part>)> = None;
+    let mut consider = |runs: Vec<Vec<u8>>, start: Option<u64>| {
+        let parts: Vec<Part> = runs.iter().map(|run| run_part(run, start, total)).collect();
+        let worst = parts.iter().map(|part| rarity(&part.bytes)).min().unwrap_or(0);
+        let usable = parts.iter().all(|part| part.bytes.len() >= LITERAL_MIN);
+        if usable && best.as_ref().is_none_or(|(score, _)| worst > *score) {
+            best = Some((worst, parts));
+        }
+    };
+    let mut run = Vec::new();
+    // The furthest that the pattern can have got at the run's first byte, and here.
+    let (mut run_start, mut here) = (Some(0), Some(0u64));
+    for token in tokens.iter() {
+        if let HexToken::Byte(byte) = token
+            && byte.mask == 0xff
+        {
+            if run.is_empty() {
+                run_start = here;
+            }
+            run.push(byte.value);
+            here = here.map(|h| h + 1);
+            continue;
+        }
+        if !run.is_empty() {
+            consider(vec![std::mem::take(&mut run)], run_start);
+        }
+        let next = add(here, token_length(token));
+        if let HexToken::Alternative(alternative) = token {
+            let runs: Option<Vec<_>> = alternative.alternatives.iter().map(fixed_hex).collect();
+            if let Some(runs) = runs {
+                consider(runs, here);
+            }
+        }
+        here = next;
+    }
+    if !run.is_empty() {
+        consider(vec![run], run_start);
+    }
+    PatternInfo {
+        literals: best.map(|(_, parts)| parts).unwrap_or_default(),
+        exact: Exact::No,
+        fixed: None,
+        segment: hex_segment(tokens),
+    }
+}
+
+/// The rarest window of a run of fixed bytes that starts at `start` at most within the pattern,
+/// and what may lie on either side of it.
+fn run_part(run: &[u8], start: Option<u64>, total: Option<u64>) -> Part {
+    let (from, to) = window(run);
+    Part {
+        bytes: run.get(from..to).unwrap_or_default().to_vec(),
+        nocase: false,
+        wide: false,
+        before: start.map(|s| s + from as u64),
+        // The whole length: what lies before the run may be shorter than `start`.
+        after: total,
+    }
+}
+
+/// The bytes of a pattern without masks, jumps and alternatives.
+fn fixed_hex(tokens: &HexSubPattern) -> Option<Vec<u8>> {
+    let byte = |token: &HexToken| match token {
+        HexToken::Byte(byte) if byte.mask == 0xff => Some(byte.value),
+        _ => None,
+    };
+    tokens.iter().map(byte).collect()
+}
+
+/// The best stretch of a pattern in which every byte has its place.
+fn hex_segment(tokens: &HexSubPattern) -> Option<Segment> {
+    let mut best: Option<(i64, Segment)> = None;
+    let mut consider = |bytes: Vec<(u8, u8, bool)>| {
+        let worth = bytes.iter().map(|(_, mask, not)| match not {
+            true => 0,
+            false => i64::from(mask.count_ones()),
+        });
+        let worth = worth.sum();
+        if let Some(segment) = Segment::of(bytes)
+            && best.as_ref().is_none_or(|(other, _)| worth > *other)
+        {
+            best = Some((worth, segment));
+        }
+    };
+    let mut stretch = Vec::new();
+    for token in tokens.iter() {
+        match token {
+            HexToken::Byte(byte) => stretch.push((byte.value, byte.mask, false)),
+            HexToken::NotByte(byte) => stretch.push((byte.value, byte.mask, true)),
+            HexToken::Jump(jump) if jump.start == jump.end && jump.start.is_some_and(|n| n < 64) => {
+                let places = jump.start.unwrap_or(0) as usize;
+                stretch.extend(std::iter::repeat_n((0, 0, false), places));
+            }
+            HexToken::Jump(_) | HexToken::Alternative(_) => consider(std::mem::take(&mut stretch)),
+        }
+    }
+    consider(stretch);
+    best.map(|(_, segment)| segment)
+}
+
+/// The longest match in bytes; `None`: no bound.
+fn hex_length(tokens: &HexSubPattern) -> Option<u64> {
+    tokens.iter().fold(Some(0), |sum, token| add(sum, token_length(token)))
+}
+
+fn token_length(token: &HexToken) -> Option<u64> {
+    match token {
+        HexToken::Byte(_) | HexToken::NotByte(_) => Some(1),
+        HexToken::Jump(jump) => jump.end.map(u64::from),
+        HexToken::Alternative(alternative) => {
+            let lengths = alternative.alternatives.iter().map(hex_length);
+            lengths.fold(Some(0), |longest, length| Some(longest?.max(length?)))
+        }
+    }
+}
+
+fn add(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    a?.checked_add(b?).filter(|sum| *sum <= REACH_MAX)
+}
+
+// --- regular expressions -----------------------------------------------------------------------
+
+fn regex_info(pattern: &RegexpPattern<'_>) -> PatternInfo {
+    let modifiers = &pattern.modifiers;
+    let nocase = pattern.regexp.case_insensitive || modifiers.nocase().is_some();
+    let parsed = ParserBuilder::new()
+        .utf8(false)
+        .unicode(false)
+        .case_insensitive(nocase)
+        .dot_matches_new_line(pattern.regexp.dot_matches_new_line)
+        .build()
+        .parse(&pattern.regexp.src.replace("\\/", "/"));
+    // YARA-X accepts more than this parser; what only YARA-X understands is a resident.
+    let Ok(hir) = parsed else {
+        return PatternInfo::resident();
+    };
+    let Some(required) = required(&hir, nocase) else {
+        return PatternInfo::resident();
+    };
+    if required.len() > REGEX_LITERALS_MAX {
+        return PatternInfo::resident();
+    }
+    let reach = hir.properties().maximum_len().map(|n| n as u64).filter(|n| *n <= REACH_MAX);
+    let wide = modifiers.wide().is_some();
+    let ascii = modifiers.ascii().is_some() || !wide;
+    let mut literals = Vec::new();
+    for literal in required {
+        for (bytes, is_wide) in variants(&literal, ascii, wide) {
+            let (from, to) = window(&bytes);
+            let reach = reach.map(|r| if is_wide { 2 * r } else { r });
+            literals.push(Part {
+                bytes: bytes.get(from..to).unwrap_or_default().to_vec(),
+                nocase,
+                wide: is_wide,
+                before: reach,
+                after: reach,
+            });
+        }
+    }
+    PatternInfo {
+        literals,
+        exact: Exact::No,
+        fixed: None,
+        segment: None,
+    }
+}
+
+/// Literals one of which is in every match.
+fn required(hir: &Hir, nocase: bool) -> Option<Vec<Vec<u8>>> {
+    if let Some(all) = language(hir, nocase) {
+        return all.iter().all(|word| !word.is_empty()).then_some(all);
+    }
+    match hir.kind() {
+        HirKind::Capture(capture) => required(&capture.sub, nocase),
+        HirKind::Repetition(repetition) if repetition.min >= 1 => required(&repetition.sub, nocase),
+        HirKind::Alternation(branches) => {
+            let mut all = Vec::new();
+            for branch in branches {
+                all.extend(required(branch, nocase)?);
+            }
+            Some(all)
+        }
+        HirKind::Concat(items) => required_of_sequence(items, nocase),
+        HirKind::Empty
+        | HirKind::Look(_)
+        | HirKind::Literal(_)
+        | HirKind::Class(_)
+        | HirKind::Repetition(_) => None,
+    }
+}
+
+/// The best of: runs of items that have few words each, and what single items need.
+fn required_of_sequence(items: &[Hir], nocase: bool) -> Option<Vec<Vec<u8>>> {
+    let mut best: Option<(i64, Vec<Vec<u8>>)> = None;
+    let mut consider = |words: &[Vec<u8>]| {
+        let worst = words.iter().map(|word| rarity(word)).min().unwrap_or(0);
+        let long = words.iter().all(|word| word.len() >= LITERAL_MIN);
+        let score = worst * 8 - words.len() as i64 + if long { 1000 } else { 0 };
+        let usable = words.iter().all(|word| !word.is_empty());
+        if usable && best.as_ref().is_none_or(|(other, _)| score > *other) {
+            best = Some((score, words.to_vec()));
+        }
+    };
+    // Words of the run that ends before each item.
+    let mut run = vec![Vec::new()];
+    for item in items {
+        let words = language(item, nocase);
+        let longer = words.as_ref().and_then(|words| product(&run, words));
+        if let Some(longer) = longer {
+            run = longer;
+            continue;
+        }
+        consider(&run);
+        run = match words {
+            Some(words) => words,
+            None => {
+                if let Some(inner) = required(item, nocase) {
+                    consider(&inner);
+                }
+                vec![Vec::new()]
+            }
+        };
+    }
+    consider(&run);
+    best.map(|(_, words)| words)
+}
+
+/// All words of an expression that has few; lower case where case does not matter.
+fn language(hir: &Hir, nocase: bool) -> Option<Vec<Vec<u8>>> {
+    match hir.kind() {
+        // They take no room, and only keep words from matching.
+        HirKind::Empty | HirKind::Look(_) => Some(vec![Vec::new()]),
+        HirKind::Literal(literal) => Some(vec![literal.0.to_vec()]),
+        HirKind::Class(_) => members(hir, nocase),
+        HirKind::Capture(capture) => language(&capture.sub, nocase),
+        HirKind::Concat(items) => {
+            let mut words = vec![Vec::new()];
+            for item in items {
+                words = product(&words, &language(item, nocase)?)?;
+            }
+            Some(words)
+        }
+        HirKind::Alternation(branches) => {
+            let mut words = Vec::new();
+            for branch in branches {
+                words.extend(language(branch, nocase)?);
+            }
+            (words.len() <= REGEX_LITERALS_MAX).then_some(words)
+        }
+        HirKind::Repetition(repetition) => {
+            let max = repetition.max.filter(|max| *max <= REPETITIONS_MAX)?;
+            let once = language(&repetition.sub, nocase)?;
+            let (mut words, mut power) = (Vec::new(), vec![Vec::new()]);
+            for times in 0..=max {
+                if times >= repetition.min {
+                    words.extend(power.iter().cloned());
+                }
+                if times < max {
+                    power = product(&power, &once)?;
+                }
+            }
+            (words.len() <= REGEX_LITERALS_MAX).then_some(words)
+        }
+    }
+}
+
+/// Each of `a` followed by each of `b`; `None`: too many or too long.
+fn product(a: &[Vec<u8>], b: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
+    let longest = |words: &[Vec<u8>]| words.iter().map(Vec::len).max().unwrap_or(0);
+    if a.len() * b.len() > REGEX_LITERALS_MAX || longest(a) + longest(b) > LITERAL_MAX {
+        return None;
+    }
+    let joined = a.iter().flat_map(|x| b.iter().map(move |y| [x.as_slice(), y].concat()));
+    Some(joined.collect())
+}
+
+/// The bytes of a small class; both cases of a letter are one where case does not matter.
+fn members(hir: &Hir, nocase: bool) -> Option<Vec<Vec<u8>>> {
+    let HirKind::Class(class) = hir.kind() else {
+        return None;
+    };
+    let ranges: Vec<(u32, u32)> = match class {
+        Class::Bytes(class) => {
+            let ranges = class.ranges().iter();
+            ranges.map(|r| (r.start().into(), r.end().into())).collect()
+        }
+        Class::Unicode(class) => {
+            let ranges = class.ranges().iter();
+            ranges.map(|r| (r.start().into(), r.end().into())).collect()
+        }
+    };
+    let size: u64 = ranges.iter().map(|(start, end)| u64::from(end - start) + 1).sum();
+    if size > 2 * CLASS_MAX {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    for value in ranges.into_iter().flat_map(|(start, end)| start..=end) {
+        let byte = u8::try_from(value).ok()?;
+        // What a wide or a Unicode match makes of other characters is left to YARA-X.
+        if !byte.is_ascii() {
+            return None;
+        }
+        bytes.push(if nocase { byte.to_ascii_lowercase() } else { byte });
+    }
+    bytes.sort_unstable();
+    bytes.dedup();
+    (bytes.len() as u64 <= CLASS_MAX).then(|| bytes.into_iter().map(|byte| vec![byte]).collect())
+}
+
+// --- choice of literals ------------------------------------------------------------------------
+
+/// The rarest window of at most [`PART_MAX`] bytes, as a range.
+fn window(bytes: &[u8]) -> (usize, usize) {
+    if bytes.len() <= PART_MAX {
+        return (0, bytes.len());
+    }
+    let windows = bytes.windows(PART_MAX).enumerate();
+    // The first of the best.
+    let best = windows.rev().max_by_key(|(_, window)| rarity(window));
+    let from = best.map_or(0, |(from, _)| from);
+    (from, from + PART_MAX)
+}
+
+/// Higher for what is seldom found in files: zeros and fillers say nothing, letters little.
+fn rarity(bytes: &[u8]) -> i64 {
+    let mut seen = [false; 256];
+    let mut sum = 0;
+    for byte in bytes {
+        let folded = byte.to_ascii_lowercase();
+        let worth = match folded {
+            0 => 0,
+            0xff | b' ' | 0xcc | 0x90 => 1,
+            b'a'..=b'z' | b'0'..=b'9' => 3,
+            _ => 4,
+        };
+        if let Some(seen) = seen.get_mut(usize::from(folded)) {
+            sum += if *seen { (worth + 1) / 2 } else { worth };
+            *seen = true;
+        }
+    }
+    sum
+}
