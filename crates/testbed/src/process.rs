@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -220,6 +220,19 @@ impl Process {
         Ok(())
     }
 
+    /// Stops it as a debugger would: on return none of its threads runs any more. The signal alone
+    /// takes effect some time later on a busy machine.
+    ///
+    /// # Errors
+    /// It has ended, or does not stop within ten seconds.
+    pub fn freeze(&mut self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let stopped = crate::wait_until(Duration::from_secs(10), || all_stopped(Path::new(&tasks)));
+        ensure!(stopped, "{tasks}: a thread still runs after SIGSTOP");
+        Ok(())
+    }
+
     /// Asks it to end and waits; kills it where it takes longer than ten seconds.
     ///
     /// # Errors
@@ -294,4 +307,17 @@ pub fn wait_until(give_up: Duration, mut is_true: impl FnMut() -> bool) -> bool 
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Every thread of this folder of /proc is in state T.
+fn all_stopped(tasks: &Path) -> bool {
+    let Ok(tasks) = std::fs::read_dir(tasks) else {
+        return false;
+    };
+    let stopped = |stat: String| stat.rsplit(')').next().is_some_and(|s| s.starts_with(" T"));
+    let mut threads = tasks.flatten().map(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat"));
+        stat.is_ok_and(stopped)
+    });
+    threads.all(|is_stopped| is_stopped)
 }

@@ -108,7 +108,7 @@ fn stopped_and_continued() -> Result<()> {
     let mut system = System::start(setup("allow", None))?;
     away_and_back(
         &mut system,
-        |system| system.server.process().signal(Signal::STOP),
+        |system| system.server.process().freeze(),
         |system| system.server.process().signal(Signal::CONT),
     )
 }
