@@ -85,7 +85,7 @@ impl Pool {
 }
 
 /// Finds the occurrences of a fixed set of literals. Immutable; share it with an `Arc`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Filter {
     pool: Pool,
     /// One for each class of lengths that has literals.

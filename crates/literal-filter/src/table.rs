@@ -21,7 +21,7 @@ pub(crate) struct Class {
 }
 
 /// The classes. The bitmaps of all together should fit into the second-level cache.
-pub(crate) const CLASSES: [Class; 3] = [
+pub(crate) const CLASSES: [Class; 2] = [
     Class {
         min: 7,
         max: 255,
@@ -30,17 +30,10 @@ pub(crate) const CLASSES: [Class; 3] = [
         max_bits: 22,
     },
     Class {
-        min: 5,
+        min: 4,
         max: 6,
         stride: 2,
-        width: 4,
-        max_bits: 18,
-    },
-    Class {
-        min: 4,
-        max: 4,
-        stride: 1,
-        width: 4,
+        width: 3,
         max_bits: 18,
     },
 ];
@@ -204,8 +197,7 @@ impl Table {
     pub(crate) fn scan(&self, scan: &mut Scan, from: usize, to: usize) -> ControlFlow<()> {
         match self.stride {
             4 => self.scan_stride::<4, 256>(scan, from, to),
-            2 => self.scan_stride::<2, 130>(scan, from, to),
-            _ => self.scan_stride::<1, 67>(scan, from, to),
+            _ => self.scan_stride::<2, 130>(scan, from, to),
         }
     }
 

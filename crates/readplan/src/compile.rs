@@ -12,6 +12,7 @@ use yara_x_parser::ast::{AST, Expr as Ast, Rule, RuleFlags};
 use yara_x_parser::cst::{Event, SyntaxKind};
 
 use crate::eval::{Presence, Truth};
+use crate::gate;
 use crate::expr::{Converter, Expr, Probe};
 use crate::known::{Bytes, Hits};
 use crate::pattern::{self, Exact, PatternInfo};
@@ -52,9 +53,11 @@ struct FileEntry {
 #[derive(Debug)]
 struct PatternEntry {
     info: PatternInfo,
-    /// Ids in the filter, one for each part of `info`.
+    /// Ids in the filter, one for each part of `info`; none for a pattern of no gate.
     literals: Vec<u32>,
     rule: RuleId,
+    /// It is in the gate of its rule: the filter looks for it in every file.
+    gated: bool,
 }
 
 /// A rule set, compiled into what of a file can still change its verdict.
@@ -207,7 +210,7 @@ impl Plan {
         let Some(entry) = self.patterns.get(pattern) else {
             return Presence::Maybe(None);
         };
-        if entry.literals.is_empty() {
+        if !entry.gated {
             return Presence::Maybe(None);
         }
         let (mut sure, mut open, mut more) = (0u32, 0u32, false);
@@ -235,10 +238,31 @@ impl Plan {
         }
     }
 
-    /// Looks for a pattern that may match in the content itself.
-    pub(crate) fn is_ruled_out(&self, pattern: usize, content: &[u8]) -> bool {
-        let segment = self.patterns.get(pattern).and_then(|p| p.info.segment.as_ref());
-        segment.is_some_and(|segment| !segment.is_in(content))
+    /// Looks for a pattern in the content itself.
+    pub(crate) fn look_for(&self, pattern: usize, content: &[u8]) -> Presence {
+        let Some(entry) = self.patterns.get(pattern) else {
+            return Presence::Maybe(None);
+        };
+        if let Some(segment) = &entry.info.segment {
+            return match (segment.is_in(content), entry.info.exact) {
+                (false, _) => Presence::Absent,
+                (true, Exact::Yes) => Presence::Present(None),
+                (true, Exact::No | Exact::Fullword) => Presence::Maybe(None),
+            };
+        }
+        match (entry.info.is_in(content), entry.info.exact) {
+            (Some(false), _) => Presence::Absent,
+            (Some(true), Exact::Yes) => Presence::Present(None),
+            (Some(true), Exact::No | Exact::Fullword) | (None, _) => Presence::Maybe(None),
+        }
+    }
+
+    /// What is known of a pattern where no gate's pattern occurs.
+    pub(crate) fn ungated(&self, pattern: usize) -> Presence {
+        match self.patterns.get(pattern) {
+            Some(entry) if entry.gated => Presence::Absent,
+            _ => Presence::Maybe(None),
+        }
     }
 
     /// Rules that the hits or nothing at all can make match, themselves or through others.
@@ -267,6 +291,64 @@ impl Plan {
     }
 }
 
+// How a plan is finished.
+impl Plan {
+    /// Chooses the gates, and keeps those that the evaluation proves: where no gate's pattern
+    /// occurs, the rule is false. The others' rules are residents, which may undo the proof of
+    /// rules that refer to them, so it is done again until nothing changes.
+    fn find_gates(&mut self) {
+        for rule in 0..self.rules.len() {
+            let first = self.rules[rule].first_pattern;
+            let cost = |index: usize| self.patterns.get(first + index)?.info.cost();
+            let gate = gate::of_rule(&self.rules[rule], &cost).unwrap_or_default();
+            for index in gate.patterns {
+                self.patterns[first + index].gated = true;
+            }
+        }
+        let mut open: Vec<RuleId> = (0..self.rules.len()).collect();
+        loop {
+            let (residents, rest): (Vec<_>, Vec<_>) = open
+                .into_iter()
+                .partition(|rule| self.without_hits(*rule) != Truth::False);
+            if residents.is_empty() {
+                break;
+            }
+            for pattern in &mut self.patterns {
+                pattern.gated &= residents.binary_search(&pattern.rule).is_err();
+            }
+            self.residents.extend(residents);
+            open = rest;
+        }
+        self.residents.sort_unstable();
+    }
+
+    /// The filter over the gates' literals.
+    fn build_filter(&mut self) -> Result<(), PlanError> {
+        let mut ids: FxHashMap<(&[u8], bool), u32> = FxHashMap::default();
+        let mut literals: Vec<Literal> = Vec::new();
+        let mut of_patterns = Vec::new();
+        for (index, entry) in self.patterns.iter().enumerate().filter(|(_, p)| p.gated) {
+            for part in &entry.info.literals {
+                let id = *ids.entry((&part.bytes, part.nocase)).or_insert_with(|| {
+                    literals.push(Literal {
+                        bytes: part.bytes.clone(),
+                        nocase: part.nocase,
+                    });
+                    self.users.push(Vec::new());
+                    literals.len() as u32 - 1
+                });
+                of_patterns.push((index, id));
+            }
+        }
+        for (pattern, id) in of_patterns {
+            self.patterns[pattern].literals.push(id);
+            self.users[id as usize].push(pattern as u32);
+        }
+        self.filter = Arc::new(Filter::build(&literals)?);
+        Ok(())
+    }
+}
+
 /// Whether no letter or digit adjoins a match of the whole literal; `None`: not known.
 fn is_full_word(offset: u64, part: &pattern::Part, bytes: &dyn Bytes) -> Option<bool> {
     let end = offset + part.bytes.len() as u64;
@@ -291,9 +373,6 @@ struct Building {
     files: Vec<FileEntry>,
     by_name: HashMap<(usize, String), RuleId>,
     patterns: Vec<PatternEntry>,
-    literals: Vec<Literal>,
-    literal_ids: FxHashMap<(Vec<u8>, bool), u32>,
-    users: Vec<Vec<u32>>,
     probes: Vec<Probe>,
     probe_ids: FxHashMap<Probe, usize>,
     /// Rules named in conditions.
@@ -341,15 +420,11 @@ impl Building {
         let first_pattern = self.patterns.len();
         let patterns = rule.patterns.as_deref().unwrap_or_default();
         for pattern in patterns {
-            let info = pattern::analyse(pattern);
-            let index = self.patterns.len();
-            let parts = info.literals.iter();
-            let literals = parts.map(|p| (p.bytes.clone(), p.nocase)).collect::<Vec<_>>();
-            let literals = literals.into_iter().map(|key| self.literal(key, index)).collect();
             self.patterns.push(PatternEntry {
-                info,
-                literals,
+                info: pattern::analyse(pattern),
+                literals: Vec::new(),
                 rule: id,
+                gated: false,
             });
         }
         self.note_references(&rule.condition, id, file);
@@ -387,21 +462,6 @@ impl Building {
         self.by_name.insert((file, rule.identifier.name.to_owned()), id);
     }
 
-    fn literal(&mut self, key: (Vec<u8>, bool), pattern: usize) -> u32 {
-        let id = *self.literal_ids.entry(key).or_insert_with_key(|(bytes, nocase)| {
-            self.literals.push(Literal {
-                bytes: bytes.clone(),
-                nocase: *nocase,
-            });
-            self.users.push(Vec::new());
-            u32::try_from(self.literals.len() - 1).unwrap_or(u32::MAX)
-        });
-        if let Some(users) = self.users.get_mut(id as usize) {
-            users.push(u32::try_from(pattern).unwrap_or(u32::MAX));
-        }
-        id
-    }
-
     /// Names of rules, also such as mean a variable or a field: that costs nothing but grouping.
     fn note_references(&mut self, condition: &Ast<'_>, rule: RuleId, file: usize) {
         for event in DFSIter::new(condition) {
@@ -424,15 +484,15 @@ impl Building {
             files: self.files,
             by_name: self.by_name,
             patterns: self.patterns,
-            filter: Arc::new(Filter::build(&self.literals)?),
-            users: self.users,
+            filter: Arc::default(),
+            users: Vec::new(),
             residents: Vec::new(),
             dependants,
             probes: self.probes,
             groups,
         };
-        let all = (0..plan.rules.len()).filter(|rule| plan.without_hits(*rule) != Truth::False);
-        plan.residents = all.collect();
+        plan.find_gates();
+        plan.build_filter()?;
         Ok(plan)
     }
 

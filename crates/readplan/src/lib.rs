@@ -9,6 +9,7 @@
 mod compile;
 mod eval;
 mod expr;
+mod gate;
 mod known;
 mod open;
 mod pattern;

@@ -62,10 +62,8 @@ impl Plan {
             let told = memo.borrow().get(&pattern).copied();
             told.unwrap_or_else(|| {
                 let mut presence = self.presence(pattern, known.hits, known.bytes);
-                if let (Presence::Maybe(_), Some(content)) = (presence, known.search)
-                    && self.is_ruled_out(pattern, content)
-                {
-                    presence = Presence::Absent;
+                if let (Presence::Maybe(_), Some(content)) = (presence, known.search) {
+                    presence = self.look_for(pattern, content);
                 }
                 memo.borrow_mut().insert(pattern, presence);
                 presence
@@ -81,14 +79,13 @@ impl Plan {
         })
     }
 
-    /// What a rule comes to in a file of which nothing is known but that no literal occurs.
+    /// What a rule comes to in a file of which nothing is known but that no gate's pattern occurs.
     pub(crate) fn without_hits(&self, rule: RuleId) -> Truth {
-        let hits = Hits::default();
         let evaluation = Evaluation {
             plan: self,
             size: None,
             bytes: &Nothing,
-            presence: &|pattern| self.presence(pattern, &hits, &Nothing),
+            presence: &|pattern| self.ungated(pattern),
             probe: &|_| None,
             depth: Cell::new(0),
         };

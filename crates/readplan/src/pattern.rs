@@ -4,10 +4,13 @@ use memchr::memmem;
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Class, Hir, HirKind};
 use literal_filter::{LITERAL_MAX, LITERAL_MIN};
+use crate::gate::literal_cost;
 use yara_x_parser::ast::{HexSubPattern, HexToken, Pattern, PatternModifier, RegexpPattern, TextPattern};
 
-/// Literals of one pattern, beyond which it counts as having none.
+/// Literals of one pattern, beyond which the filter does not look for it.
 const LITERALS_MAX: usize = 1024;
+/// Literals of one pattern that are looked for one by one where content is at hand.
+const SEARCHES_MAX: usize = 12;
 /// Literals of one regular expression.
 const REGEX_LITERALS_MAX: usize = 64;
 /// Members of a class that is spelt out.
@@ -103,6 +106,30 @@ pub(crate) struct Part {
 }
 
 impl PatternInfo {
+    /// What it costs the filter to look for it; `None`: it cannot.
+    pub(crate) fn cost(&self) -> Option<u64> {
+        let weak = |part: &Part| {
+            part.bytes.len() < LITERAL_MIN || part.bytes.iter().all(|byte| *byte == 0)
+        };
+        if self.literals.is_empty()
+            || self.literals.len() > LITERALS_MAX
+            || self.literals.iter().any(weak)
+        {
+            return None;
+        }
+        let costs = self.literals.iter();
+        Some(costs.map(|part| literal_cost(&part.bytes, part.nocase)).sum())
+    }
+
+    /// Whether some literal occurs in the content; `None`: there is none, or there are so many
+    /// that YARA-X finds out faster.
+    pub(crate) fn is_in(&self, content: &[u8]) -> Option<bool> {
+        if self.literals.is_empty() || self.literals.len() > SEARCHES_MAX {
+            return None;
+        }
+        Some(self.literals.iter().any(|part| part.is_in(content)))
+    }
+
     fn resident() -> Self {
         Self {
             literals: Vec::new(),
@@ -113,6 +140,26 @@ impl PatternInfo {
     }
 }
 
+impl Part {
+    fn is_in(&self, content: &[u8]) -> bool {
+        if !self.nocase {
+            return memmem::find(content, &self.bytes).is_some();
+        }
+        // The rarest byte, in both cases.
+        let places = self.bytes.iter().enumerate();
+        let rarest = places.max_by_key(|(_, byte)| rarity(&[**byte]));
+        let Some((at, byte)) = rarest else {
+            return true;
+        };
+        let (lower, upper) = (byte.to_ascii_lowercase(), byte.to_ascii_uppercase());
+        memchr::memchr2_iter(lower, upper, content).any(|found| {
+            let start = found.checked_sub(at);
+            let there = start.and_then(|start| content.get(start..start + self.bytes.len()));
+            there.is_some_and(|there| there.eq_ignore_ascii_case(&self.bytes))
+        })
+    }
+}
+
 /// What `pattern` needs.
 pub(crate) fn analyse(pattern: &Pattern<'_>) -> PatternInfo {
     let mut info = match pattern {
@@ -120,8 +167,7 @@ pub(crate) fn analyse(pattern: &Pattern<'_>) -> PatternInfo {
         Pattern::Hex(hex) => hex_info(&hex.sub_patterns),
         Pattern::Regexp(regex) => regex_info(regex),
     };
-    let weak = |part: &Part| part.bytes.len() < LITERAL_MIN || part.bytes.iter().all(|b| *b == 0);
-    if info.literals.len() > LITERALS_MAX || info.literals.iter().any(weak) {
+    if info.literals.iter().any(|part| part.bytes.is_empty()) {
         info.literals.clear();
         info.exact = Exact::No;
     }
@@ -282,9 +328,10 @@ fn hex_info(tokens: &HexSubPattern) -> PatternInfo {
     let mut best: Option<(i64, Vec<Part>)> = None;
     let mut consider = |runs: Vec<Vec<u8>>, start: Option<u64>| {
         let parts: Vec<Part> = runs.iter().map(|run| run_part(run, start, total)).collect();
+        let long = parts.iter().all(|part| part.bytes.len() >= LITERAL_MIN);
         let worst = parts.iter().map(|part| rarity(&part.bytes)).min().unwrap_or(0);
-        let usable = parts.iter().all(|part| part.bytes.len() >= LITERAL_MIN);
-        if usable && best.as_ref().is_none_or(|(score, _)| worst > *score) {
+        let worst = worst + if long { 1000 } else { 0 };
+        if best.as_ref().is_none_or(|(score, _)| worst > *score) {
             best = Some((worst, parts));
         }
     };
