@@ -16,6 +16,8 @@ use crate::scan::MATCHES_MAX;
 
 /// Rules of one shard, about: small ones are fast to run, many of them cost memory.
 const SHARD_RULES: usize = 96;
+/// The same for rules that no literal guards: they are run most often, each for itself.
+const RESIDENT_SHARD_RULES: usize = 6;
 
 /// A part of the rule set, compiled by itself.
 struct Shard {
@@ -140,10 +142,10 @@ fn divide(plan: &Plan) -> Vec<Vec<RuleId>> {
     let groups = plan.groups().iter();
     let (residents, others): (Vec<_>, Vec<_>) = groups.partition(is_resident);
     let mut shards: Vec<Vec<RuleId>> = Vec::new();
-    for part in [residents, others] {
+    for (part, most) in [(residents, RESIDENT_SHARD_RULES), (others, SHARD_RULES)] {
         let mut shard: Vec<RuleId> = Vec::new();
         for group in part {
-            if !shard.is_empty() && shard.len() + group.len() > SHARD_RULES {
+            if !shard.is_empty() && shard.len() + group.len() > most {
                 shards.push(std::mem::take(&mut shard));
             }
             shard.extend(group);

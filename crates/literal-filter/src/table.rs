@@ -296,7 +296,10 @@ fn look<const STRIDE: usize, const WINDOW: usize, const BITS: u32, const WORDS: 
     let mut looks = 0;
     for n in (0..LOOKS).rev() {
         let at = n * STRIDE;
-        let gram = u32::from_le_bytes([window[at], window[at + 1], window[at + 2], window[at + 3]]);
+        let Some(bytes) = window[at..].first_chunk::<4>() else {
+            unreachable!("a window has 3 bytes more than its looks");
+        };
+        let gram = u32::from_le_bytes(*bytes);
         let hash = (gram | fold).wrapping_mul(multiplier) >> (32 - BITS);
         let bit = bitmap[(hash >> 6) as usize] >> (hash & 63) & 1;
         looks = looks << 1 | bit;

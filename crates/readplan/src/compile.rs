@@ -243,11 +243,10 @@ impl Plan {
         let Some(entry) = self.patterns.get(pattern) else {
             return Presence::Maybe(None);
         };
-        if let Some(segment) = &entry.info.segment {
-            return match (segment.is_in(content), entry.info.exact) {
-                (false, _) => Presence::Absent,
-                (true, Exact::Yes) => Presence::Present(None),
-                (true, Exact::No | Exact::Fullword) => Presence::Maybe(None),
+        if let Some(verifier) = &entry.info.verifier {
+            return match verifier.is_in(content) {
+                Some(false) => Presence::Absent,
+                Some(true) | None => Presence::Maybe(None),
             };
         }
         match (entry.info.is_in(content), entry.info.exact) {
@@ -304,6 +303,10 @@ impl Plan {
             for index in gate.patterns {
                 self.patterns[first + index].gated = true;
             }
+        }
+        // Long literals cost the filter next to nothing and close many rules.
+        for pattern in &mut self.patterns {
+            pattern.gated |= pattern.info.cost().is_some() && pattern.info.is_long();
         }
         let mut open: Vec<RuleId> = (0..self.rules.len()).collect();
         loop {

@@ -10,6 +10,7 @@ mod compile;
 mod eval;
 mod expr;
 mod gate;
+mod hex;
 mod known;
 mod open;
 mod pattern;

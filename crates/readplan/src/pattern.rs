@@ -4,11 +4,17 @@ use memchr::memmem;
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Class, Hir, HirKind};
 use literal_filter::{LITERAL_MAX, LITERAL_MIN};
+use yara_x_parser::ast::{Pattern, PatternModifier, RegexpPattern, TextPattern};
+
 use crate::gate::literal_cost;
-use yara_x_parser::ast::{HexSubPattern, HexToken, Pattern, PatternModifier, RegexpPattern, TextPattern};
+use crate::hex::{self, Verifier};
 
 /// Literals of one pattern, beyond which the filter does not look for it.
 const LITERALS_MAX: usize = 1024;
+/// Bytes of a literal that the filter looks for at no cost to speak of.
+const LONG: usize = 11;
+/// As many of these one pattern may have.
+const LONG_MAX: usize = 16;
 /// Literals of one pattern that are looked for one by one where content is at hand.
 const SEARCHES_MAX: usize = 12;
 /// Literals of one regular expression.
@@ -20,10 +26,10 @@ const REPETITIONS_MAX: u32 = 16;
 /// Bytes kept of a literal that is only a part of its pattern: enough to be rare.
 const PART_MAX: usize = 24;
 /// Size limit of a reach that still counts as bounded.
-const REACH_MAX: u64 = 1 << 20;
+pub(crate) const REACH_MAX: u64 = 1 << 20;
 
 /// What has to be in a file for a pattern to match there.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct PatternInfo {
     /// At least one of these occurs in every match. Empty: nothing of the kind is known (the
     /// pattern is a *resident*, it may match anywhere).
@@ -32,53 +38,8 @@ pub(crate) struct PatternInfo {
     pub(crate) exact: Exact,
     /// The exact bytes of all matches, for patterns that are one plain string.
     pub(crate) fixed: Option<Vec<u8>>,
-    /// A part of every match that can be looked for where content is at hand.
-    pub(crate) segment: Option<Segment>,
-}
-
-/// Masked bytes in a row, found by the rarest run of plain ones among them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Segment {
-    /// Value, mask, and whether it must differ.
-    bytes: Vec<(u8, u8, bool)>,
-    needle: Vec<u8>,
-    /// Where the needle is in it.
-    at: usize,
-}
-
-impl Segment {
-    /// Whether it occurs.
-    pub(crate) fn is_in(&self, content: &[u8]) -> bool {
-        memmem::find_iter(content, &self.needle).any(|found| {
-            let start = found.checked_sub(self.at);
-            start.is_some_and(|start| self.is_at(content, start))
-        })
-    }
-
-    fn is_at(&self, content: &[u8], start: usize) -> bool {
-        let there = content.get(start..start + self.bytes.len());
-        there.is_some_and(|there| {
-            let mut pairs = there.iter().zip(&self.bytes);
-            pairs.all(|(byte, (value, mask, differs))| (byte & mask == value & mask) != *differs)
-        })
-    }
-
-    /// The rarest that these bytes have; at least two plain bytes side by side.
-    fn of(bytes: Vec<(u8, u8, bool)>) -> Option<Self> {
-        let plain = |(value, mask, differs): &(u8, u8, bool)| {
-            (*mask == 0xff && !differs).then_some(*value)
-        };
-        let mut best: Option<(i64, usize, Vec<u8>)> = None;
-        for start in 0..bytes.len() {
-            let run: Vec<u8> = bytes.iter().skip(start).map_while(plain).take(8).collect();
-            let score = rarity(&run);
-            if run.len() >= 2 && best.as_ref().is_none_or(|(other, ..)| score > *other) {
-                best = Some((score, start, run));
-            }
-        }
-        let (_, at, needle) = best?;
-        Some(Self { bytes, needle, at })
-    }
+    /// Finds out where content is at hand.
+    pub(crate) verifier: Option<Verifier>,
 }
 
 /// Whether occurrences of literals are matches.
@@ -121,6 +82,11 @@ impl PatternInfo {
         Some(costs.map(|part| literal_cost(&part.bytes, part.nocase)).sum())
     }
 
+    /// All its literals are so long that the filter finds them at no cost to speak of.
+    pub(crate) fn is_long(&self) -> bool {
+        self.literals.iter().all(|part| part.bytes.len() >= LONG) && self.literals.len() <= LONG_MAX
+    }
+
     /// Whether some literal occurs in the content; `None`: there is none, or there are so many
     /// that YARA-X finds out faster.
     pub(crate) fn is_in(&self, content: &[u8]) -> Option<bool> {
@@ -130,12 +96,12 @@ impl PatternInfo {
         Some(self.literals.iter().any(|part| part.is_in(content)))
     }
 
-    fn resident() -> Self {
+    pub(crate) fn resident() -> Self {
         Self {
             literals: Vec::new(),
             exact: Exact::No,
             fixed: None,
-            segment: None,
+            verifier: None,
         }
     }
 }
@@ -164,7 +130,7 @@ impl Part {
 pub(crate) fn analyse(pattern: &Pattern<'_>) -> PatternInfo {
     let mut info = match pattern {
         Pattern::Text(text) => text_info(text),
-        Pattern::Hex(hex) => hex_info(&hex.sub_patterns),
+        Pattern::Hex(hex) => hex::info(&hex.sub_patterns),
         Pattern::Regexp(regex) => regex_info(regex),
     };
     if info.literals.iter().any(|part| part.bytes.is_empty()) {
@@ -211,7 +177,7 @@ fn text_info(text: &TextPattern<'_>) -> PatternInfo {
             .collect(),
         exact,
         fixed: plain.then(|| bytes.to_vec()),
-        segment: plain.then(|| Segment::of(bytes.iter().map(|b| (*b, 0xff, false)).collect())).flatten(),
+        verifier: None,
     }
 }
 
@@ -237,7 +203,7 @@ fn widened(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The whole of `bytes`, or its rarest window.
-fn part_of(bytes: &[u8], nocase: bool, wide: bool, whole: bool) -> Part {
+pub(crate) fn part_of(bytes: &[u8], nocase: bool, wide: bool, whole: bool) -> Part {
     let (from, to) = match whole {
         true => (0, bytes.len()),
         false => window(bytes),
@@ -288,7 +254,7 @@ fn base64_info(text: &TextPattern<'_>, bytes: &[u8]) -> PatternInfo {
         literals,
         exact: Exact::No,
         fixed: None,
-        segment: None,
+        verifier: None,
     }
 }
 
@@ -308,142 +274,6 @@ fn base64_core(alphabet: &[u8], bytes: &[u8], shift: usize) -> Vec<u8> {
         alphabet.get(usize::from(value)).copied().unwrap_or(0)
     };
     (first..last).map(character).collect()
-}
-
-// --- hex ---------------------------------------------------------------------------------------
-
-fn hex_info(tokens: &HexSubPattern) -> PatternInfo {
-    let fixed = fixed_hex(tokens);
-    if let Some(bytes) = &fixed
-        && bytes.len() <= LITERAL_MAX
-    {
-        return PatternInfo {
-            literals: vec![part_of(bytes, false, false, true)],
-            exact: Exact::Yes,
-            segment: Segment::of(bytes.iter().map(|b| (*b, 0xff, false)).collect()),
-            fixed,
-        };
-    }
-    let total = hex_length(tokens);
-    let mut best: Option<(i64, Vec<Part>)> = None;
-    let mut consider = |runs: Vec<Vec<u8>>, start: Option<u64>| {
-        let parts: Vec<Part> = runs.iter().map(|run| run_part(run, start, total)).collect();
-        let long = parts.iter().all(|part| part.bytes.len() >= LITERAL_MIN);
-        let worst = parts.iter().map(|part| rarity(&part.bytes)).min().unwrap_or(0);
-        let worst = worst + if long { 1000 } else { 0 };
-        if best.as_ref().is_none_or(|(score, _)| worst > *score) {
-            best = Some((worst, parts));
-        }
-    };
-    let mut run = Vec::new();
-    // The furthest that the pattern can have got at the run's first byte, and here.
-    let (mut run_start, mut here) = (Some(0), Some(0u64));
-    for token in tokens.iter() {
-        if let HexToken::Byte(byte) = token
-            && byte.mask == 0xff
-        {
-            if run.is_empty() {
-                run_start = here;
-            }
-            run.push(byte.value);
-            here = here.map(|h| h + 1);
-            continue;
-        }
-        if !run.is_empty() {
-            consider(vec![std::mem::take(&mut run)], run_start);
-        }
-        let next = add(here, token_length(token));
-        if let HexToken::Alternative(alternative) = token {
-            let runs: Option<Vec<_>> = alternative.alternatives.iter().map(fixed_hex).collect();
-            if let Some(runs) = runs {
-                consider(runs, here);
-            }
-        }
-        here = next;
-    }
-    if !run.is_empty() {
-        consider(vec![run], run_start);
-    }
-    PatternInfo {
-        literals: best.map(|(_, parts)| parts).unwrap_or_default(),
-        exact: Exact::No,
-        fixed: None,
-        segment: hex_segment(tokens),
-    }
-}
-
-/// The rarest window of a run of fixed bytes that starts at `start` at most within the pattern,
-/// and what may lie on either side of it.
-fn run_part(run: &[u8], start: Option<u64>, total: Option<u64>) -> Part {
-    let (from, to) = window(run);
-    Part {
-        bytes: run.get(from..to).unwrap_or_default().to_vec(),
-        nocase: false,
-        wide: false,
-        before: start.map(|s| s + from as u64),
-        // The whole length: what lies before the run may be shorter than `start`.
-        after: total,
-    }
-}
-
-/// The bytes of a pattern without masks, jumps and alternatives.
-fn fixed_hex(tokens: &HexSubPattern) -> Option<Vec<u8>> {
-    let byte = |token: &HexToken| match token {
-        HexToken::Byte(byte) if byte.mask == 0xff => Some(byte.value),
-        _ => None,
-    };
-    tokens.iter().map(byte).collect()
-}
-
-/// The best stretch of a pattern in which every byte has its place.
-fn hex_segment(tokens: &HexSubPattern) -> Option<Segment> {
-    let mut best: Option<(i64, Segment)> = None;
-    let mut consider = |bytes: Vec<(u8, u8, bool)>| {
-        let worth = bytes.iter().map(|(_, mask, not)| match not {
-            true => 0,
-            false => i64::from(mask.count_ones()),
-        });
-        let worth = worth.sum();
-        if let Some(segment) = Segment::of(bytes)
-            && best.as_ref().is_none_or(|(other, _)| worth > *other)
-        {
-            best = Some((worth, segment));
-        }
-    };
-    let mut stretch = Vec::new();
-    for token in tokens.iter() {
-        match token {
-            HexToken::Byte(byte) => stretch.push((byte.value, byte.mask, false)),
-            HexToken::NotByte(byte) => stretch.push((byte.value, byte.mask, true)),
-            HexToken::Jump(jump) if jump.start == jump.end && jump.start.is_some_and(|n| n < 64) => {
-                let places = jump.start.unwrap_or(0) as usize;
-                stretch.extend(std::iter::repeat_n((0, 0, false), places));
-            }
-            HexToken::Jump(_) | HexToken::Alternative(_) => consider(std::mem::take(&mut stretch)),
-        }
-    }
-    consider(stretch);
-    best.map(|(_, segment)| segment)
-}
-
-/// The longest match in bytes; `None`: no bound.
-fn hex_length(tokens: &HexSubPattern) -> Option<u64> {
-    tokens.iter().fold(Some(0), |sum, token| add(sum, token_length(token)))
-}
-
-fn token_length(token: &HexToken) -> Option<u64> {
-    match token {
-        HexToken::Byte(_) | HexToken::NotByte(_) => Some(1),
-        HexToken::Jump(jump) => jump.end.map(u64::from),
-        HexToken::Alternative(alternative) => {
-            let lengths = alternative.alternatives.iter().map(hex_length);
-            lengths.fold(Some(0), |longest, length| Some(longest?.max(length?)))
-        }
-    }
-}
-
-fn add(a: Option<u64>, b: Option<u64>) -> Option<u64> {
-    a?.checked_add(b?).filter(|sum| *sum <= REACH_MAX)
 }
 
 // --- regular expressions -----------------------------------------------------------------------
@@ -489,7 +319,7 @@ fn regex_info(pattern: &RegexpPattern<'_>) -> PatternInfo {
         literals,
         exact: Exact::No,
         fixed: None,
-        segment: None,
+        verifier: None,
     }
 }
 
@@ -638,7 +468,7 @@ fn members(hir: &Hir, nocase: bool) -> Option<Vec<Vec<u8>>> {
 // --- choice of literals ------------------------------------------------------------------------
 
 /// The rarest window of at most [`PART_MAX`] bytes, as a range.
-fn window(bytes: &[u8]) -> (usize, usize) {
+pub(crate) fn window(bytes: &[u8]) -> (usize, usize) {
     if bytes.len() <= PART_MAX {
         return (0, bytes.len());
     }
@@ -650,7 +480,7 @@ fn window(bytes: &[u8]) -> (usize, usize) {
 }
 
 /// Higher for what is seldom found in files: zeros and fillers say nothing, letters little.
-fn rarity(bytes: &[u8]) -> i64 {
+pub(crate) fn rarity(bytes: &[u8]) -> i64 {
     let mut seen = [false; 256];
     let mut sum = 0;
     for byte in bytes {
