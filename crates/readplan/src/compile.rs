@@ -292,14 +292,13 @@ impl Plan {
 
 // How a plan is finished.
 impl Plan {
-    /// Chooses the gates, and keeps those that the evaluation proves: where no gate's pattern
-    /// occurs, the rule is false. The others' rules are residents, which may undo the proof of
-    /// rules that refer to them, so it is done again until nothing changes.
+    /// Chooses the patterns to look for. Rules that do not come to *false* where none of these
+    /// occurs are residents.
     fn find_gates(&mut self) {
         for rule in 0..self.rules.len() {
             let first = self.rules[rule].first_pattern;
             let cost = |index: usize| self.patterns.get(first + index)?.info.cost();
-            let gate = gate::of_rule(&self.rules[rule], &cost).unwrap_or_default();
+            let gate = gate::of_rule(&self.rules[rule], &cost);
             for index in gate.patterns {
                 self.patterns[first + index].gated = true;
             }
@@ -308,21 +307,9 @@ impl Plan {
         for pattern in &mut self.patterns {
             pattern.gated |= pattern.info.cost().is_some() && pattern.info.is_long();
         }
-        let mut open: Vec<RuleId> = (0..self.rules.len()).collect();
-        loop {
-            let (residents, rest): (Vec<_>, Vec<_>) = open
-                .into_iter()
-                .partition(|rule| self.without_hits(*rule) != Truth::False);
-            if residents.is_empty() {
-                break;
-            }
-            for pattern in &mut self.patterns {
-                pattern.gated &= residents.binary_search(&pattern.rule).is_err();
-            }
-            self.residents.extend(residents);
-            open = rest;
-        }
-        self.residents.sort_unstable();
+        let all = 0..self.rules.len();
+        let residents = all.filter(|rule| self.without_hits(*rule) != Truth::False);
+        self.residents = residents.collect();
     }
 
     /// The filter over the gates' literals.

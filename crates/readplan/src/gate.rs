@@ -19,19 +19,22 @@ pub(crate) type Cost<'a> = &'a dyn Fn(usize) -> Option<u64>;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Gate {
     pub(crate) patterns: BTreeSet<usize>,
-    pub(crate) cost: u64,
+    cost: u64,
+    /// Something else has to be false, too: what modules say, sizes, other rules.
+    soft: bool,
 }
 
 impl Gate {
-    fn join(mut self, other: &Self, cost: Cost<'_>) -> Self {
-        self.patterns.extend(&other.patterns);
-        self.cost = self.patterns.iter().filter_map(|p| cost(*p)).sum();
-        self
+    fn soft() -> Self {
+        Self {
+            soft: true,
+            ..Self::default()
+        }
     }
 }
 
-/// The gate of a rule. `None`: it may match with none of its patterns in the file.
-pub(crate) fn of_rule(rule: &RuleEntry, cost: Cost<'_>) -> Option<Gate> {
+/// The best gate of a rule; whether it keeps the rule shut is for the evaluation to find out.
+pub(crate) fn of_rule(rule: &RuleEntry, cost: Cost<'_>) -> Gate {
     Search { cost }.of(&rule.condition, None)
 }
 
@@ -41,13 +44,13 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// A gate of `expr`; `looped` is the pattern of the loop around.
-    fn of(&self, expr: &Expr, looped: Option<usize>) -> Option<Gate> {
+    fn of(&self, expr: &Expr, looped: Option<usize>) -> Gate {
         match expr {
-            Expr::Bool(false) => Some(Gate::default()),
-            Expr::Pattern(index, _) => self.pattern(*index),
-            Expr::LoopPattern(_) => self.pattern(looped?),
-            Expr::Count(index) => self.pattern((*index).or(looped)?),
-            Expr::Detail { pattern, .. } => self.pattern((*pattern).or(looped)?),
+            Expr::Bool(false) => Gate::default(),
+            Expr::Pattern(index, _) => self.pattern(Some(*index)),
+            Expr::LoopPattern(_) => self.pattern(looped),
+            Expr::Count(index) => self.pattern(index.or(looped)),
+            Expr::Detail { pattern, .. } => self.pattern(pattern.or(looped)),
             Expr::And(all) => self.cheapest(all.iter().map(|e| self.of(e, looped))),
             Expr::Or(any) => self.all(any.iter().map(|e| self.of(e, looped))),
             Expr::Probe(_, direct) => self.of(direct, looped),
@@ -55,7 +58,7 @@ impl Search<'_> {
                 self.compare(*comparison, left, right, looped)
             }
             Expr::OfPatterns(quantifier, patterns, _) => {
-                let gates = patterns.iter().map(|p| self.pattern(*p)).collect();
+                let gates = patterns.iter().map(|p| self.pattern(Some(*p))).collect();
                 self.quantified(quantifier, gates)
             }
             Expr::OfExpressions(quantifier, items) => {
@@ -66,31 +69,37 @@ impl Search<'_> {
                 let gates = patterns.iter().map(|p| self.of(body, Some(*p))).collect();
                 self.quantified(quantifier, gates)
             }
-            Expr::ForIn(quantifier, body) => match quantifier {
-                Quantifier::Any | Quantifier::AtLeast(_) => self.of(body, looped),
-                _ => None,
-            },
-            _ => None,
+            Expr::ForIn(Quantifier::Any | Quantifier::AtLeast(_), body) => self.of(body, looped),
+            _ => Gate::soft(),
         }
     }
 
-    fn pattern(&self, index: usize) -> Option<Gate> {
-        Some(Gate {
-            patterns: BTreeSet::from([index]),
-            cost: (self.cost)(index)?,
-        })
+    fn pattern(&self, index: Option<usize>) -> Gate {
+        match index.and_then(|index| Some((index, (self.cost)(index)?))) {
+            Some((index, cost)) => Gate {
+                patterns: BTreeSet::from([index]),
+                cost,
+                soft: false,
+            },
+            None => Gate::soft(),
+        }
     }
 
-    fn cheapest(&self, gates: impl Iterator<Item = Option<Gate>>) -> Option<Gate> {
-        gates.flatten().min_by_key(|gate| gate.cost)
+    /// One that needs nothing else; or else one that looks for something.
+    fn cheapest(&self, gates: impl Iterator<Item = Gate>) -> Gate {
+        let best = gates.min_by_key(|gate| (gate.soft, gate.patterns.is_empty(), gate.cost));
+        best.unwrap_or_else(Gate::soft)
     }
 
-    fn all(&self, gates: impl Iterator<Item = Option<Gate>>) -> Option<Gate> {
+    fn all(&self, gates: impl Iterator<Item = Gate>) -> Gate {
         let mut joined = Gate::default();
         for gate in gates {
-            joined = joined.join(&gate?, self.cost);
+            joined.patterns.extend(gate.patterns);
+            joined.soft |= gate.soft;
         }
-        Some(joined)
+        let costs = joined.patterns.iter().filter_map(|p| (self.cost)(*p));
+        joined.cost = costs.sum();
+        joined
     }
 
     /// `#a > 2`, `@a < 100`: either side may be what needs the pattern.
@@ -100,29 +109,27 @@ impl Search<'_> {
         left: &Expr,
         right: &Expr,
         looped: Option<usize>,
-    ) -> Option<Gate> {
-        let zero = matches!((left, right), (_, Expr::Int(0)) | (Expr::Int(0), _));
-        if comparison == Comparison::Ne && !zero {
-            return None;
-        }
-        self.cheapest([self.of(left, looped), self.of(right, looped)].into_iter())
+    ) -> Gate {
+        let mut gate = self.cheapest([self.of(left, looped), self.of(right, looped)].into_iter());
+        gate.soft |= comparison == Comparison::Ne;
+        gate
     }
 
-    fn quantified(&self, quantifier: &Quantifier, mut gates: Vec<Option<Gate>>) -> Option<Gate> {
+    fn quantified(&self, quantifier: &Quantifier, mut gates: Vec<Gate>) -> Gate {
         let wanted = match quantifier {
-            Quantifier::None => return None,
+            Quantifier::None => return Gate::soft(),
             Quantifier::Any | Quantifier::Percentage => 1,
             Quantifier::All => gates.len(),
             Quantifier::AtLeast(wanted) => match **wanted {
-                Expr::Int(wanted) if wanted > 0 => usize::try_from(wanted).ok()?,
-                _ => return None,
+                Expr::Int(wanted) if wanted > 0 => usize::try_from(wanted).unwrap_or(usize::MAX),
+                _ => return Gate::soft(),
             },
         };
         if wanted > gates.len() {
-            return Some(Gate::default());
+            return Gate::default();
         }
         // If all but `wanted` - 1 are false, there are too few.
-        gates.sort_by_key(|gate| gate.as_ref().map_or(u64::MAX, |gate| gate.cost));
+        gates.sort_by_key(|gate| (gate.soft, gate.cost));
         let needed = gates.len() - wanted + 1;
         self.all(gates.into_iter().take(needed))
     }
@@ -146,10 +153,10 @@ mod tests {
     use super::*;
     use crate::expr::Anchor;
 
-    fn gate(expr: &Expr, costs: &[Option<u64>]) -> Option<Vec<usize>> {
+    fn gate(expr: &Expr, costs: &[Option<u64>]) -> (Vec<usize>, bool) {
         let cost = |index: usize| costs.get(index).copied().flatten();
-        let gate = Search { cost: &cost }.of(expr, None)?;
-        Some(gate.patterns.into_iter().collect())
+        let gate = Search { cost: &cost }.of(expr, None);
+        (gate.patterns.into_iter().collect(), !gate.soft)
     }
 
     fn pattern(index: usize) -> Expr {
@@ -159,14 +166,15 @@ mod tests {
     #[test]
     fn and_needs_one_or_needs_all() {
         let costs = [Some(5), Some(1), None];
-        let check = |expr: &Expr, expected: Option<&[usize]>| {
-            assert_eq!(gate(expr, &costs).as_deref(), expected);
+        let check = |expr: &Expr, expected: &[usize], suffices: bool| {
+            assert_eq!(gate(expr, &costs), (expected.to_vec(), suffices));
         };
-        check(&Expr::And(vec![pattern(0), pattern(1)]), Some(&[1]));
-        check(&Expr::And(vec![pattern(0), pattern(2)]), Some(&[0]));
-        check(&Expr::Or(vec![pattern(0), pattern(1)]), Some(&[0, 1]));
-        check(&Expr::Or(vec![pattern(0), pattern(2)]), None);
-        check(&Expr::Not(Box::new(pattern(0))), None);
+        check(&Expr::And(vec![pattern(0), pattern(1)]), &[1], true);
+        check(&Expr::And(vec![pattern(0), pattern(2)]), &[0], true);
+        check(&Expr::And(vec![pattern(0), Expr::Bool(true)]), &[0], true);
+        check(&Expr::Or(vec![pattern(0), pattern(1)]), &[0, 1], true);
+        check(&Expr::Or(vec![pattern(0), pattern(2)]), &[0], false);
+        check(&Expr::Not(Box::new(pattern(0))), &[], false);
     }
 
     #[test]
@@ -174,13 +182,14 @@ mod tests {
         let costs = [Some(5), Some(1), Some(3), Some(2)];
         let of = |quantifier| Expr::OfPatterns(quantifier, vec![0, 1, 2, 3], Anchor::None);
         let at_least = |n| Quantifier::AtLeast(Box::new(Expr::Int(n)));
-        let check = |quantifier, expected: Option<&[usize]>| {
-            assert_eq!(gate(&of(quantifier), &costs).as_deref(), expected);
+        let check = |quantifier, expected: &[usize], suffices: bool| {
+            let expected = (expected.to_vec(), suffices);
+            assert_eq!(gate(&of(quantifier), &costs), expected);
         };
-        check(Quantifier::All, Some(&[1]));
-        check(Quantifier::Any, Some(&[0, 1, 2, 3]));
-        check(at_least(3), Some(&[1, 3]));
-        check(at_least(9), Some(&[]));
-        check(Quantifier::None, None);
+        check(Quantifier::All, &[1], true);
+        check(Quantifier::Any, &[0, 1, 2, 3], true);
+        check(at_least(3), &[1, 3], true);
+        check(at_least(9), &[], true);
+        check(Quantifier::None, &[], false);
     }
 }
