@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use crate::filter::Pool;
-use crate::grams::{FOLD, gram_at, rarity};
+use crate::filter::{Pool, Span};
+use crate::grams::{gram_at, rarity, spellings};
 
 /// How literals of some lengths are looked for.
 #[derive(Clone, Copy, Debug)]
@@ -51,14 +51,58 @@ struct Entry {
     id: u32,
     /// Where the literal is in the pool.
     start: u32,
-    /// Four of its bytes, case folded: most entries of a met gram fail here.
+    /// Four of its bytes, `fold` set: most entries of a met gram fail here.
     check: u32,
+    /// The bits that make letters of either case equal, or 0 where case counts.
+    fold: u32,
     /// Where they are in the literal.
     check_at: u8,
     /// Where the gram is in the literal.
     gram_at: u8,
     len: u8,
     nocase: bool,
+}
+
+impl Entry {
+    fn new(id: u32, span: &Span, literal: &[u8], gram_at: usize) -> Entry {
+        let fold = if span.nocase { 0x2020_2020 } else { 0 };
+        // Far from the gram, which is known to match.
+        let worth = |at: &usize| rarity(&literal[*at..*at + 4]) + 8 * at.abs_diff(gram_at).min(4) as i32;
+        let check_at = (0..=literal.len() - 4).max_by_key(worth).unwrap_or(0);
+        Entry {
+            id,
+            start: span.start,
+            check: crate::grams::gram_at(literal, check_at) | fold,
+            fold,
+            check_at: check_at as u8,
+            gram_at: gram_at as u8,
+            len: span.len,
+            nocase: span.nocase,
+        }
+    }
+}
+
+impl Class {
+    fn gram(&self, literal: &[u8], at: usize) -> u32 {
+        crate::grams::gram_at(literal, at) & (u32::MAX >> (32 - 8 * self.width))
+    }
+
+    /// Where the rarest gram is among those that a look can meet at this residue.
+    fn best_place(
+        &self,
+        literal: &[u8],
+        nocase: bool,
+        residue: usize,
+        users: &HashMap<u32, i32>,
+    ) -> Option<usize> {
+        let places = residue..=literal.len() - self.width;
+        places.step_by(self.stride).max_by_key(|at| {
+            let gram = &literal[*at..*at + self.width];
+            let letters = gram.iter().filter(|byte| nocase && byte.is_ascii_alphabetic());
+            let known = users.get(&self.gram(literal, *at)).copied().unwrap_or(0);
+            rarity(gram) - known - 3 * letters.count() as i32
+        })
+    }
 }
 
 /// A slot of the open hash table; `count` is 0 in an empty one.
@@ -73,8 +117,6 @@ struct Slot {
 pub(crate) struct Table {
     stride: usize,
     width: usize,
-    /// [`FOLD`] if some literal ignores case, or 0.
-    fold: u32,
     /// The bitmap has `1 << bits` bits.
     bits: u32,
     bitmap: Box<[u64]>,
@@ -95,55 +137,30 @@ impl Table {
     /// `None` if there are no literals of this class.
     pub(crate) fn build(class: Class, pool: &Pool) -> Option<Table> {
         let of_class = |len: u8| (class.min..=class.max).contains(&len);
-        let nocase = pool
-            .spans
-            .iter()
-            .any(|span| of_class(span.len) && span.nocase);
-        let fold = if nocase { FOLD } else { 0 };
-        let keep = u32::MAX >> (32 - 8 * class.width);
         let mut entries: Vec<(u32, Entry)> = Vec::new();
-        let mut users: HashMap<u32, u32> = HashMap::new();
+        let mut users: HashMap<u32, i32> = HashMap::new();
         for (id, (span, (literal, nocase))) in pool.spans.iter().zip(pool.iter()).enumerate() {
             if !of_class(span.len) {
                 continue;
             }
             for residue in 0..class.stride {
-                let last = literal.len() - class.width;
-                let gram = |at: usize| (gram_at(literal, at) & keep) | (fold & keep);
-                let cost = |at: usize| {
-                    let score = rarity(&literal[at..at + class.width]);
-                    let known = users.get(&gram(at)).copied().unwrap_or(0);
-                    // A gram that is there already costs no new bit.
-                    (score + if known > 0 { 3 } else { 0 }).saturating_sub(known / 8)
-                };
-                let Some(at) = (residue..=last)
-                    .step_by(class.stride)
-                    .max_by_key(|at| cost(*at))
-                else {
+                let Some(at) = class.best_place(literal, nocase, residue, &users) else {
                     continue;
                 };
-                *users.entry(gram(at)).or_default() += 1;
-                let check_at = (0..=literal.len() - 4)
-                    .max_by_key(|i| rarity(&literal[*i..*i + 4]) + 8 * i.abs_diff(at).min(4) as u32)
-                    .unwrap_or(0);
-                let entry = Entry {
-                    id: id as u32,
-                    start: span.start,
-                    check: gram_at(literal, check_at) | FOLD,
-                    check_at: check_at as u8,
-                    gram_at: at as u8,
-                    len: span.len,
-                    nocase,
-                };
-                entries.push((gram(at), entry));
+                let entry = Entry::new(id as u32, span, literal, at);
+                let gram = class.gram(literal, at);
+                let grams = if nocase { spellings(gram) } else { vec![gram] };
+                for gram in grams {
+                    *users.entry(gram).or_default() += 1;
+                    entries.push((gram, entry));
+                }
             }
         }
-        (!entries.is_empty()).then(|| Table::from_entries(class, fold, users.len(), entries))
+        (!entries.is_empty()).then(|| Table::from_entries(class, users.len(), entries))
     }
 
     fn from_entries(
         class: Class,
-        fold: u32,
         grams: usize,
         mut entries: Vec<(u32, Entry)>,
     ) -> Table {
@@ -158,7 +175,6 @@ impl Table {
         let mut table = Table {
             stride: class.stride,
             width: class.width,
-            fold,
             bits,
             bitmap: vec![0; 1 << (bits - 6)].into(),
             slots: vec![Slot::default(); 1 << slot_bits].into(),
@@ -225,7 +241,7 @@ impl Table {
         let Some(bitmap) = self.bitmap.first_chunk::<WORDS>() else {
             unreachable!("a bitmap of {BITS} bits has {WORDS} words");
         };
-        let (fold, multiplier) = (self.fold, self.multiplier());
+        let multiplier = self.multiplier();
         let mut padded = [0; WINDOW];
         for at in (from..to).step_by(STRIDE * LOOKS) {
             let rest = &scan.data[at..];
@@ -234,7 +250,7 @@ impl Table {
                 padded[rest.len()..].fill(0);
                 &padded
             });
-            let looks = look::<STRIDE, WINDOW, BITS, WORDS>(bitmap, window, fold, multiplier);
+            let looks = look::<STRIDE, WINDOW, BITS, WORDS>(bitmap, window, multiplier);
             if looks != 0 {
                 self.resolve(scan, at, STRIDE, looks)?;
             }
@@ -254,7 +270,7 @@ impl Table {
         while looks != 0 {
             let at = base + stride * looks.trailing_zeros() as usize;
             looks &= looks - 1;
-            let gram = (gram_at(scan.data, at) | self.fold) & keep;
+            let gram = gram_at(scan.data, at) & keep;
             let mut slot = self.slot_of(gram);
             loop {
                 let Slot {
@@ -290,7 +306,6 @@ const SIZES: [u32; 4] = [16, 18, 20, 22];
 fn look<const STRIDE: usize, const WINDOW: usize, const BITS: u32, const WORDS: usize>(
     bitmap: &[u64; WORDS],
     window: &[u8; WINDOW],
-    fold: u32,
     multiplier: u32,
 ) -> u64 {
     let mut looks = 0;
@@ -300,7 +315,7 @@ fn look<const STRIDE: usize, const WINDOW: usize, const BITS: u32, const WORDS: 
             unreachable!("a window has 3 bytes more than its looks");
         };
         let gram = u32::from_le_bytes(*bytes);
-        let hash = (gram | fold).wrapping_mul(multiplier) >> (32 - BITS);
+        let hash = gram.wrapping_mul(multiplier) >> (32 - BITS);
         let bit = bitmap[(hash >> 6) as usize] >> (hash & 63) & 1;
         looks = looks << 1 | bit;
     }
@@ -316,7 +331,7 @@ fn compare(scan: &mut Scan, entry: &Entry, at: usize) -> ControlFlow<()> {
     let Some(found) = scan.data.get(start..start + usize::from(entry.len)) else {
         return ControlFlow::Continue(());
     };
-    if gram_at(found, usize::from(entry.check_at)) | FOLD != entry.check {
+    if gram_at(found, usize::from(entry.check_at)) | entry.fold != entry.check {
         return ControlFlow::Continue(());
     }
     let pool_at = entry.start as usize;
