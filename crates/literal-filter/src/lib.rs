@@ -24,3 +24,4 @@ pub use delta::{apply, delta};
 pub use error::FilterError;
 pub use filter::{Filter, LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, Literal, POOL_MAX};
 pub use stream::Stream;
+pub use table::is_common;

@@ -105,6 +105,22 @@ impl Class {
     }
 }
 
+/// Whether a literal cannot be found but by a gram that most files are full of, such as zeros:
+/// looking for it makes the filter slow.
+#[must_use]
+pub fn is_common(literal: &[u8]) -> bool {
+    let class = CLASSES.iter().find(|class| usize::from(class.min) <= literal.len());
+    class.is_none_or(|class| {
+        (0..class.stride).any(|residue| {
+            let place = class.best_place(literal, false, residue, &HashMap::new());
+            place.is_none_or(|at| rarity(&literal[at..at + class.width]) < RARE_MIN)
+        })
+    })
+}
+
+/// Below this a gram is found everywhere.
+const RARE_MIN: i32 = 8;
+
 /// A slot of the open hash table; `count` is 0 in an empty one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {

@@ -3,7 +3,7 @@
 use memchr::memmem;
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Class, Hir, HirKind};
-use literal_filter::{LITERAL_MAX, LITERAL_MIN};
+use literal_filter::{LITERAL_MAX, LITERAL_MIN, is_common};
 use yara_x_parser::ast::{Pattern, PatternModifier, RegexpPattern, TextPattern};
 
 use crate::gate::literal_cost;
@@ -69,9 +69,7 @@ pub(crate) struct Part {
 impl PatternInfo {
     /// What it costs the filter to look for it; `None`: it cannot.
     pub(crate) fn cost(&self) -> Option<u64> {
-        let weak = |part: &Part| {
-            part.bytes.len() < LITERAL_MIN || part.bytes.iter().all(|byte| *byte == 0)
-        };
+        let weak = |part: &Part| part.bytes.len() < LITERAL_MIN || is_common(&part.bytes);
         if self.literals.is_empty()
             || self.literals.len() > LITERALS_MAX
             || self.literals.iter().any(weak)
