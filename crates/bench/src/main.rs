@@ -1,7 +1,10 @@
 //! Side-by-side measurements of the real programs against their peers, on one machine, in one
 //! run, alternating. `./x bench NAME` builds and runs this.
 
+mod corpora;
 mod corpus;
+mod differential;
+mod engine;
 mod measure;
 mod noop;
 mod open;
@@ -9,6 +12,7 @@ mod plot;
 mod report;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -24,6 +28,10 @@ struct Cli {
 enum Bench {
     /// What a guarded open costs: unguarded, no-op handler, Lazaret, clamonacc.
     Open(open::Options),
+    /// What the appliance's engine takes for a MB, against plain YARA-X and yara 4.2.
+    Engine(engine::Options),
+    /// Verdicts by read plan against those of whole-file YARA-X, rule by rule.
+    Differential(differential::Options),
     /// Answers every open below a mount point with yes; a part of `open`.
     #[command(hide = true)]
     Noop {
@@ -32,9 +40,16 @@ enum Bench {
     },
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().bench {
-        Bench::Open(options) => open::run(&options),
-        Bench::Noop { at } => noop::run(&at),
-    }
+fn main() -> Result<ExitCode> {
+    let good = match Cli::parse().bench {
+        Bench::Open(options) => open::run(&options).map(|()| true),
+        Bench::Engine(options) => engine::run(&options).map(|()| true),
+        Bench::Differential(options) => differential::run(&options),
+        Bench::Noop { at } => noop::run(&at).map(|()| true),
+    };
+    Ok(if good? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

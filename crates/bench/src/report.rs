@@ -41,8 +41,9 @@ impl Report {
         self.notes.insert(key.to_owned(), value.into());
     }
 
-    /// Writes report and plot; with `publish`, a copy of both under `docs/bench/`.
-    pub(crate) fn write(&self, plot: &str, publish: bool) -> Result<()> {
+    /// Writes report and plot, where there is one; with `publish`, a copy of both under
+    /// `docs/bench/`.
+    pub(crate) fn write(&self, plot: Option<&str>, publish: bool) -> Result<()> {
         let report = json!({
             "name": self.name,
             "commit": commit()?,
@@ -60,7 +61,9 @@ impl Report {
             let folder = root.join(folder);
             std::fs::create_dir_all(&folder)?;
             std::fs::write(folder.join(format!("{}.json", self.name)), &text)?;
-            std::fs::write(folder.join(format!("{}.svg", self.name)), plot)?;
+            if let Some(plot) = plot {
+                std::fs::write(folder.join(format!("{}.svg", self.name)), plot)?;
+            }
         }
         Ok(())
     }

@@ -6,13 +6,15 @@
 //!    conditions (*probes*), without looking for any pattern.
 //! 4. What is still open is run by YARA-X, in the parts (*shards*) of the rule set that hold it.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use readplan::{Hits, Known, Plan, RuleId, Source};
 use yara_x::{Compiler, Rules, ScanError, ScanResults, Scanner, SourceCode};
 
 use crate::context::{self, Names, Reads};
-use crate::scan::MATCHES_MAX;
+use crate::scan::{MATCHES_MAX, TIMEOUT_DEFAULT};
 
 /// Rules of one shard, about: small ones are fast to run, many of them cost memory.
 const SHARD_RULES: usize = 96;
@@ -32,6 +34,8 @@ pub struct Planned {
     /// By rule: where it is.
     shard_of: Vec<usize>,
     probes: Probes,
+    /// By namespace and name, the order of the rules.
+    order: HashMap<String, HashMap<String, RuleId>>,
 }
 
 /// Conditions that YARA-X decides without patterns.
@@ -45,7 +49,7 @@ struct Probes {
 }
 
 /// What a file came to.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Judged {
     /// Namespace and name of the public rules that match, sorted.
     pub matches: Vec<(String, String)>,
@@ -68,7 +72,7 @@ pub struct Stages {
 
 /// Why a scan ended early.
 #[derive(Debug, thiserror::Error)]
-pub enum Stopped {
+pub(crate) enum Stopped {
     /// Time is up.
     #[error("time is up")]
     Timeout,
@@ -91,28 +95,41 @@ impl Planned {
     ///
     /// # Errors
     /// All mistakes.
-    pub fn compile(sources: &[(String, Vec<u8>)]) -> Result<Self, Vec<String>> {
+    pub fn compile(sources: &Sources) -> Result<Self, Vec<String>> {
         let list: Vec<Source<'_>> = sources
             .iter()
             .map(|(namespace, text)| Source { namespace, text })
             .collect();
         let plan = Plan::compile(&list).map_err(|error| vec![error.to_string()])?;
-        let mut shards = Vec::new();
+        let divided = divide(&plan);
         let mut shard_of = vec![0; plan.len()];
-        for rules in divide(&plan) {
-            for rule in &rules {
-                shard_of[*rule] = shards.len();
+        for (index, rules) in divided.iter().enumerate() {
+            for rule in rules {
+                shard_of[*rule] = index;
             }
-            let (rules, reads) = compile_whole(&plan.sources_of(&rules))?;
-            shards.push(Shard { rules, reads });
         }
+        let texts: Vec<_> = divided.iter().map(|rules| plan.sources_of(rules)).collect();
+        let shards = compile_all(&texts)?;
         let probes = Probes::compile(&plan)?;
+        let mut order: HashMap<String, HashMap<String, RuleId>> = HashMap::new();
+        for rule in 0..plan.len() {
+            let (namespace, name) = plan.name(rule);
+            let names = order.entry(namespace.to_owned()).or_default();
+            names.insert(name.to_owned(), rule);
+        }
         Ok(Self {
             plan,
             shards,
             shard_of,
             probes,
+            order,
         })
+    }
+
+    /// The place of a rule in the order of the files and the rules in them.
+    pub(crate) fn order_of(&self, namespace: &str, name: &str) -> RuleId {
+        let rule = self.order.get(namespace).and_then(|names| names.get(name));
+        rule.copied().unwrap_or(RuleId::MAX)
     }
 
     /// The plan.
@@ -134,10 +151,13 @@ impl Planned {
     }
 }
 
-/// Shards of whole groups: first those of rules that no literal guards, which most files need.
+/// Shards of whole groups. Rules that neither a literal nor a probe shuts are run most often,
+/// each for itself: they come in small ones.
 fn divide(plan: &Plan) -> Vec<Vec<RuleId>> {
     let is_resident = |group: &&Vec<RuleId>| {
-        group.iter().any(|rule| plan.residents().binary_search(rule).is_ok())
+        group.iter().any(|rule| {
+            plan.residents().binary_search(rule).is_ok() && plan.probes_of(*rule).is_empty()
+        })
     };
     let groups = plan.groups().iter();
     let (residents, others): (Vec<_>, Vec<_>) = groups.partition(is_resident);
@@ -157,8 +177,39 @@ fn divide(plan: &Plan) -> Vec<Vec<RuleId>> {
     shards
 }
 
+/// Rule files with their namespaces.
+type Sources = [(String, Vec<u8>)];
+
+/// The shards of these texts, compiled by as many threads as there are processors; these have
+/// ended when this returns.
+fn compile_all(texts: &[Vec<(String, Vec<u8>)>]) -> Result<Vec<Shard>, Vec<String>> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(text) = texts.get(index) else {
+                return done;
+            };
+            let shard = compile_whole(text).map(|(rules, reads)| Shard { rules, reads });
+            done.push((index, shard));
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut all = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let joined = workers.into_iter().flat_map(|worker| match worker.join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        joined.collect::<Vec<_>>()
+    });
+    all.sort_by_key(|(index, _)| *index);
+    all.into_iter().map(|(_, shard)| shard).collect()
+}
+
 /// Rules of these files, each a namespace of its own.
-pub(crate) fn compile_whole(sources: &[(String, Vec<u8>)]) -> Result<(Rules, Reads), Vec<String>> {
+pub(crate) fn compile_whole(sources: &Sources) -> Result<(Rules, Reads), Vec<String>> {
     let mut compiler = compiler()?;
     let mut reads = Reads::default();
     for (namespace, text) in sources {
@@ -209,27 +260,32 @@ fn compiler<'a>() -> Result<Compiler<'a>, Vec<String>> {
 /// Scans, one file after the other.
 pub struct PlannedScanner<'r> {
     planned: &'r Planned,
-    shards: Vec<Scanner<'r>>,
+    /// Made when they are first needed.
+    shards: Vec<Option<Scanner<'r>>>,
     probes: Scanner<'r>,
     hits: Hits,
     answers: Vec<Option<bool>>,
-    last_open: Vec<RuleId>,
+}
+
+fn scanner(rules: &Rules) -> Scanner<'_> {
+    let mut scanner = Scanner::new(rules);
+    scanner.max_matches_per_pattern(MATCHES_MAX);
+    scanner
 }
 
 impl<'r> PlannedScanner<'r> {
     fn new(planned: &'r Planned) -> Result<Self, String> {
-        let scanner = |rules: &'r Rules| {
-            let mut scanner = Scanner::new(rules);
-            scanner.max_matches_per_pattern(MATCHES_MAX);
-            scanner
-        };
+        let mut probes = scanner(&planned.probes.rules);
+        // The first scan with a time limit starts YARA-X's heartbeat thread, which a worker's
+        // system call filter would not let it do later.
+        probes.set_timeout(TIMEOUT_DEFAULT);
+        probes.scan(b"").map_err(|e| format!("first scan: {e}"))?;
         Ok(Self {
             planned,
-            shards: planned.shards.iter().map(|shard| scanner(&shard.rules)).collect(),
-            probes: scanner(&planned.probes.rules),
+            shards: planned.shards.iter().map(|_| None).collect(),
+            probes,
             hits: Hits::default(),
             answers: Vec::new(),
-            last_open: Vec::new(),
         })
     }
 
@@ -245,16 +301,11 @@ impl<'r> PlannedScanner<'r> {
                 (rule.namespace().to_owned(), rule.identifier().to_owned())
             }));
         };
-        let left = || Some(Duration::from_secs(3600));
+        let left = || Some(TIMEOUT_DEFAULT);
         let stages = self.run(bytes, &names, &[], &left, &mut take);
         let stages = stages.map_err(|stopped| stopped.to_string())?;
         matches.sort();
         Ok(Judged { matches, stages })
-    }
-
-    /// Rules that the last file left to YARA-X.
-    pub fn last_open(&self) -> &[RuleId] {
-        &self.last_open
     }
 
     /// Runs the rules over the file of these names, or its member at `inside`; hands over the
@@ -281,16 +332,16 @@ impl<'r> PlannedScanner<'r> {
         }
         let open = self.still_open(bytes, &open, asked);
         stages.open = open.len();
-        self.last_open = open.clone();
         let mut shards: Vec<usize> = open.iter().map(|rule| planned.shard_of[*rule]).collect();
         shards.sort_unstable();
         shards.dedup();
         stages.shards = shards.len();
         for index in shards {
-            let scanner = &mut self.shards[index];
+            let shard = &planned.shards[index];
+            let scanner = self.shards[index].get_or_insert_with(|| scanner(&shard.rules));
             scanner.set_timeout(left().ok_or(Stopped::Timeout)?);
             names
-                .tell(planned.shards[index].reads, scanner, inside, bytes)
+                .tell(shard.reads, scanner, inside, bytes)
                 .map_err(Stopped::Failed)?;
             take(&scanner.scan(bytes)?);
         }

@@ -77,7 +77,7 @@ impl Template for Yara {
 
     fn sandbox(&self) -> Sandbox {
         Sandbox {
-            reserved_bytes: scan::RESERVED_BYTES,
+            reserved_bytes: scan::reserved_bytes(self.0.planned),
             ..Sandbox::default()
         }
     }

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use model::Generation;
 use yara_x::errors::CompileError;
 use yara_x::warnings::Warning;
-use yara_x::{Compiler, Rules, SourceCode};
+use yara_x::{Compiler, SourceCode};
 
 use crate::context::{self, Reads};
+use crate::planned::Planned;
 
 /// The version this program is built with; pinned in Cargo.toml.
 pub(crate) const YARA_X_VERSION: &str = "1.22.1";
@@ -18,7 +19,7 @@ const FOLDER_DEPTH_MAX: usize = 16;
 
 /// Compiled rules, kept for the life of the process so that scanners can be, too.
 pub(crate) struct RuleSet {
-    pub(crate) rules: &'static Rules,
+    pub(crate) planned: &'static Planned,
     pub(crate) count: u64,
     pub(crate) generation: Generation,
     pub(crate) context: Reads,
@@ -63,13 +64,13 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<RuleSet, Vec<String>> {
         return Err(errors);
     }
     let warnings = slow(&compiler, &sources);
-    let rules = compiler.build();
-    let count = rules.iter().len() as u64;
+    let planned = Planned::compile(&sources)?;
+    let count = planned.plan().len() as u64;
     if count == 0 {
         return Err(vec!["there is no rule in any of the rule paths".to_owned()]);
     }
     Ok(RuleSet {
-        rules: Box::leak(Box::new(rules)),
+        planned: Box::leak(Box::new(planned)),
         count,
         generation: generation(&sources),
         context: reads,

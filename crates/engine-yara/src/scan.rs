@@ -8,17 +8,26 @@ use engine::worker::{Input, Worker};
 use model::DETECTIONS_MAX;
 use proto::v1;
 use unpack::{Budget, End, IncompleteKind, Limits, Member};
-use yara_x::{ScanError, ScanResults, Scanner};
+use yara_x::ScanResults;
 
-use crate::context::{Names, Reads};
+use crate::context::Names;
+use crate::planned::{Planned, PlannedScanner, Stopped};
 use crate::rules::RuleSet;
 
 /// The name in detections.
 pub(crate) const ENGINE: &str = "yara";
 
-/// Address space that a worker reserves and does not use: wasmtime's memory with its guard
-/// regions, and the allocator's arena for the heartbeat thread. Measured: 150 MB.
-pub(crate) const RESERVED_BYTES: u64 = 256 << 20;
+/// Address space that a worker reserves and does not use, for each part of the rule set:
+/// wasmtime's memory with its guard regions. Measured: 84 MB.
+const RESERVED_SHARD_BYTES: u64 = 96 << 20;
+/// The same for all else: the allocator's arena for the heartbeat thread, and the like.
+const RESERVED_BYTES: u64 = 256 << 20;
+
+/// Address space that a worker of these rules reserves and does not use.
+pub(crate) fn reserved_bytes(planned: &Planned) -> u64 {
+    let scanners = planned.shards() as u64 + 1;
+    RESERVED_BYTES + scanners * RESERVED_SHARD_BYTES
+}
 
 /// Matches kept for one pattern (YARA-X's own default): stops a file of millions of matches from
 /// eating the memory. YARA-X stops looking for a pattern that has as many and says nothing, so a
@@ -26,25 +35,20 @@ pub(crate) const RESERVED_BYTES: u64 = 256 << 20;
 pub(crate) const MATCHES_MAX: usize = 1_000_000;
 
 /// A worker's own limit, for jobs that come without one.
-const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
+pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 
 pub(crate) struct YaraWorker {
-    // One for the life of the worker: a fresh one costs half a millisecond.
-    scanner: Scanner<'static>,
-    reads: Reads,
+    planned: &'static Planned,
+    // One for the life of the worker: fresh ones cost half a millisecond each.
+    scanner: PlannedScanner<'static>,
 }
 
 impl YaraWorker {
-    /// Makes the scanner and scans nothing with it: that starts YARA-X's heartbeat thread, which
-    /// the system call filter would not let it do later.
+    /// Makes the scanner.
     pub(crate) fn new(set: &RuleSet) -> Result<Self, String> {
-        let mut scanner = Scanner::new(set.rules);
-        scanner.max_matches_per_pattern(MATCHES_MAX);
-        scanner.set_timeout(TIMEOUT_DEFAULT);
-        scanner.scan(b"").map_err(|e| format!("first scan: {e}"))?;
         Ok(Self {
-            scanner,
-            reads: set.context,
+            planned: set.planned,
+            scanner: set.planned.scanner()?,
         })
     }
 }
@@ -94,54 +98,63 @@ struct FileScan<'a> {
 impl FileScan<'_> {
     /// Runs the rules over the file, or its member at `path`. `Break`: there is no use in going on.
     fn judge(&mut self, path: &[Vec<u8>], bytes: &[u8]) -> ControlFlow<()> {
-        let left = self.ends_at.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            self.incomplete(v1::UnscannedReason::EngineTimeout, "time is up".to_owned());
-            return ControlFlow::Break(());
-        }
+        let ends_at = self.ends_at;
+        let left = || {
+            let left = ends_at.saturating_duration_since(Instant::now());
+            (!left.is_zero()).then_some(left)
+        };
+        let planned = self.worker.planned;
+        let (mut found, mut beyond) = (Vec::new(), None);
+        let mut take = |results: &ScanResults<'_, '_>| {
+            found.extend(results.matching_rules().map(|rule| {
+                let order = planned.order_of(rule.namespace(), rule.identifier());
+                (order, rule.identifier().to_owned())
+            }));
+            // A pattern matches once at most at each offset.
+            if bytes.len() >= MATCHES_MAX {
+                beyond = beyond.take().or_else(|| beyond_matches(results));
+            }
+        };
         let scanner = &mut self.worker.scanner;
-        scanner.set_timeout(left);
-        if let Err(error) = self.names.tell(self.worker.reads, scanner, path, bytes) {
-            self.report.error = error;
-            return ControlFlow::Break(());
+        let stopped = scanner.run(bytes, &self.names, path, &left, &mut take).err();
+        found.sort();
+        for (_, name) in found {
+            self.detect(name, path);
         }
-        let results = match scanner.scan(bytes) {
-            Ok(results) => results,
-            Err(ScanError::Timeout) => {
+        match stopped {
+            Some(Stopped::Timeout) => {
                 self.incomplete(v1::UnscannedReason::EngineTimeout, "time is up".to_owned());
                 return ControlFlow::Break(());
             }
-            Err(error) => {
-                self.report.error = error.to_string();
+            Some(Stopped::Failed(error)) => {
+                self.report.error = error;
                 return ControlFlow::Break(());
             }
-        };
-        for rule in results.matching_rules() {
-            let name = rule.identifier().to_owned();
-            if !self.seen.insert((name.clone(), path.to_vec())) {
-                continue;
-            }
-            if self.report.detections.len() < DETECTIONS_MAX {
-                self.report.detections.push(v1::Detection {
-                    name,
-                    engine: ENGINE.to_owned(),
-                    path_inside: path.to_vec(),
-                });
-            } else {
-                self.report.omitted = self.report.omitted.saturating_add(1);
-            }
+            None => {}
         }
-        // A pattern matches once at most at each offset.
-        if bytes.len() >= MATCHES_MAX
-            && let Some(detail) = beyond_matches(&results)
-        {
-            incomplete(self.report, v1::UnscannedReason::EngineLimit, detail);
+        if let Some(detail) = beyond {
+            self.incomplete(v1::UnscannedReason::EngineLimit, detail);
         }
         // Enough to call it malicious; unpacking on would only count.
         if self.report.detections.len() >= DETECTIONS_MAX {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
+    }
+
+    fn detect(&mut self, name: String, path: &[Vec<u8>]) {
+        if !self.seen.insert((name.clone(), path.to_vec())) {
+            return;
+        }
+        if self.report.detections.len() < DETECTIONS_MAX {
+            self.report.detections.push(v1::Detection {
+                name,
+                engine: ENGINE.to_owned(),
+                path_inside: path.to_vec(),
+            });
+        } else {
+            self.report.omitted = self.report.omitted.saturating_add(1);
+        }
     }
 
     fn judge_members(&mut self, bytes: &[u8], wanted: &v1::UnpackLimits) {

@@ -129,6 +129,20 @@ impl Plan {
         (self.file(entry).namespace.as_str(), entry.name.as_str())
     }
 
+    /// The rule's text, from its first keyword to its last brace.
+    pub fn text(&self, rule: RuleId) -> &[u8] {
+        let entry = self.rule(rule);
+        let text = &self.file(entry).text;
+        text.get(entry.span.clone()).unwrap_or_default()
+    }
+
+    /// For each pattern of a rule bytes that match it, or nearly so: for making test files.
+    pub fn samples(&self, rule: RuleId) -> Vec<&[u8]> {
+        let first = self.rule(rule).first_pattern;
+        let own = self.patterns.iter().skip(first).take_while(|p| p.rule == rule);
+        own.map(|pattern| pattern.info.sample.as_slice()).collect()
+    }
+
     /// The rule of this namespace and name.
     pub fn rule_named(&self, namespace: &str, name: &str) -> Option<RuleId> {
         let file = self.files.iter().position(|file| file.namespace == namespace)?;

@@ -166,7 +166,7 @@ impl Evaluation<'_> {
                 },
                 known => known,
             },
-            Expr::Opaque(_) => Value::Unknown,
+            Expr::Opaque => Value::Unknown,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use yara_x_parser::ast::{self, Expr as Ast, MatchAnchor, WithSpan};
 
-/// An expression. Whatever is not here is [`Expr::Opaque`], whose value is never known.
+/// An expression. Whatever is not here is [`Expr::Opaque`].
 #[derive(Debug, Clone)]
 pub(crate) enum Expr {
     Bool(bool),
@@ -24,7 +24,7 @@ pub(crate) enum Expr {
     /// Something of a module.
     Module { module: String, kind: ModuleItem },
     /// A function of a module.
-    Call { module: String, arguments: Vec<Expr> },
+    Call { module: String },
     /// Another rule of the namespace.
     Rule(String),
     Not(Box<Expr>),
@@ -41,8 +41,8 @@ pub(crate) enum Expr {
     /// A condition that reads no pattern and no rule: YARA-X itself can tell its value. By index
     /// into the plan's probes; beside it, what can be told without YARA-X.
     Probe(usize, Box<Expr>),
-    /// Unknown, but reads no more than its parts do and what they name.
-    Opaque(Vec<Expr>),
+    /// Never known.
+    Opaque,
 }
 
 #[derive(Debug, Clone)]
@@ -260,11 +260,11 @@ impl Converter<'_> {
                 match self.pattern(found.identifier.name) {
                     Named::Loop => Expr::LoopPattern(anchor),
                     Named::Pattern(index) => Expr::Pattern(index, anchor),
-                    Named::Unknown => Expr::Opaque(Vec::new()),
+                    Named::Unknown => Expr::Opaque,
                 }
             }
             Ast::PatternCount(count) => match self.pattern(count.identifier.name) {
-                Named::Unknown => Expr::Opaque(Vec::new()),
+                Named::Unknown => Expr::Opaque,
                 named if count.range.is_none() => Expr::Count(named.index()),
                 named => Expr::Detail {
                     pattern: named.index(),
@@ -273,7 +273,7 @@ impl Converter<'_> {
             },
             Ast::PatternOffset(detail) | Ast::PatternLength(detail) => {
                 match self.pattern(detail.identifier.name) {
-                    Named::Unknown => Expr::Opaque(Vec::new()),
+                    Named::Unknown => Expr::Opaque,
                     named => Expr::Detail {
                         pattern: named.index(),
                         counts: false,
@@ -311,28 +311,17 @@ impl Converter<'_> {
                 self.variables.truncate(outer);
                 Expr::ForIn(quantifier, Box::new(body))
             }
-            Ast::With(with) => {
-                let outer = self.variables.len();
-                let mut parts = Vec::new();
-                for declaration in &with.declarations {
-                    parts.push(self.value(&declaration.expression));
-                    self.variables.push(declaration.identifier.name.to_owned());
-                }
-                parts.push(self.value(&with.body));
-                self.variables.truncate(outer);
-                Expr::Opaque(parts)
-            }
-            other => Expr::Opaque(other.children().map(|child| self.value(child)).collect()),
+            _ => Expr::Opaque,
         }
     }
 
     fn name(&self, name: &str) -> Expr {
         if self.variables.iter().any(|variable| variable == name) {
-            Expr::Opaque(Vec::new())
+            Expr::Opaque
         } else if (self.rules)(name) {
             Expr::Rule(name.to_owned())
         } else {
-            Expr::Opaque(Vec::new())
+            Expr::Opaque
         }
     }
 
@@ -357,7 +346,7 @@ impl Converter<'_> {
                 module,
                 kind: ModuleItem::Flag,
             },
-            (None, _) => Expr::Opaque(expr.children().map(|child| self.value(child)).collect()),
+            (None, _) => Expr::Opaque,
         }
     }
 
@@ -376,17 +365,15 @@ impl Converter<'_> {
     }
 
     fn call(&mut self, call: &ast::FuncCall<'_>) -> Expr {
-        let mut arguments: Vec<Expr> = call.args.iter().map(|a| self.value(a)).collect();
         let Some(object) = &call.object else {
-            let name = call.identifier.name;
-            return match (read(name), arguments.len()) {
-                (Some(read), 1) => Expr::Read(read, Box::new(arguments.remove(0))),
-                _ => Expr::Opaque(arguments),
+            return match (read(call.identifier.name), call.args.as_slice()) {
+                (Some(read), [at]) => Expr::Read(read, Box::new(self.value(at))),
+                _ => Expr::Opaque,
             };
         };
         match self.module(object) {
-            Some(module) => Expr::Call { module, arguments },
-            None => Expr::Opaque(arguments),
+            Some(module) => Expr::Call { module },
+            None => Expr::Opaque,
         }
     }
 

@@ -19,6 +19,9 @@ const REGEX_SIZE_MAX: usize = 1 << 20;
 /// Bytes of a needle; more do not make it rarer.
 const NEEDLE_MAX: usize = 8;
 
+/// Bytes of a jump in a sample.
+const SAMPLE_JUMP_MAX: u32 = 4096;
+
 /// What a hex pattern needs.
 pub(crate) fn info(tokens: &HexSubPattern) -> PatternInfo {
     let fixed = fixed(tokens);
@@ -30,6 +33,7 @@ pub(crate) fn info(tokens: &HexSubPattern) -> PatternInfo {
             exact: Exact::Yes,
             fixed,
             verifier: None,
+            sample: Vec::new(),
         };
     }
     PatternInfo {
@@ -37,6 +41,7 @@ pub(crate) fn info(tokens: &HexSubPattern) -> PatternInfo {
         exact: Exact::No,
         fixed: None,
         verifier: Verifier::of(tokens),
+        sample: sample(tokens),
     }
 }
 
@@ -105,6 +110,25 @@ fn fixed(tokens: &HexSubPattern) -> Option<Vec<u8>> {
         _ => None,
     };
     tokens.iter().map(byte).collect()
+}
+
+/// The shortest match, zeros where any byte will do.
+fn sample(tokens: &HexSubPattern) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for token in tokens.iter() {
+        match token {
+            HexToken::Byte(byte) => bytes.push(byte.value),
+            HexToken::NotByte(byte) => bytes.push(!byte.value & byte.mask),
+            HexToken::Jump(jump) => {
+                let least = jump.start.unwrap_or(0).min(SAMPLE_JUMP_MAX) as usize;
+                bytes.extend(std::iter::repeat_n(0, least));
+            }
+            HexToken::Alternative(alternative) => {
+                bytes.extend(alternative.alternatives.first().map(sample).unwrap_or_default());
+            }
+        }
+    }
+    bytes
 }
 
 /// The longest match in bytes; `None`: no bound.

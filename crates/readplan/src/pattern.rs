@@ -40,6 +40,8 @@ pub(crate) struct PatternInfo {
     pub(crate) fixed: Option<Vec<u8>>,
     /// Finds out where content is at hand.
     pub(crate) verifier: Option<Verifier>,
+    /// Bytes that match, or nearly so: for making test files.
+    pub(crate) sample: Vec<u8>,
 }
 
 /// Whether occurrences of literals are matches.
@@ -100,6 +102,7 @@ impl PatternInfo {
             exact: Exact::No,
             fixed: None,
             verifier: None,
+            sample: Vec::new(),
         }
     }
 }
@@ -131,6 +134,10 @@ pub(crate) fn analyse(pattern: &Pattern<'_>) -> PatternInfo {
         Pattern::Hex(hex) => hex::info(&hex.sub_patterns),
         Pattern::Regexp(regex) => regex_info(regex),
     };
+    if info.sample.is_empty() {
+        let first = info.literals.first();
+        info.sample = first.map(|part| part.bytes.clone()).unwrap_or_default();
+    }
     if info.literals.iter().any(|part| part.bytes.is_empty()) {
         info.literals.clear();
         info.exact = Exact::No;
@@ -176,6 +183,7 @@ fn text_info(text: &TextPattern<'_>) -> PatternInfo {
         exact,
         fixed: plain.then(|| bytes.to_vec()),
         verifier: None,
+        sample: Vec::new(),
     }
 }
 
@@ -253,6 +261,7 @@ fn base64_info(text: &TextPattern<'_>, bytes: &[u8]) -> PatternInfo {
         exact: Exact::No,
         fixed: None,
         verifier: None,
+        sample: Vec::new(),
     }
 }
 
@@ -318,6 +327,7 @@ fn regex_info(pattern: &RegexpPattern<'_>) -> PatternInfo {
         exact: Exact::No,
         fixed: None,
         verifier: None,
+        sample: Vec::new(),
     }
 }
 

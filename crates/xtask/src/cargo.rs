@@ -43,3 +43,9 @@ pub(crate) fn bench(name: &str, quick: bool, publish: bool) -> Result<bool> {
     bench.args(publish.then_some("--publish"));
     succeeds(&mut bench)
 }
+
+/// Builds everything and compares verdicts by read plan with those of YARA-X.
+pub(crate) fn differential(arguments: &[String]) -> Result<bool> {
+    let program = bin_dir()?.join("lazaret-bench");
+    Ok(build_programs()? && succeeds(Command::new(program).arg("differential").args(arguments))?)
+}

@@ -53,6 +53,13 @@ enum Task {
         #[arg(long)]
         publish: bool,
     },
+    /// Compares verdicts by read plan with those of whole-file YARA-X; the last line is
+    /// `violations: N`. Takes --rules DIR and --corpus DIR.
+    Differential {
+        /// As `lazaret-bench differential --help` tells.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Generates crates/proto's code from proto/.
     Gen {
         /// Only compares.
@@ -94,6 +101,7 @@ fn main() -> Result<ExitCode> {
             quick,
             publish,
         } => done(cargo::bench(&name, quick, publish)?),
+        Task::Differential { arguments } => done(cargo::differential(&arguments)?),
         Task::Gen { check } => generate::run(check).map(|()| ExitCode::SUCCESS),
         Task::Deny { advisories } => done(check::deny(advisories)?),
         Task::Lint => {

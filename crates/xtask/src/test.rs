@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::cargo::{bench, build_programs, cargo};
+use crate::cargo::{bench, build_programs, cargo, differential};
 use crate::tally::Tally;
 use crate::{check, demo, fuzz, generate};
 
@@ -38,7 +38,9 @@ pub(crate) fn ci() -> Result<Tally> {
     tally.step("demo --exit", || {
         Ok(build_programs()? && demo::run(true).map(|()| true)?)
     });
+    tally.step("differential", || differential(&[]));
     tally.step("bench open --quick", || bench("open", true, false));
+    tally.step("bench engine --quick", || bench("engine", true, false));
     Ok(tally)
 }
 

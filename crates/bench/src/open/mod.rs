@@ -81,7 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     report.note("wire", wire::HOW);
     report.note("usage", USAGE);
     summary::figures(&outcome, &mut report)?;
-    report.write(&summary::plot(&outcome, &stage), options.publish)?;
+    report.write(Some(&summary::plot(&outcome, &stage)), options.publish)?;
     summary::print(&outcome)
 }
 

@@ -1,1 +1,0 @@
-//! Content-defined chunks and manifests of what is like something seen before. No I/O.
