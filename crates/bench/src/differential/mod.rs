@@ -80,7 +80,7 @@ fn own_corpus(scratch: &Path) -> Result<Vec<PathBuf>> {
         bytes: megabytes << 20,
         each: 8 << 20,
     };
-    files.extend(corpora::files(Path::new("/usr"), share(3500, 160))?);
+    files.extend(corpora::files(Path::new("/usr"), share(4500, 200))?);
     for (package, share) in [
         ("libwine", share(400, 120)),
         ("sound-theme-freedesktop", share(50, 20)),
