@@ -72,7 +72,7 @@ impl SigningKey {
     /// # Errors
     /// [`Error::Io`] or [`Error::Key`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::from_pkcs8(&std::fs::read(path).map_err(Error::io(path))?)
+        Self::from_pkcs8(&crate::read_text(path)?)
     }
 
     fn from_pkcs8(document: &[u8]) -> Result<Self, Error> {
