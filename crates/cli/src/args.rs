@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Reload,
     /// Lists of known content, which costs agents neither bytes nor time.
     #[command(subcommand)]
-    Allowlist(AllowlistCommand),
+    Allowlist(Box<AllowlistCommand>),
 }
 
 #[derive(Debug, Subcommand)]

@@ -18,7 +18,7 @@ pub(crate) enum AllowlistCommand {
         show: bool,
     },
     /// Make a list of files that are read and hashed now.
-    Build(BuildArgs),
+    Build(Box<BuildArgs>),
     /// Make one list of several: what one revokes, none lists.
     Merge(MergeArgs),
     /// Show what one list has and another has not.
