@@ -67,6 +67,9 @@ impl Session {
             Outcome::Clean => None,
             ref other => Some(other.clone()),
         };
+        if let (Outcome::Malicious { .. }, Some(digest)) = (&verdict.outcome, verdict.digest) {
+            self.gate.found_malicious(digest);
+        }
         self.gate.input(Input::Reply {
             request_id,
             verdict,
@@ -215,6 +218,11 @@ impl Handler for Session {
                 }
                 Err(error) => tracing::error!(%error, "policy refused; the old one counts"),
             },
+            Some(Body::Recall(recall)) => {
+                let digests = recall.digests.iter();
+                let digests = digests.filter_map(|it| it.as_slice().try_into().ok());
+                self.gate.recall(&digests.collect::<Vec<_>>());
+            }
             Some(Body::Order(order)) => self.order(order),
             Some(Body::Renewed(renewed)) => {
                 // A second answer to one question is none.

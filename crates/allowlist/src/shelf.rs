@@ -26,6 +26,8 @@ pub struct Sources {
     /// An existing folder of this program alone: remembers across restarts which serial was in
     /// force (`allowlist.serials`) and what was recalled (`allowlist.recalled`).
     pub state: PathBuf,
+    /// Whether that folder is written to. A second process that uses it must not.
+    pub keeps: bool,
     /// When so many digests are recalled, nothing is listed any more: there may be others.
     pub recalls_max: usize,
 }
@@ -168,7 +170,7 @@ impl Shelf {
         } = &self.sources;
         let opened = Map::open(path, trusted, *bytes_max, slot.map.as_deref());
         let taken = opened.and_then(|map| {
-            serials.admit(&map)?;
+            serials.admit(&map, self.sources.keeps)?;
             Ok(map)
         });
         Some(match taken {
@@ -190,10 +192,10 @@ impl Shelf {
             .collect()
     }
 
-    /// How many lists are configured.
+    /// The files of all lists, in force or not.
     #[must_use]
-    pub fn files_len(&self) -> usize {
-        self.sources.files.len()
+    pub fn files(&self) -> &[PathBuf] {
+        &self.sources.files
     }
 
     /// From now on none of `digests` is listed; returns those that were not recalled before.
@@ -209,6 +211,9 @@ impl Shelf {
     /// # Errors
     /// [`Error::Io`]; they are tried again the next time.
     pub fn save_recalls(&self) -> Result<(), Error> {
+        if !self.sources.keeps {
+            return Ok(());
+        }
         let mut recalls = self.recalls.write().unwrap_or_else(PoisonError::into_inner);
         recalls.save()
     }
@@ -287,7 +292,7 @@ impl Serials {
 
     /// Refuses what is older than what was in force before; remembers what is newer, on disk,
     /// before it comes in force.
-    fn admit(&mut self, map: &Map) -> Result<(), Error> {
+    fn admit(&mut self, map: &Map, keeps: bool) -> Result<(), Error> {
         let is = (map.serial(), map.fingerprint());
         if let Some(was) = self.seen.get(map.name()) {
             if *was == is {
@@ -310,7 +315,9 @@ impl Serials {
                 let _ = writeln!(text, "{serial} {} {name}", hex(print));
                 text
             });
-        store::replace(&self.path, text.as_bytes())?;
+        if keeps {
+            store::replace(&self.path, text.as_bytes())?;
+        }
         self.seen = seen;
         Ok(())
     }

@@ -140,6 +140,7 @@ impl Session {
                 | Body::CheckReply(_)
                 | Body::ContentChanged(_)
                 | Body::Policy(_)
+                | Body::Recall(_)
                 | Body::Order(_)
                 | Body::Renewed(_),
             ) => return Err(Breach::NotYours),

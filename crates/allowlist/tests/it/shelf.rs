@@ -32,11 +32,16 @@ impl Scene {
     }
 
     fn shelf(&self) -> Shelf {
+        self.shelf_that(true)
+    }
+
+    fn shelf_that(&self, keeps: bool) -> Shelf {
         Shelf::open(Sources {
             files: vec![self.path("a"), self.path("b")],
             trusted: vec![self.key.public()],
             bytes_max: 4096,
             state: self.folder.path().to_owned(),
+            keeps,
             recalls_max: self.recalls_max,
         })
         .unwrap()
@@ -185,9 +190,33 @@ fn recalled_beats_listed_and_is_kept() {
         trusted: vec![],
         bytes_max: 1,
         state: scene.folder.path().to_owned(),
+        keeps: true,
         recalls_max: 1,
     };
     assert!(matches!(Shelf::open(sources), Err(Error::Damaged { .. })));
+}
+
+#[test]
+fn a_second_process_reads_and_does_not_write() {
+    let scene = Scene::new();
+    scene.put("a", &list(5, &[1], &[]));
+    let first = scene.shelf();
+    reloads(&first, &[5], &["taken"]);
+    assert_eq!(first.recall(&[digest(1)]).len(), 1);
+    first.save_recalls().unwrap();
+    let files = || {
+        let names = ["allowlist.serials", "allowlist.recalled"];
+        names.map(|name| fs::read(scene.path(name)).unwrap())
+    };
+    let before = files();
+    scene.put("a", &list(6, &[1, 2], &[]));
+    let second = scene.shelf_that(false);
+    reloads(&second, &[6], &["taken"]);
+    assert!(!second.lists(&digest(1)) && second.lists(&digest(2)));
+    assert_eq!(second.recall(&[digest(2)]).len(), 1);
+    second.save_recalls().unwrap();
+    assert!(!second.lists(&digest(2)));
+    assert_eq!(files(), before);
 }
 
 #[test]

@@ -363,7 +363,7 @@ pub struct Envelope {
     /// What it carries. Absent or unknown: the receiver ignores the frame and counts it.
     #[prost(
         oneof = "envelope::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26"
     )]
     pub body: ::core::option::Option<envelope::Body>,
 }
@@ -414,6 +414,8 @@ pub mod envelope {
         Renewed(super::Renewed),
         #[prost(message, tag = "22")]
         Alert(super::Alert),
+        #[prost(message, tag = "26")]
+        Recall(super::Recall),
     }
 }
 /// First frame of an agent.
@@ -568,6 +570,14 @@ pub struct ContentChanged {
     /// The generation in force, 16 bytes.
     #[prost(bytes = "vec", tag = "1")]
     pub generation: ::prost::alloc::vec::Vec<u8>,
+}
+/// Content that an allowlist has was found malicious: the agent never again allows it because of a
+/// list, and forgets what it remembers of it. The first ones come right after Welcome.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Recall {
+    /// BLAKE3 of contents, 32 bytes each; at most 8192. One of another length is ignored.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub digests: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// What the agent's hands shall do; the appliance decides, the agent checks and obeys.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -158,6 +158,12 @@ fn alert() -> v1::Alert {
     }
 }
 
+fn recall() -> v1::Recall {
+    v1::Recall {
+        digests: vec![vec![0x66; 32], vec![0x77; 32]],
+    }
+}
+
 fn renewed() -> v1::Renewed {
     v1::Renewed {
         chain: vec![vec![0x30, 0x82]],
@@ -193,6 +199,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("Renew", Body::Renew(v1::Renew { csr: vec![0x30] })),
         ("Renewed", Body::Renewed(renewed())),
         ("Alert", Body::Alert(alert())),
+        ("Recall", Body::Recall(recall())),
     ]
 }
 
@@ -243,6 +250,7 @@ fn alone(golden: &mut Golden) {
     golden.add("OrderResult", &order_result());
     golden.add("LedgerReport", &ledger_report());
     golden.add("Alert", &alert());
+    golden.add("Recall", &recall());
     golden.add("Ping", &v1::Ping { nonce: u64::MAX });
     golden.add("Pong", &v1::Pong { nonce: u64::MAX });
     golden.add("Goodbye", &v1::Goodbye { reason });
