@@ -132,6 +132,7 @@ impl Holder {
         else {
             return Consequence::default();
         };
+        shared.recall([digest]);
         if shared.released.contains(&digest) {
             return Consequence {
                 released: true,

@@ -299,6 +299,10 @@ async fn run(shared: Arc<Shared>, started: Started<Box<ScanJob>>) {
     let (key, verdict) = judge(&shared, &engines, *started.job).await;
     shared.verdicts.keep_in_memory(&key, &verdict);
     running.finish(&verdict);
+    if let (Outcome::Malicious { .. }, Some(digest)) = (&verdict.outcome, verdict.digest) {
+        // Whoever asked may be gone.
+        shared.recall([digest]);
+    }
     shared.verdicts.keep_on_disk(&key, &verdict);
 }
 

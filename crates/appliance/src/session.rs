@@ -96,6 +96,8 @@ impl Session {
         if let Some(SessionHandle { outbox, .. }) = older {
             outbox.goodbye("a newer session of this guest has taken over");
         }
+        // After it entered: what is recalled from now on reaches it with everybody else.
+        shared.tell_recalled(&*asker.outbox);
         Self {
             shared,
             asker,

@@ -30,10 +30,11 @@ pub(super) const B: GuestId = GuestId([0xb; 16]);
 /// Content that the double calls malicious.
 pub(super) const EVIL: &[u8] = b"this is EVIL";
 
-/// Calls content with "EVIL" in it malicious, crashes on "CRASH".
+/// Calls content with "EVIL" (or what else it `finds`) in it malicious, crashes on "CRASH".
 pub(super) struct Double {
     pub(super) generation: Generation,
     pub(super) context_sensitive: bool,
+    pub(super) finds: &'static [u8],
     /// A scan takes one permit and gives it back; without any, scans wait.
     pub(super) gate: Semaphore,
     pub(super) begun: AtomicU64,
@@ -45,6 +46,7 @@ impl Double {
         Self {
             generation: Generation([1; 16]),
             context_sensitive: false,
+            finds: b"EVIL",
             gate: Semaphore::new(1000),
             begun: AtomicU64::new(0),
             contexts: Mutex::default(),
@@ -64,7 +66,7 @@ impl Double {
                 "signal 11",
             );
         }
-        let found = has(b"EVIL").then(|| Detection {
+        let found = has(self.finds).then(|| Detection {
             name: "Test.Evil".into(),
             engine: "double".into(),
             path_inside: vec![],
@@ -273,6 +275,11 @@ impl Rig {
 
     /// Ends everything, and begins again on what was kept.
     pub(super) async fn restart(self, double: Double) -> Self {
+        self.restart_as("", double).await
+    }
+
+    /// The same with another configuration.
+    pub(super) async fn restart_as(self, text: &str, double: Double) -> Self {
         let Self {
             shared,
             dir,
@@ -284,7 +291,7 @@ impl Rig {
             tokio::task::yield_now().await;
         }
         drop((shared, _state));
-        Self::at(dir, "", double)
+        Self::at(dir, text, double)
     }
 
     pub(super) fn guest(&self, guest: GuestId) -> Guest {

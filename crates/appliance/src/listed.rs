@@ -1,0 +1,137 @@
+//! The appliance's copies of the allowlists. It allows nothing by them: it knows from them which
+//! malicious content agents would let pass unseen, and recalls that from all of them.
+
+use std::path::Path;
+
+use allowlist::{Change, Reloaded, Shelf, Sources};
+use daemon::log::escape;
+use model::Digest;
+use proto::v1::{self, envelope::Body};
+
+use crate::config::Config;
+use crate::session::Outbox;
+use crate::shared::Shared;
+
+/// Digests in one frame, as the contract says.
+const RECALL_DIGESTS_MAX: usize = 8192;
+/// Detections whose content a new list is compared with.
+const DETECTIONS_COMPARED_MAX: usize = 1_000_000;
+
+/// The lists as configured; `None`: there are none.
+pub(crate) fn open(config: &Config, state: &Path) -> Result<Option<Shelf>, allowlist::Error> {
+    if config.allowlist.files.is_empty() {
+        return Ok(None);
+    }
+    let limits = &config.limits;
+    let shelf = Shelf::open(Sources {
+        files: config.allowlist.files.clone(),
+        trusted: config.allowlist.trusted_keys.clone(),
+        bytes_max: limits.allowlist_bytes_max.get(),
+        state: state.to_owned(),
+        keeps: true,
+        recalls_max: limits.allowlist_recalls_max.count(),
+    })?;
+    Ok(Some(shelf))
+}
+
+fn log(Reloaded { path, change }: &Reloaded) {
+    use std::os::unix::ffi::OsStrExt as _;
+    let path = escape(path.as_os_str().as_bytes()).to_string();
+    match change {
+        Change::Taken(list) => {
+            let name = escape(list.name.as_bytes()).to_string();
+            let (serial, listed, revoked) = (list.serial, list.listed, list.revoked);
+            tracing::info!(path, name, serial, listed, revoked, "allowlist in force");
+        }
+        Change::Gone => tracing::warn!(path, "allowlist gone: in force no more"),
+        Change::Refused(error) => {
+            tracing::error!(path, %error, "allowlist refused; what was in force stays");
+        }
+    }
+}
+
+impl Shared {
+    /// Loads lists that changed; what was found malicious before is recalled if it is on one.
+    /// Reads files.
+    pub(crate) fn reload_allowlists(&self) {
+        let Some(shelf) = &self.shelf else {
+            return;
+        };
+        let reloaded = shelf.reload();
+        reloaded.iter().for_each(log);
+        let is_refused = |it: &&Reloaded| matches!(it.change, Change::Refused(_));
+        let refused = reloaded.iter().filter(is_refused).count() as u64;
+        self.metrics.kept.allowlists_refused.inc_by(refused);
+        let is_taken = |it: &Reloaded| matches!(it.change, Change::Taken(_));
+        if reloaded.iter().any(is_taken) {
+            let found = self.detections.newest(DETECTIONS_COMPARED_MAX);
+            self.recall(found.iter().map(|record| record.digest));
+        }
+    }
+
+    /// Content was found malicious: whatever list has it, no agent allows it by list again.
+    pub(crate) fn recall(&self, malicious: impl IntoIterator<Item = Digest>) {
+        let Some(shelf) = &self.shelf else {
+            return;
+        };
+        let malicious = malicious.into_iter().map(|digest| digest.0);
+        let listed: Vec<_> = malicious.filter(|digest| shelf.names(digest)).collect();
+        let mut new = shelf.recall(&listed);
+        if shelf.recalled_len().1 {
+            // It cannot be kept which ones were told already: better twice than never.
+            new = listed;
+        }
+        if new.is_empty() {
+            return;
+        }
+        for digests in new.chunks(RECALL_DIGESTS_MAX) {
+            self.tell_everybody(&recall_of(digests));
+        }
+        for digest in &new {
+            let digest = Digest(*digest);
+            tracing::error!(%digest, "allowlisted content is malicious; recalled from all agents");
+        }
+        if shelf.recalled_len().1 {
+            tracing::error!("limit allowlist_recalls_max reached: later recalls are not kept");
+        }
+        if let Err(error) = shelf.save_recalls() {
+            tracing::error!(%error, "recalled content is not on disk");
+        }
+    }
+
+    /// Tells a session what was recalled before it came.
+    pub(crate) fn tell_recalled(&self, outbox: &dyn Outbox) {
+        let recalled = self.shelf.as_ref().map(Shelf::recalled);
+        for digests in recalled.unwrap_or_default().chunks(RECALL_DIGESTS_MAX) {
+            let envelope = v1::Envelope {
+                request_id: 0,
+                body: Some(recall_of(digests)),
+            };
+            outbox.send(link::Priority::Control, envelope);
+        }
+    }
+
+    pub(crate) fn set_allowlist_gauges(&self) {
+        use crate::metrics::gauge_of;
+        let Some(shelf) = &self.shelf else {
+            return;
+        };
+        let kept = &self.metrics.kept;
+        let lists = shelf.in_force();
+        for file in shelf.files() {
+            let list = lists.iter().find(|list| list.path == *file);
+            let serial = gauge_of(list.map_or(0, |list| list.serial));
+            kept.allowlist_serial
+                .with([&file.to_string_lossy()])
+                .set(serial);
+        }
+        kept.allowlist_recalled
+            .set(gauge_of(shelf.recalled_len().0));
+    }
+}
+
+fn recall_of(digests: &[allowlist::Digest]) -> Body {
+    Body::Recall(v1::Recall {
+        digests: digests.iter().map(|digest| digest.to_vec()).collect(),
+    })
+}
