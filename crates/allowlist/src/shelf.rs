@@ -69,13 +69,13 @@ pub enum Change {
     Refused(Error),
 }
 
-/// Lists in force. May be shared among threads: look-ups wait only for each other's short locks.
+/// Lists in force. May be shared among threads: no look-up waits for a disk.
 #[derive(Debug)]
 pub struct Shelf {
     sources: Sources,
     slots: Mutex<Slots>,
     set: RwLock<Arc<Set>>,
-    recalls: RwLock<Recalls>,
+    recalls: Recalls,
 }
 
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl Shelf {
         Ok(Self {
             slots: Mutex::new(Slots { slots, serials }),
             set: RwLock::default(),
-            recalls: RwLock::new(recalls),
+            recalls,
             sources,
         })
     }
@@ -112,7 +112,7 @@ impl Shelf {
     /// Whether a list lists `digest`, none revokes it and it was not recalled.
     #[must_use]
     pub fn lists(&self, digest: &Digest) -> bool {
-        self.set().lists(digest) && !self.recalls().contains(digest)
+        self.set().lists(digest) && !self.recalls.contains(digest)
     }
 
     /// Whether a list lists `digest` and none revokes it, recalled or not.
@@ -124,7 +124,7 @@ impl Shelf {
     /// Whether nothing is listed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.set().is_empty() || self.recalls().is_full()
+        self.set().is_empty() || self.recalls.is_full()
     }
 
     /// Looks at the files; loads those that are not as they were when last looked at. Returns
@@ -202,8 +202,7 @@ impl Shelf {
     /// They are on disk after [`Shelf::save_recalls`].
     #[must_use]
     pub fn recall(&self, digests: &[Digest]) -> Vec<Digest> {
-        let mut recalls = self.recalls.write().unwrap_or_else(PoisonError::into_inner);
-        recalls.add(digests)
+        self.recalls.add(digests)
     }
 
     /// Writes recalled digests that are not on disk yet; a crash leaves the old or the new.
@@ -214,21 +213,19 @@ impl Shelf {
         if !self.sources.keeps {
             return Ok(());
         }
-        let mut recalls = self.recalls.write().unwrap_or_else(PoisonError::into_inner);
-        recalls.save()
+        self.recalls.save()
     }
 
     /// Every recalled digest, rising.
     #[must_use]
     pub fn recalled(&self) -> Vec<Digest> {
-        self.recalls().all()
+        self.recalls.all()
     }
 
     /// How many digests are recalled, and whether these are as many as may be held.
     #[must_use]
     pub fn recalled_len(&self) -> (usize, bool) {
-        let recalls = self.recalls();
-        (recalls.len(), recalls.is_full())
+        (self.recalls.len(), self.recalls.is_full())
     }
 
     fn set(&self) -> Arc<Set> {
@@ -236,10 +233,6 @@ impl Shelf {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
-    }
-
-    fn recalls(&self) -> std::sync::RwLockReadGuard<'_, Recalls> {
-        self.recalls.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {

@@ -38,6 +38,8 @@ impl Lists {
 
     fn rig(&self, policy: Policy) -> Rig {
         let configure = |config: &mut agent::AgentConfig| {
+            // On the guarded file system, as on any real machine.
+            config.state_dir = config.guard.include[0].join("state");
             config.allowlist.files = vec![self.path()];
             config.allowlist.trusted_keys = vec![self.key.public()];
             config.limits.link_grace_ms = 100;
