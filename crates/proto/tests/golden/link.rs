@@ -164,6 +164,32 @@ fn recall() -> v1::Recall {
     }
 }
 
+fn offers() -> v1::AllowlistOffers {
+    v1::AllowlistOffers {
+        offers: vec![v1::AllowlistOffer {
+            name: "golden".into(),
+            serial: 7,
+            size: 3_200_224,
+            fingerprint: vec![0x99; 32],
+        }],
+    }
+}
+
+fn fetch() -> v1::FetchAllowlist {
+    v1::FetchAllowlist {
+        fingerprint: vec![0x99; 32],
+        offset: 262_144,
+    }
+}
+
+fn part() -> v1::AllowlistPart {
+    v1::AllowlistPart {
+        fingerprint: vec![0x99; 32],
+        offset: 262_144,
+        bytes: b"LZALLOW"[..].into(),
+    }
+}
+
 fn renewed() -> v1::Renewed {
     v1::Renewed {
         chain: vec![vec![0x30, 0x82]],
@@ -200,6 +226,9 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("Renewed", Body::Renewed(renewed())),
         ("Alert", Body::Alert(alert())),
         ("Recall", Body::Recall(recall())),
+        ("AllowlistOffers", Body::AllowlistOffers(offers())),
+        ("FetchAllowlist", Body::FetchAllowlist(fetch())),
+        ("AllowlistPart", Body::AllowlistPart(part())),
     ]
 }
 
@@ -251,6 +280,10 @@ fn alone(golden: &mut Golden) {
     golden.add("LedgerReport", &ledger_report());
     golden.add("Alert", &alert());
     golden.add("Recall", &recall());
+    golden.add("AllowlistOffer", &offers().offers[0]);
+    golden.add("AllowlistOffers", &offers());
+    golden.add("FetchAllowlist", &fetch());
+    golden.add("AllowlistPart", &part());
     golden.add("Ping", &v1::Ping { nonce: u64::MAX });
     golden.add("Pong", &v1::Pong { nonce: u64::MAX });
     golden.add("Goodbye", &v1::Goodbye { reason });
