@@ -13,11 +13,20 @@ use crate::orders::chain;
 /// The lists as they are in force. `None`: none are configured, or what is kept of them is
 /// damaged; nothing is allowed by list then. `keeps`: this process writes what is kept.
 pub(crate) fn open(config: &AgentConfig, keeps: bool) -> Option<Arc<Shelf>> {
-    if config.allowlist.files.is_empty() {
+    let names = config.allowlist.names.iter();
+    let fetched = names.map(|name| config.fetched_allowlist(name));
+    let files: Vec<_> = config
+        .allowlist
+        .files
+        .iter()
+        .cloned()
+        .chain(fetched)
+        .collect();
+    if files.is_empty() {
         return None;
     }
     let shelf = Shelf::open(Sources {
-        files: config.allowlist.files.clone(),
+        files,
         trusted: config.allowlist.trusted_keys.clone(),
         bytes_max: config.limits.allowlist_bytes_max,
         state: config.state_dir.clone(),

@@ -64,6 +64,8 @@ pub struct Guard {
 pub struct Allowlist {
     /// Signed lists, as `lazaret allowlist` makes them. A file that changes is loaded anew.
     pub files: Vec<PathBuf>,
+    /// Names of lists that are fetched from the appliance, and again when it has a newer one.
+    pub names: Vec<String>,
     /// The public keys that may have signed them, 64 hexadecimal digits each.
     pub trusted_keys: Vec<PublicKey>,
 }
@@ -111,6 +113,8 @@ pub struct Limits {
     pub control_connections_max: usize,
     /// Bytes of one allowlist, all of which are held in memory.
     pub allowlist_bytes_max: u64,
+    /// Seconds over which a fleet's agents spread the fetching of a new list.
+    pub allowlist_fetch_spread_s: u64,
     /// When so many listed digests were recalled, nothing is allowed by list any more.
     pub allowlist_recalls_max: usize,
 }
@@ -224,6 +228,7 @@ impl Default for Limits {
             quarantine_bytes_max: 4 << 30,
             control_connections_max: 16,
             allowlist_bytes_max: 512 << 20,
+            allowlist_fetch_spread_s: 60,
             allowlist_recalls_max: 65_536,
         }
     }
@@ -291,6 +296,12 @@ impl Limits {
             ("attempts_max", u64::from(self.attempts_max), 1, 100),
             ("upload_stall_max_s", self.upload_stall_max_s, 1, 3600),
             (
+                "allowlist_fetch_spread_s",
+                self.allowlist_fetch_spread_s,
+                0,
+                86_400,
+            ),
+            (
                 "allowlist_bytes_max",
                 self.allowlist_bytes_max,
                 1 << 10,
@@ -339,7 +350,8 @@ impl AgentConfig {
         }
         check_path("state_dir", &self.state_dir)?;
         check_path("runtime_dir", &self.runtime_dir)?;
-        if !self.allowlist.files.is_empty() && self.allowlist.trusted_keys.is_empty() {
+        let Allowlist { files, names, .. } = &self.allowlist;
+        if !(files.is_empty() && names.is_empty()) && self.allowlist.trusted_keys.is_empty() {
             return Err(UnusableConfig::NoKey);
         }
         for address in &self.appliance.addresses {
@@ -362,6 +374,13 @@ impl AgentConfig {
     #[must_use]
     pub fn quarantine_dir(&self) -> PathBuf {
         self.state_dir.join("quarantine")
+    }
+
+    /// Where a list is kept that is fetched from the appliance. Its name may be no file's name.
+    #[must_use]
+    pub fn fetched_allowlist(&self, name: &str) -> PathBuf {
+        let name = blake3::hash(name.as_bytes()).to_hex();
+        self.state_dir.join(format!("allowlist-{}", &name[..32]))
     }
 
     /// The unix socket on which a running agent is asked.
@@ -407,6 +426,7 @@ mod tests {
             ("[guard]\ninclude = ['/a/../b']", "guard.include: /a/../b"),
             ("[allowlist]\nfiles = ['a']", "allowlist.files: a must be"),
             ("[allowlist]\nfiles = ['/a']", "trusted_keys: no key"),
+            ("[allowlist]\nnames = ['a']", "trusted_keys: no key"),
             (
                 "[allowlist]\ntrusted_keys = ['00']",
                 "agent.toml:2:16: allowlist.trusted_keys",

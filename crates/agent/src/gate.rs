@@ -5,6 +5,7 @@
 
 pub(crate) mod content;
 pub(crate) mod deeds;
+mod delivery;
 mod listed;
 pub(crate) mod reader;
 pub(crate) mod tally;
@@ -12,6 +13,7 @@ pub(crate) mod timer;
 pub(crate) mod workers;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +30,7 @@ use crate::config::Limits;
 use crate::{AgentConfig, allow};
 use content::{Content, Hashed};
 use deeds::{AtHand, Deed, Preparation};
+use delivery::Delivery;
 use proto::v1;
 use tally::Tally;
 use workers::Queues;
@@ -66,6 +69,9 @@ pub(crate) struct Gate {
     client: OnceLock<Client>,
     /// `None`: there are no allowlists.
     shelf: Option<Arc<Shelf>>,
+    /// Those that the appliance sends, and where each is kept, by its name.
+    delivery: Mutex<Delivery>,
+    fetched_files: HashMap<String, PathBuf>,
     pub(crate) books: Books,
     pub(crate) tally: Tally,
     pub(crate) lines: Lines,
@@ -112,6 +118,7 @@ impl Gate {
         shelf: Option<Arc<Shelf>>,
     ) -> Self {
         let limits = &config.limits;
+        let names = &config.allowlist.names;
         let policy = Policy::default();
         let mut core = Core::new(limits.core(), policy.clone(), Duration::ZERO);
         if let Some(shelf) = &shelf {
@@ -134,6 +141,11 @@ impl Gate {
             queues,
             client: OnceLock::new(),
             shelf,
+            delivery: Mutex::new(Delivery::new(names.clone(), limits.allowlist_bytes_max)),
+            fetched_files: names
+                .iter()
+                .map(|name| (name.clone(), config.fetched_allowlist(name)))
+                .collect(),
             books,
             tally: Tally::default(),
             lines: Lines::new(config.log.guest_lines_per_minute),

@@ -67,6 +67,7 @@ impl Keeper {
             self.report();
             self.pay_back();
             self.renew();
+            self.gate.deliver(self.credentials.seed());
         } else {
             self.reported = None;
         }

@@ -194,6 +194,7 @@ impl Handler for Session {
 
     fn down(&self, why: &str) {
         self.gate.input(Input::LinkDown);
+        self.gate.delivery_lost();
         let why = escape(why.as_bytes()).to_string();
         tracing::warn!(why, "link is down");
         self.change_peer(|peer| peer.trouble = why);
@@ -223,6 +224,8 @@ impl Handler for Session {
                 let digests = digests.filter_map(|it| it.as_slice().try_into().ok());
                 self.gate.recall(&digests.collect::<Vec<_>>());
             }
+            Some(Body::AllowlistOffers(offers)) => self.gate.offered(offers),
+            Some(Body::AllowlistPart(part)) => self.gate.part(&part),
             Some(Body::Order(order)) => self.order(order),
             Some(Body::Renewed(renewed)) => {
                 // A second answer to one question is none.

@@ -14,6 +14,7 @@ const BUCKET: usize = 8;
 pub struct Map {
     header: format::Header,
     bytes: Vec<u8>,
+    fingerprint: Digest,
     index: Index,
 }
 
@@ -50,6 +51,7 @@ impl Map {
         let index = Index::new(&format::digests(&bytes)[..header.listed]);
         Ok(Self {
             header,
+            fingerprint: blake3::hash(&bytes).into(),
             bytes,
             index,
         })
@@ -100,7 +102,13 @@ impl Map {
     /// The BLAKE3 of the list's file: tells lists of one serial apart.
     #[must_use]
     pub fn fingerprint(&self) -> Digest {
-        blake3::hash(&self.bytes).into()
+        self.fingerprint
+    }
+
+    /// The list's file.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Whether the list lists `digest` and does not revoke it.

@@ -47,6 +47,10 @@ pub struct InForce {
     pub listed: usize,
     /// Digests that it revokes.
     pub revoked: usize,
+    /// Bytes of its file.
+    pub size: usize,
+    /// BLAKE3 of its file.
+    pub fingerprint: Digest,
 }
 
 /// What became of a file that changed.
@@ -142,10 +146,14 @@ impl Shelf {
             }
         }
         if !changes.is_empty() {
-            let maps = slots.iter().filter_map(|slot| slot.map.clone()).collect();
-            *self.set.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Set::new(maps));
+            self.put_in_force(slots);
         }
         changes
+    }
+
+    fn put_in_force(&self, slots: &[Slot]) {
+        let maps = slots.iter().filter_map(|slot| slot.map.clone()).collect();
+        *self.set.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Set::new(maps));
     }
 
     /// `None`: nothing new.
@@ -190,6 +198,38 @@ impl Shelf {
         with_path
             .filter_map(|(path, slot)| Some(in_force(path, slot.map.as_deref()?)))
             .collect()
+    }
+
+    /// At most `max` bytes from `offset` on of the file of the list in force with this
+    /// fingerprint; none behind its end. `None`: there is no such list.
+    #[must_use]
+    pub fn piece(&self, fingerprint: &Digest, offset: u64, max: usize) -> Option<Vec<u8>> {
+        let held = self.slots();
+        let mut maps = held.slots.iter().filter_map(|slot| slot.map.as_deref());
+        let bytes = maps.find(|map| map.fingerprint() == *fingerprint)?.bytes();
+        let from = usize::try_from(offset).map_or(bytes.len(), |at| at.min(bytes.len()));
+        Some(bytes[from..][..max.min(bytes.len() - from)].to_vec())
+    }
+
+    /// Takes a list that came by other ways as the one at `path`, which is one of
+    /// [`Sources::files`]: verified as [`Shelf::reload`] does, then written there, then in force.
+    ///
+    /// # Errors
+    /// What is wrong with it; file and list in force are what they were.
+    pub fn install(&self, path: &Path, bytes: Vec<u8>) -> Result<InForce, Error> {
+        let mut held = self.slots();
+        let Slots { slots, serials } = &mut *held;
+        let slot = self.sources.files.iter().position(|file| file == path);
+        let Some(slot) = slot.and_then(|at| slots.get_mut(at)) else {
+            return Err(Error::NoFile { path: path.into() });
+        };
+        let map = Map::new(bytes, &self.sources.trusted, slot.map.as_deref())?;
+        serials.admit(&map, self.sources.keeps)?;
+        store::replace(path, map.bytes())?;
+        slot.seen = Stamp::of(path).ok();
+        let taken = in_force(path, slot.map.insert(Arc::new(map)));
+        self.put_in_force(slots);
+        Ok(taken)
     }
 
     /// The files of all lists, in force or not.
@@ -248,6 +288,8 @@ fn in_force(path: &Path, map: &Map) -> InForce {
         created: map.created(),
         listed: map.len(),
         revoked: map.revoked_len(),
+        size: map.bytes().len(),
+        fingerprint: map.fingerprint(),
     }
 }
 

@@ -14,6 +14,8 @@ use crate::shared::Shared;
 
 /// Digests in one frame, as the contract says.
 const RECALL_DIGESTS_MAX: usize = 8192;
+/// Bytes of a list in one frame, as the contract says.
+const PART_MAX_BYTES: usize = 256 * 1024;
 /// Detections whose content a new list is compared with.
 const DETECTIONS_COMPARED_MAX: usize = 1_000_000;
 
@@ -64,6 +66,7 @@ impl Shared {
         self.metrics.kept.allowlists_refused.inc_by(refused);
         let is_taken = |it: &Reloaded| matches!(it.change, Change::Taken(_));
         if reloaded.iter().any(is_taken) {
+            self.tell_everybody(&Body::AllowlistOffers(offers_of(shelf)));
             let found = self.detections.newest(DETECTIONS_COMPARED_MAX);
             self.recall(found.iter().map(|record| record.digest));
         }
@@ -99,15 +102,38 @@ impl Shared {
         }
     }
 
-    /// Tells a session what was recalled before it came.
-    pub(crate) fn tell_recalled(&self, outbox: &dyn Outbox) {
-        let recalled = self.shelf.as_ref().map(Shelf::recalled);
-        for digests in recalled.unwrap_or_default().chunks(RECALL_DIGESTS_MAX) {
+    /// Tells a session what was recalled before it came, and which lists there are.
+    pub(crate) fn tell_of_allowlists(&self, outbox: &dyn Outbox) {
+        let Some(shelf) = &self.shelf else {
+            return;
+        };
+        let tell = |body| {
             let envelope = v1::Envelope {
                 request_id: 0,
-                body: Some(recall_of(digests)),
+                body: Some(body),
             };
             outbox.send(link::Priority::Control, envelope);
+        };
+        for digests in shelf.recalled().chunks(RECALL_DIGESTS_MAX) {
+            tell(recall_of(digests));
+        }
+        let offers = offers_of(shelf);
+        if !offers.offers.is_empty() {
+            tell(Body::AllowlistOffers(offers));
+        }
+    }
+
+    /// A piece of a list in force; without bytes where there is none.
+    pub(crate) fn allowlist_part(&self, fetch: &v1::FetchAllowlist) -> v1::AllowlistPart {
+        let fingerprint = fetch.fingerprint.as_slice().try_into().ok();
+        let piece = fingerprint.and_then(|fingerprint: allowlist::Digest| {
+            let shelf = self.shelf.as_ref()?;
+            shelf.piece(&fingerprint, fetch.offset, PART_MAX_BYTES)
+        });
+        v1::AllowlistPart {
+            fingerprint: fetch.fingerprint.clone(),
+            offset: fetch.offset,
+            bytes: piece.unwrap_or_default().into(),
         }
     }
 
@@ -127,6 +153,19 @@ impl Shared {
         }
         kept.allowlist_recalled
             .set(gauge_of(shelf.recalled_len().0));
+    }
+}
+
+fn offers_of(shelf: &Shelf) -> v1::AllowlistOffers {
+    let lists = shelf.in_force().into_iter();
+    let offers = lists.map(|list| v1::AllowlistOffer {
+        name: list.name,
+        serial: list.serial,
+        size: list.size as u64,
+        fingerprint: list.fingerprint.to_vec(),
+    });
+    v1::AllowlistOffers {
+        offers: offers.collect(),
     }
 }
 

@@ -148,3 +148,66 @@ fn without_an_appliance_listed_content_is_still_allowed() {
     assert_eq!(rig.read("good"), content(GOOD));
     assert_eq!(rig.read("good"), content(GOOD));
 }
+
+/// The puppet has this list, and says so.
+fn offer(rig: &Rig, name: &str, serial: u64, file: &[u8]) {
+    let fingerprint = Digest::of(file).0.to_vec();
+    let shared = rig.shared();
+    let mut book = shared.book();
+    book.lists.insert(fingerprint.clone(), file.to_vec());
+    drop(book);
+    shared.say(&Body::AllowlistOffers(v1::AllowlistOffers {
+        offers: vec![v1::AllowlistOffer {
+            name: name.into(),
+            serial,
+            size: file.len() as u64,
+            fingerprint,
+        }],
+    }));
+}
+
+#[test]
+fn lists_are_fetched_from_the_appliance_and_verified() {
+    let lists = Lists::new();
+    let file = |serial: u64, listed: &[&[u8]]| {
+        lists.put(serial, listed, &[]);
+        std::fs::read(lists.path()).unwrap()
+    };
+    let configure = |config: &mut agent::AgentConfig| {
+        config.state_dir = config.guard.include[0].join("state");
+        config.allowlist.names = vec!["gold".into()];
+        config.allowlist.trusted_keys = vec![lists.key.public()];
+        config.limits.allowlist_fetch_spread_s = 0;
+    };
+    let mut rig = Rig::with(policy(), configure, LIFETIME);
+    rig.put("good", GOOD);
+    assert_eq!(questions(&rig, "good", &content(GOOD)), 1);
+    let first = file(3, &[GOOD, b"another", b"a third"]);
+    offer(&rig, "another", 3, &first);
+    offer(&rig, "gold", 3, &first);
+    let wait = |rig: &Rig, serial: u64, refused: u64| {
+        rig.wait_for("the list", |status| {
+            let lists = &status["allowlist"];
+            lists["lists"][0]["serial"] == serial && lists["refused"] == refused
+        });
+    };
+    wait(&rig, 3, 0);
+    assert_eq!(rig.shared().book().pieces, first.len().div_ceil(100));
+    rig.put("again", GOOD);
+    assert_eq!(questions(&rig, "again", &content(GOOD)), 0);
+    // Changed on its way; the old one stays, and it is not fetched for ever.
+    let mut bad = file(4, &[BAD]);
+    bad[120] ^= 1;
+    offer(&rig, "gold", 4, &bad);
+    wait(&rig, 3, 1);
+    offer(&rig, "gold", 4, &bad);
+    offer(&rig, "gold", 5, &file(5, &[]));
+    wait(&rig, 5, 1);
+    assert_eq!(questions(&rig, "again", &content(GOOD)), 1);
+    // What says that it is newer, and is not.
+    offer(&rig, "gold", 6, &first);
+    wait(&rig, 5, 2);
+    rig.stop();
+    rig.start();
+    wait(&rig, 5, 0);
+}

@@ -151,6 +151,34 @@ fn roll_back_is_refused_after_a_restart_too() {
 }
 
 #[test]
+fn a_list_that_was_sent_is_verified_before_it_is_written() {
+    let scene = Scene::new();
+    scene.put("a", &list(5, &[1], &[]));
+    let shelf = scene.shelf();
+    reloads(&shelf, &[5], &["taken"]);
+    let on_disk = fs::read(scene.path("a")).unwrap();
+    let newer = list(6, &[2], &[]).to_bytes(Some(&scene.key)).unwrap();
+    let older = list(4, &[2], &[]).to_bytes(Some(&scene.key)).unwrap();
+    let unsigned = list(6, &[2], &[]).to_bytes(None).unwrap();
+    for bad in [older, unsigned, newer[..200].to_vec(), Vec::new()] {
+        assert!(shelf.install(&scene.path("a"), bad).is_err());
+        assert_eq!(fs::read(scene.path("a")).unwrap(), on_disk);
+        assert!(shelf.lists(&digest(1)));
+    }
+    assert!(shelf.install(&scene.path("c"), newer.clone()).is_err());
+    let taken = shelf.install(&scene.path("a"), newer.clone()).unwrap();
+    assert_eq!((taken.serial, taken.size), (6, newer.len()));
+    assert!(shelf.lists(&digest(2)) && !shelf.lists(&digest(1)));
+    reloads(&shelf, &[6], &[]);
+    reloads(&scene.shelf(), &[6], &["taken"]);
+    let piece = |offset, max| shelf.piece(&taken.fingerprint, offset, max).unwrap();
+    assert_eq!(piece(0, 100), newer[..100]);
+    assert_eq!(piece(100, usize::MAX), newer[100..]);
+    assert!(piece(u64::MAX, 9).is_empty());
+    assert_eq!(shelf.piece(&[0; 32], 0, 9), None);
+}
+
+#[test]
 fn recalled_beats_listed_and_is_kept() {
     let scene = Scene::new();
     scene.put("a", &list(5, &[1, 2], &[]));

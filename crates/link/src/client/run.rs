@@ -356,6 +356,8 @@ impl Shared {
                 | Body::ContentChanged(_)
                 | Body::Policy(_)
                 | Body::Recall(_)
+                | Body::AllowlistOffers(_)
+                | Body::AllowlistPart(_)
                 | Body::Order(_)
                 | Body::Renewed(_),
             ) if is_for_somebody => {
