@@ -132,7 +132,9 @@ impl Holder {
         else {
             return Consequence::default();
         };
-        shared.recall([digest]);
+        if !shared.force().policy.context_sensitive {
+            shared.recall([digest]);
+        }
         if shared.released.contains(&digest) {
             return Consequence {
                 released: true,

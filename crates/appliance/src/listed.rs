@@ -67,12 +67,21 @@ impl Shared {
         let is_taken = |it: &Reloaded| matches!(it.change, Change::Taken(_));
         if reloaded.iter().any(is_taken) {
             self.tell_everybody(&Body::AllowlistOffers(offers_of(shelf)));
-            let found = self.detections.newest(DETECTIONS_COMPARED_MAX);
-            self.recall(found.iter().map(|record| record.digest));
+            // Where engines read names, it may be names that were found.
+            if !self.force().policy.context_sensitive {
+                let found = self.detections.newest(DETECTIONS_COMPARED_MAX);
+                self.recall(found.iter().map(|record| record.digest));
+            }
         }
     }
 
-    /// Content was found malicious: whatever list has it, no agent allows it by list again.
+    /// Whether agents may allow this content by list.
+    pub(crate) fn is_allowlisted(&self, digest: &Digest) -> bool {
+        let shelf = self.shelf.as_ref();
+        shelf.is_some_and(|shelf| shelf.names(&digest.0))
+    }
+
+    /// Content was found malicious, by itself: whatever list has it, no agent allows it by list again.
     pub(crate) fn recall(&self, malicious: impl IntoIterator<Item = Digest>) {
         let Some(shelf) = &self.shelf else {
             return;

@@ -119,6 +119,30 @@ async fn new_rules_that_find_listed_content_recall_it() {
 }
 
 #[tokio::test]
+async fn a_name_that_a_guest_claims_recalls_nothing() {
+    let lists = Lists::new();
+    lists.put(1, &[b"good", EVIL]);
+    let reads_names = Double {
+        context_sensitive: true,
+        finds_name: Some(b"/srv/file"),
+        ..Double::new()
+    };
+    let rig = Rig::with(&lists.config(), reads_names);
+    let mut guest = gate(&rig, A).await;
+    for (request_id, cached) in [(1, false), (3, true)] {
+        guest.check(request_id, check(b"good"));
+        malicious(&guest.reply(request_id).await, cached);
+    }
+    lists.put(2, &[b"good", EVIL]);
+    rig.shared.reload_allowlists();
+    offers(&guest.next().await);
+    assert!(guest.is_quiet());
+    guest.check(5, check(EVIL));
+    recalls(&guest.next().await, EVIL);
+    malicious(&guest.reply(5).await, false);
+}
+
+#[tokio::test]
 async fn what_was_recalled_is_told_after_a_restart() {
     let lists = Lists::new();
     lists.put(1, &[EVIL]);

@@ -35,6 +35,8 @@ pub(super) struct Double {
     pub(super) generation: Generation,
     pub(super) context_sensitive: bool,
     pub(super) finds: &'static [u8],
+    /// Calls files with this in their path malicious, too.
+    pub(super) finds_name: Option<&'static [u8]>,
     /// A scan takes one permit and gives it back; without any, scans wait.
     pub(super) gate: Semaphore,
     pub(super) begun: AtomicU64,
@@ -47,6 +49,7 @@ impl Double {
             generation: Generation([1; 16]),
             context_sensitive: false,
             finds: b"EVIL",
+            finds_name: None,
             gate: Semaphore::new(1000),
             begun: AtomicU64::new(0),
             contexts: Mutex::default(),
@@ -111,9 +114,17 @@ impl Engine<Content> for Double {
     fn scan(&self, task: Task<Content>) -> ScanFuture<'_> {
         Box::pin(async move {
             self.begun.fetch_add(1, Ordering::SeqCst);
+            let path = task.context.as_ref().map(|context| context.path.clone());
             self.contexts.lock().push(task.context);
             let _pass = self.gate.acquire().await.unwrap();
-            self.judge(&bytes_of(&task.content))
+            let by_name = self
+                .finds_name
+                .zip(path)
+                .is_some_and(|(name, path)| path.windows(name.len()).any(|window| window == name));
+            match by_name {
+                true => self.judge(self.finds),
+                false => self.judge(&bytes_of(&task.content)),
+            }
         })
     }
 }
