@@ -25,9 +25,11 @@ fn listed_content_is_clean_without_a_question() {
     assert_eq!(scene.asked(), ["unknown"]);
     let kept = scene.config.state_dir.join("allowlist.serials");
     assert!(!kept.exists(), "the agent keeps them, a scan does not");
+    let (_, out) = scene.scan(&[]);
+    assert!(out.contains("Allowlisted: 1"), "{out}");
     let (ended, _) = scene.scan(&["--no-allowlist"]);
     assert_eq!((ended.totals.clean, ended.totals.allowlisted), (2, 0));
-    assert_eq!(scene.asked(), ["known", "unknown", "unknown"]);
+    assert_eq!(scene.asked(), ["known", "unknown", "unknown", "unknown"]);
     // A list that nobody trusted has signed says nothing.
     list.write(&path, None).unwrap();
     let (ended, _) = scene.scan(&[]);
