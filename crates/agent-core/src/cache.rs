@@ -9,6 +9,8 @@ use crate::{ContextHash, FileKey, FileNode};
 pub(crate) enum Known {
     Clean,
     Malicious,
+    /// Its content is on the allowlist. No rules judged it, so it outlives a change of them.
+    Listed,
 }
 
 /// All of a file's identity but its inode, which is the map's key. There are many of these, so
@@ -101,6 +103,23 @@ impl VerdictCache {
         self.old.remove(&node);
     }
 
+    /// Forgets what rules said; what is listed stays.
+    pub(crate) fn forget_verdicts(&mut self) {
+        self.keep(|known| known == Known::Listed);
+    }
+
+    /// Forgets what is there because of the allowlist.
+    pub(crate) fn forget_listed(&mut self) {
+        self.keep(|known| known != Known::Listed);
+    }
+
+    fn keep(&mut self, wanted: impl Fn(Known) -> bool) {
+        for half in [&mut self.young, &mut self.old] {
+            half.retain(|_, entry| wanted(entry.known));
+            half.shrink_to_fit();
+        }
+    }
+
     pub(crate) fn clear(&mut self) {
         self.young = HashMap::new();
         self.old = HashMap::new();
@@ -146,6 +165,28 @@ mod tests {
         ] {
             assert_eq!(cache.lookup(&changed, none), None, "{changed:?}");
         }
+    }
+
+    #[test]
+    fn verdicts_and_listed_content_are_forgotten_apart() {
+        let fill = || {
+            let mut cache = VerdictCache::new(4);
+            cache.insert(key(1), ContextHash::NONE, Known::Listed);
+            cache.insert(key(2), ContextHash::NONE, Known::Clean);
+            cache.insert(key(3), ContextHash::NONE, Known::Malicious);
+            cache
+        };
+        let here = |mut cache: VerdictCache| {
+            let known = |ino| cache.lookup(&key(ino), ContextHash::NONE);
+            [1, 2, 3].map(known)
+        };
+        let mut cache = fill();
+        cache.forget_verdicts();
+        assert_eq!(here(cache), [Some(Known::Listed), None, None]);
+        let mut cache = fill();
+        cache.forget_listed();
+        let verdicts = [None, Some(Known::Clean), Some(Known::Malicious)];
+        assert_eq!(here(cache), verdicts);
     }
 
     #[test]

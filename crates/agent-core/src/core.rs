@@ -12,7 +12,7 @@ use crate::cache::VerdictCache;
 use crate::job::{Job, Opener, Timer};
 use crate::queue::WaitQueue;
 use crate::request::Requests;
-use crate::{Action, CoreLimits, Counters, FileNode, Input, Ticket};
+use crate::{Action, Allowlist, CoreLimits, Counters, FileNode, Input, NothingListed, Ticket};
 
 /// The part of a budget after which policy answers, in percent.
 const DEADLINE_PERCENT: u32 = 80;
@@ -44,6 +44,7 @@ pub struct Core {
     generation: Option<Generation>,
     link: Link,
     stopped: bool,
+    allowlist: Box<dyn Allowlist>,
     cache: VerdictCache,
     jobs: BTreeMap<Ticket, Job>,
     by_node: BTreeSet<(FileNode, Ticket)>,
@@ -75,6 +76,7 @@ impl Core {
                 grace_ends: now + limits.link_grace,
             },
             stopped: false,
+            allowlist: Box::new(NothingListed),
             cache: VerdictCache::new(limits.cache_entries_max),
             jobs: BTreeMap::new(),
             by_node: BTreeSet::new(),
@@ -91,6 +93,13 @@ impl Core {
             counters: Counters::default(),
             limits,
         }
+    }
+
+    /// The same gate with this list of what is known to be good.
+    #[must_use]
+    pub fn with_allowlist(mut self, allowlist: Box<dyn Allowlist>) -> Self {
+        self.allowlist = allowlist;
+        self
     }
 
     /// Takes one input at `now` and appends what has to be done to `actions`.
@@ -128,6 +137,9 @@ impl Core {
                 self.link = Link::Up;
             }
             Input::LinkDown => self.link_lost(now, actions),
+            Input::AllowlistChanged => self.cache.forget_listed(),
+            // Recalled content may have been judged clean before, by other rules elsewhere.
+            Input::Recalled => self.cache.clear(),
             Input::ContentChanged { generation } => self.set_generation(generation),
             Input::PolicyChanged { policy } => self.set_policy(policy),
             Input::Stop => self.stop(actions),
@@ -230,7 +242,7 @@ impl Core {
 
     fn set_generation(&mut self, generation: Generation) {
         if self.generation != Some(generation) {
-            self.cache.clear();
+            self.cache.forget_verdicts();
             self.generation = Some(generation);
         }
     }

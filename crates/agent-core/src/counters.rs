@@ -13,6 +13,8 @@ pub struct Counters {
     pub deadlines: u64,
     /// Files with a writer: judged, never remembered.
     pub writer_held: u64,
+    /// Files whose content was listed.
+    pub allowlisted: u64,
     /// Checks sent.
     pub checks: u64,
     /// Replies to exchanges that are over.

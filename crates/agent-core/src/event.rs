@@ -128,6 +128,10 @@ pub enum Input {
         /// The generation now in force.
         generation: Generation,
     },
+    /// The [`Allowlist`](crate::Allowlist) is another one.
+    AllowlistChanged,
+    /// Digests were recalled: the [`Allowlist`](crate::Allowlist) has none of them any more.
+    Recalled,
     /// Policy changed.
     PolicyChanged {
         /// The policy now in force.
@@ -142,7 +146,7 @@ pub enum Input {
 /// What is said to an opener, and to metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Answered {
-    /// A clean verdict.
+    /// A clean verdict, or listed content.
     Clean,
     /// A malicious verdict.
     Malicious,
@@ -175,6 +179,8 @@ pub enum Source {
     Verdict,
     /// The verdict cache.
     Cache,
+    /// The allowlist: the content is known to be good, nobody was asked.
+    Allowlist,
     /// This agent alone: a limit, a deadline, no appliance.
     Local,
 }

@@ -7,7 +7,10 @@
 //! # What holds
 //! - A ticket of an opener (class exec or open) gets exactly one [`Action::Answer`].
 //! - Every ticket gets exactly one [`Action::Release`]; until then its content may be asked for.
-//! - An opener is answered *clean* only from a clean verdict, from an appliance or from the cache.
+//! - An opener is answered *clean* only from a clean verdict, from an appliance or from the cache,
+//!   or because the [`Allowlist`] has exactly the content that was hashed.
+//! - What the [`Allowlist`] has costs no question, and is answered without an appliance too.
+//! - After [`Input::Recalled`] nothing is allowed because of an earlier look into the list.
 //! - What was answered without a verdict is never remembered as one. It goes to the [`Ledger`].
 //! - Every collection is bounded by a field of [`CoreLimits`].
 //!
@@ -24,10 +27,12 @@
 //!    coarse for a quick write to be seen;
 //! 3. no `CLOSE_WRITE` of that inode was read since ([`Input::Written`]): both event kinds come
 //!    through one group and one reader, so their order is the kernel's;
-//! 4. generation and policy are those under which the verdict was given.
+//! 4. generation and policy are those under which the verdict was given; where the [`Allowlist`]
+//!    allowed it, the list is the one that was looked into, and the policy the same.
 //!
 //! Network file systems, where remote writers are invisible, are the caller's to keep out.
 
+mod allow;
 mod cache;
 mod core;
 mod counters;
@@ -39,6 +44,7 @@ mod queue;
 mod request;
 
 pub use crate::core::Core;
+pub use allow::{Allowlist, NothingListed};
 pub use counters::Counters;
 pub use event::{
     Action, Answered, ContextHash, FileKey, FileNode, Input, Opened, Source, Ticket, Why,

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use daemon::metrics::Registry;
@@ -28,7 +28,7 @@ use crate::keeper::Keeper;
 use crate::metrics::Published;
 use crate::orders::{Hands, open_vault};
 use crate::session::{Peer, Session};
-use crate::{AgentConfig, STACK_BYTES, status};
+use crate::{AgentConfig, STACK_BYTES, allow, status};
 
 /// Descriptors for everything but events: sockets, logs, the quarantine's files.
 const DESCRIPTORS_ASIDE: usize = 256;
@@ -132,7 +132,9 @@ impl Agent {
         let vault = open_vault(config.quarantine_dir(), config.limits.quarantine_bytes_max)?;
 
         let (queues, hash_lanes, upload_lanes) = workers::queues(config.limits.in_flight_max);
-        let gate = Arc::new(Gate::new(&config, queues, Books::new(ledger)));
+        let shelf = allow::open(&config, true);
+        let gate = Arc::new(Gate::new(&config, queues, Books::new(ledger), shelf));
+        gate.reload_allowlists();
         let scope = Arc::new(Scope::new(&config.guard));
         let group = Arc::new(Group::new(GroupOptions {
             default_answer: Answer::Allow,
@@ -165,6 +167,7 @@ impl Agent {
             metrics,
             reported: None,
             renewal: None,
+            allowlists_seen: Instant::now(),
         };
         let keeper = spawn_keeper(keeper, &halt)?;
         let tell = status::teller(Arc::clone(&gate), peer, not_after);

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use agent_core::CoreLimits;
+use allowlist::PublicKey;
 use daemon::log::LogFormat;
 use serde::Deserialize;
 
@@ -23,6 +24,8 @@ pub struct AgentConfig {
     pub appliance: Appliance,
     /// What is guarded.
     pub guard: Guard,
+    /// Content that is known to be good.
+    pub allowlist: Allowlist,
     /// Limits on memory, descriptors and time.
     pub limits: Limits,
     /// Logs.
@@ -53,6 +56,18 @@ pub struct Guard {
     /// Programs, by the path of their executable, whose opens are let through unseen. Whoever
     /// may write to that file may open everything: name only what belongs to root.
     pub exclude_programs: Vec<PathBuf>,
+}
+
+/// Content that is known to be good: it is allowed once it was hashed, and nobody is asked.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Allowlist {
+    /// Signed lists, as `lazaret allowlist` makes them. A file that changes is loaded anew.
+    pub files: Vec<PathBuf>,
+    /// Names of lists that are fetched from the appliance, and again when it has a newer one.
+    pub names: Vec<String>,
+    /// The public keys that may have signed them, 64 hexadecimal digits each.
+    pub trusted_keys: Vec<PublicKey>,
 }
 
 /// Limits on memory, descriptors and time. Each bounds what a guest could otherwise use up.
@@ -96,6 +111,12 @@ pub struct Limits {
     pub quarantine_bytes_max: u64,
     /// Connections to the control socket at once.
     pub control_connections_max: usize,
+    /// Bytes of one allowlist, all of which are held in memory.
+    pub allowlist_bytes_max: u64,
+    /// Seconds over which a fleet's agents spread the fetching of a new list.
+    pub allowlist_fetch_spread_s: u64,
+    /// When so many listed digests were recalled, nothing is allowed by list any more.
+    pub allowlist_recalls_max: usize,
 }
 
 /// Logs.
@@ -147,6 +168,9 @@ pub enum UnusableConfig {
     /// An appliance without port.
     #[error("appliance.addresses: {0:?} is not host:port")]
     Address(String),
+    /// Nobody could have signed the lists.
+    #[error("allowlist.trusted_keys: no key is trusted, so no list can be")]
+    NoKey,
     /// Metrics have neither TLS nor authentication.
     #[error("metrics.listen: {0} is not a loopback address")]
     NotLoopback(SocketAddr),
@@ -159,6 +183,7 @@ impl Default for AgentConfig {
             runtime_dir: "/run/lazaret-agent".into(),
             appliance: Appliance::default(),
             guard: Guard::default(),
+            allowlist: Allowlist::default(),
             limits: Limits::default(),
             log: Log::default(),
             metrics: Metrics::default(),
@@ -202,6 +227,9 @@ impl Default for Limits {
             order_results_max: 256,
             quarantine_bytes_max: 4 << 30,
             control_connections_max: 16,
+            allowlist_bytes_max: 512 << 20,
+            allowlist_fetch_spread_s: 60,
+            allowlist_recalls_max: 65_536,
         }
     }
 }
@@ -253,6 +281,7 @@ impl Limits {
             ("ledger_in_flight_max", self.ledger_in_flight_max, 1, 64),
             ("orders_queue_len_max", self.orders_queue_len_max, 1, MANY),
             ("order_results_max", self.order_results_max, 1, MANY),
+            ("allowlist_recalls_max", self.allowlist_recalls_max, 1, MANY),
             (
                 "control_connections_max",
                 self.control_connections_max,
@@ -266,6 +295,18 @@ impl Limits {
             ("scan_time_max_s", self.scan_time_max_s, 1, 86_400),
             ("attempts_max", u64::from(self.attempts_max), 1, 100),
             ("upload_stall_max_s", self.upload_stall_max_s, 1, 3600),
+            (
+                "allowlist_fetch_spread_s",
+                self.allowlist_fetch_spread_s,
+                0,
+                86_400,
+            ),
+            (
+                "allowlist_bytes_max",
+                self.allowlist_bytes_max,
+                1 << 10,
+                1 << 36,
+            ),
             (
                 "quarantine_bytes_max",
                 self.quarantine_bytes_max,
@@ -300,6 +341,7 @@ impl AgentConfig {
             ("guard.include", &self.guard.include),
             ("guard.exclude", &self.guard.exclude),
             ("guard.exclude_programs", &self.guard.exclude_programs),
+            ("allowlist.files", &self.allowlist.files),
         ];
         for (key, paths) in lists {
             for path in paths {
@@ -308,6 +350,10 @@ impl AgentConfig {
         }
         check_path("state_dir", &self.state_dir)?;
         check_path("runtime_dir", &self.runtime_dir)?;
+        let Allowlist { files, names, .. } = &self.allowlist;
+        if !(files.is_empty() && names.is_empty()) && self.allowlist.trusted_keys.is_empty() {
+            return Err(UnusableConfig::NoKey);
+        }
         for address in &self.appliance.addresses {
             let port = address
                 .rsplit_once(':')
@@ -328,6 +374,13 @@ impl AgentConfig {
     #[must_use]
     pub fn quarantine_dir(&self) -> PathBuf {
         self.state_dir.join("quarantine")
+    }
+
+    /// Where a list is kept that is fetched from the appliance. Its name may be no file's name.
+    #[must_use]
+    pub fn fetched_allowlist(&self, name: &str) -> PathBuf {
+        let name = blake3::hash(name.as_bytes()).to_hex();
+        self.state_dir.join(format!("allowlist-{}", &name[..32]))
     }
 
     /// The unix socket on which a running agent is asked.
@@ -371,6 +424,13 @@ mod tests {
             ("[guard]\ninclude = []", "guard.include: nothing is guarded"),
             ("[guard]\nexclude = ['tmp']", "guard.exclude: tmp must be"),
             ("[guard]\ninclude = ['/a/../b']", "guard.include: /a/../b"),
+            ("[allowlist]\nfiles = ['a']", "allowlist.files: a must be"),
+            ("[allowlist]\nfiles = ['/a']", "trusted_keys: no key"),
+            ("[allowlist]\nnames = ['a']", "trusted_keys: no key"),
+            (
+                "[allowlist]\ntrusted_keys = ['00']",
+                "agent.toml:2:16: allowlist.trusted_keys",
+            ),
             ("[limits]\nopeners_max = 0", "limits.openers_max: 0 is not"),
             ("[limits]\nopeners_max = -1", "limits.openers_max: invalid"),
             ("[appliance]\naddresses = ['x']", "\"x\" is not host:port"),

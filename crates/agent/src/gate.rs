@@ -5,27 +5,32 @@
 
 pub(crate) mod content;
 pub(crate) mod deeds;
+mod delivery;
+mod listed;
 pub(crate) mod reader;
 pub(crate) mod tally;
 pub(crate) mod timer;
 pub(crate) mod workers;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_core::{Action, Core, Input, Opened, Ticket};
+use allowlist::Shelf;
 use daemon::log::RateLimit;
 use fanotify::PermissionEvent;
 use link::client::Client;
 use model::Policy;
 
-use crate::AgentConfig;
 use crate::books::Books;
 use crate::config::Limits;
+use crate::{AgentConfig, allow};
 use content::{Content, Hashed};
 use deeds::{AtHand, Deed, Preparation};
+use delivery::Delivery;
 use proto::v1;
 use tally::Tally;
 use workers::Queues;
@@ -62,6 +67,11 @@ pub(crate) struct Gate {
     mount_changes: AtomicU64,
     queues: Queues,
     client: OnceLock<Client>,
+    /// `None`: there are no allowlists.
+    shelf: Option<Arc<Shelf>>,
+    /// Those that the appliance sends, and where each is kept, by its name.
+    delivery: Mutex<Delivery>,
+    fetched_files: HashMap<String, PathBuf>,
     pub(crate) books: Books,
     pub(crate) tally: Tally,
     pub(crate) lines: Lines,
@@ -101,10 +111,19 @@ pub(crate) struct Snapshot {
 }
 
 impl Gate {
-    pub(crate) fn new(config: &AgentConfig, queues: Queues, books: Books) -> Self {
+    pub(crate) fn new(
+        config: &AgentConfig,
+        queues: Queues,
+        books: Books,
+        shelf: Option<Arc<Shelf>>,
+    ) -> Self {
         let limits = &config.limits;
+        let names = &config.allowlist.names;
         let policy = Policy::default();
-        let core = Core::new(limits.core(), policy.clone(), Duration::ZERO);
+        let mut core = Core::new(limits.core(), policy.clone(), Duration::ZERO);
+        if let Some(shelf) = &shelf {
+            core = core.with_allowlist(Box::new(allow::InForce(Arc::clone(shelf))));
+        }
         Self {
             state: Mutex::new(State {
                 core,
@@ -121,6 +140,12 @@ impl Gate {
             mount_changes: AtomicU64::new(0),
             queues,
             client: OnceLock::new(),
+            shelf,
+            delivery: Mutex::new(Delivery::new(names.clone(), limits.allowlist_bytes_max)),
+            fetched_files: names
+                .iter()
+                .map(|name| (name.clone(), config.fetched_allowlist(name)))
+                .collect(),
             books,
             tally: Tally::default(),
             lines: Lines::new(config.log.guest_lines_per_minute),

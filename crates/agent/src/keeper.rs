@@ -1,5 +1,5 @@
 //! The thread that does what has time: keeps the ledger on disk, reports it, pays it back, renews
-//! the certificate, publishes metrics.
+//! the certificate, loads allowlists that changed, publishes metrics.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -31,6 +31,8 @@ const ROUND: Duration = Duration::from_millis(250);
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// An unanswered renewal is asked for again.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
+/// How often the files of allowlists are looked at.
+const ALLOWLIST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Everything the keeper keeps.
 pub(crate) struct Keeper {
@@ -42,6 +44,7 @@ pub(crate) struct Keeper {
     pub(crate) metrics: Option<Published>,
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
     pub(crate) renewal: Option<(GuestKey, Instant)>,
+    pub(crate) allowlists_seen: Instant,
 }
 
 impl Keeper {
@@ -64,8 +67,13 @@ impl Keeper {
             self.report();
             self.pay_back();
             self.renew();
+            self.gate.deliver(self.credentials.seed());
         } else {
             self.reported = None;
+        }
+        if self.allowlists_seen.elapsed() >= ALLOWLIST_PAUSE {
+            self.gate.reload_allowlists();
+            self.allowlists_seen = Instant::now();
         }
         if let Some(metrics) = &self.metrics {
             metrics.update(&self.gate);

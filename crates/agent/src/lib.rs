@@ -6,6 +6,7 @@
 //! question itself; `session` gets the reply and answers the kernel on the same thread.
 
 mod agent;
+mod allow;
 mod books;
 pub mod cli;
 mod config;
@@ -22,7 +23,7 @@ mod status;
 
 pub use agent::{Agent, GateFailed, StartError};
 pub use config::{
-    AgentConfig, Appliance, CONFIG_PATH, Guard, Limits, Log, Metrics, UnusableConfig,
+    AgentConfig, Allowlist, Appliance, CONFIG_PATH, Guard, Limits, Log, Metrics, UnusableConfig,
 };
 pub use guard::marks::GuardError;
 

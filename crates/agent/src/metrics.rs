@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use agent_core::LedgerTotals;
-use daemon::metrics::{Counter, Counters, Gauge, LATENCY_BUCKETS_S, Registry};
+use daemon::metrics::{Counter, Counters, Gauge, Gauges, LATENCY_BUCKETS_S, Registry};
 use link::client::Stats;
 
 use crate::gate::tally::Tally;
@@ -24,6 +24,9 @@ pub(crate) struct Published {
     link: Vec<Reading<Stats>>,
     ledger: Vec<Reading<LedgerTotals>>,
     gauges: Vec<GaugeReading<Snapshot>>,
+    allowlist_serial: Gauges<1>,
+    allowlist_entries: Gauge,
+    allowlist_recalled: Gauge,
     ledger_open: Gauge,
 }
 
@@ -56,6 +59,19 @@ impl Published {
             link: link_counters(registry),
             ledger: ledger_counters(registry),
             gauges: gauges(registry),
+            allowlist_serial: registry.gauges(
+                "lazaret_agent_allowlist_serial",
+                "Serial of the allowlist in force, by its file; 0: none is.",
+                ["file"],
+            ),
+            allowlist_entries: registry.gauge(
+                "lazaret_agent_allowlist_entries",
+                "Contents listed, those of several lists counted in each.",
+            ),
+            allowlist_recalled: registry.gauge(
+                "lazaret_agent_allowlist_recalled",
+                "Contents that no list allows any more.",
+            ),
             ledger_open: registry.gauge(
                 "lazaret_agent_ledger_open",
                 "Ledger entries not paid back yet.",
@@ -92,11 +108,24 @@ impl Published {
         for (gauge, read) in &self.gauges {
             set_gauge(gauge, read(&snapshot));
         }
+        self.update_allowlists(gate);
         let link = gate.client().map(link::client::Client::stats);
         set_all(&self.link, &link.unwrap_or_default());
         let ledger = gate.books.totals();
         set_all(&self.ledger, &ledger);
         set_gauge(&self.ledger_open, ledger.open_entries);
+    }
+
+    fn update_allowlists(&self, gate: &Gate) {
+        let (lists, recalled) = gate.allowlists();
+        for file in gate.allowlist_files() {
+            let list = lists.iter().find(|list| list.path == *file);
+            let serial = self.allowlist_serial.with([&file.to_string_lossy()]);
+            set_gauge(&serial, list.map_or(0, |list| list.serial));
+        }
+        let listed = lists.iter().map(|list| list.listed as u64).sum();
+        set_gauge(&self.allowlist_entries, listed);
+        set_gauge(&self.allowlist_recalled, recalled as u64);
     }
 }
 
@@ -153,6 +182,13 @@ fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
             |t| t.descriptors_exhausted.value(),
         ),
         (
+            counter(
+                "allowlists_refused",
+                "Files of allowlists that were refused: bad, unsigned, older or unreadable.",
+            ),
+            |t| t.allowlists_refused.value(),
+        ),
+        (
             counter("panics", "Panics caught, each of which failed one file."),
             |t| t.panics.value(),
         ),
@@ -184,6 +220,13 @@ fn core_counters(registry: &Registry) -> Vec<Reading<agent_core::Counters>> {
                 "Files with a writer: judged, not remembered.",
             ),
             |c| c.writer_held,
+        ),
+        (
+            counter(
+                "allowlisted",
+                "Files allowed because their content is listed.",
+            ),
+            |c| c.allowlisted,
         ),
         (counter("checks", "Questions asked."), |c| c.checks),
         (

@@ -67,6 +67,9 @@ impl Session {
             Outcome::Clean => None,
             ref other => Some(other.clone()),
         };
+        if let (Outcome::Malicious { .. }, Some(digest)) = (&verdict.outcome, verdict.digest) {
+            self.gate.found_malicious(digest);
+        }
         self.gate.input(Input::Reply {
             request_id,
             verdict,
@@ -191,6 +194,7 @@ impl Handler for Session {
 
     fn down(&self, why: &str) {
         self.gate.input(Input::LinkDown);
+        self.gate.delivery_lost();
         let why = escape(why.as_bytes()).to_string();
         tracing::warn!(why, "link is down");
         self.change_peer(|peer| peer.trouble = why);
@@ -215,6 +219,13 @@ impl Handler for Session {
                 }
                 Err(error) => tracing::error!(%error, "policy refused; the old one counts"),
             },
+            Some(Body::Recall(recall)) => {
+                let digests = recall.digests.iter();
+                let digests = digests.filter_map(|it| it.as_slice().try_into().ok());
+                self.gate.recall(&digests.collect::<Vec<_>>());
+            }
+            Some(Body::AllowlistOffers(offers)) => self.gate.offered(offers),
+            Some(Body::AllowlistPart(part)) => self.gate.part(&part),
             Some(Body::Order(order)) => self.order(order),
             Some(Body::Renewed(renewed)) => {
                 // A second answer to one question is none.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use daemon::log::escape;
 use serde_json::{Value, json};
 
 use crate::control::TellStatus;
@@ -37,6 +38,15 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
     let link = gate.client().map(link::client::Client::stats);
     let link = link.unwrap_or_default();
     let counters = &snapshot.counters;
+    let (lists, recalled) = gate.allowlists();
+    let lists = lists.iter().map(|list| {
+        json!({
+            "name": list.name,
+            "serial": list.serial,
+            "listed": list.listed,
+            "revoked": list.revoked,
+        })
+    });
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "link": if snapshot.link_up { "up" } else { "down" },
@@ -54,6 +64,12 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
             "entries": snapshot.cached,
             "hits": counters.cache_hits,
             "misses": counters.cache_misses,
+        },
+        "allowlist": {
+            "lists": lists.collect::<Value>(),
+            "recalled": recalled,
+            "refused": gate.tally.allowlists_refused.value(),
+            "allowed": counters.allowlisted,
         },
         "checks": counters.checks,
         "deadlines": counters.deadlines,
@@ -100,6 +116,29 @@ pub(crate) fn render(status: &Value) -> String {
         number("/cache/hits"),
         number("/cache/misses")
     );
+    for list in status["allowlist"]["lists"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        let number = |key: &str| list[key].as_u64().unwrap_or(0);
+        let _ = writeln!(
+            out,
+            "allowlist  {}, serial {}, {} listed, {} revoked",
+            escape(list["name"].as_str().unwrap_or("").as_bytes()),
+            number("serial"),
+            number("listed"),
+            number("revoked")
+        );
+    }
+    if number("/allowlist/allowed") + number("/allowlist/recalled") > 0 {
+        let _ = writeln!(
+            out,
+            "           {} files allowed by list, {} contents recalled",
+            number("/allowlist/allowed"),
+            number("/allowlist/recalled")
+        );
+    }
     let _ = writeln!(
         out,
         "ledger     {} open, {} paid of {}, {} that nobody can name",
@@ -124,10 +163,13 @@ mod tests {
     #[test]
     fn a_person_sees_link_and_ledger() {
         let status = json!({ "link": "down", "trouble": "x: refused",
+            "allowlist": { "lists": [{ "name": "gold", "serial": 7 }], "recalled": 2 },
             "ledger": { "open_entries": 3 } });
         let text = render(&status);
         assert!(text.contains("link       down"), "{text}");
         assert!(text.contains("trouble    x: refused"), "{text}");
+        assert!(text.contains("allowlist  gold, serial 7"), "{text}");
+        assert!(text.contains("2 contents recalled"), "{text}");
         assert!(text.contains("ledger     3 open"), "{text}");
     }
 }

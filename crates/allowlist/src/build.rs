@@ -1,21 +1,22 @@
-//! Lists from real files. Every digest that is listed was computed from bytes that were read.
+//! Lists from real files. Every digest that is listed was computed from bytes that were read, or
+//! stands in a list of BLAKE3 digests that somebody named.
 
-use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use crate::{Digest, Error, List, dpkg, parse_hex};
+use sha2::{Digest as _, Sha256};
 
-/// Bytes read at once.
-const PIECE: usize = 128 * 1024;
+use crate::rpm::Package;
+use crate::sums::Sum;
+use crate::tree::{self, Met, Root};
+use crate::{Digest, Error, List, dpkg, parse_hex, read_text};
 
-/// A file that is not what its package database says; it is left out.
+/// A file that was left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Differing {
     /// The file.
     pub path: PathBuf,
-    /// In which way.
+    /// Why: it is not what its package database says, or cannot be read.
     pub why: String,
 }
 
@@ -47,64 +48,97 @@ impl Builder {
     /// [`Error::Io`] when `root` cannot be read. A file below it that cannot be read is reported
     /// by [`Builder::differing`] and left out.
     pub fn directory(&mut self, root: &Path) -> Result<(), Error> {
-        let device = fs::symlink_metadata(root).map_err(Error::io(root))?.dev();
-        fs::read_dir(root).map_err(Error::io(root))?;
-        let mut folders = vec![root.to_owned()];
-        while let Some(folder) = folders.pop() {
-            match fs::read_dir(&folder) {
-                Err(error) => self.differs(&folder, error.to_string()),
-                Ok(entries) => {
-                    for entry in entries {
-                        match entry {
-                            Err(error) => self.differs(&folder, error.to_string()),
-                            Ok(entry) => self.entry(&entry.path(), device, &mut folders),
-                        }
-                    }
-                }
+        let one_file_system = self.one_file_system;
+        tree::walk(root, one_file_system, |path, met| {
+            let mut hasher = blake3::Hasher::new();
+            let read = read_met(path, met, |piece| {
+                hasher.update(piece);
+            });
+            match read {
+                Ok(()) => self.digests.push(hasher.finalize().into()),
+                Err(why) => self.differs(path, why),
             }
-        }
+        })
+    }
+
+    /// Adds those regular, non-empty files below `root` whose SHA-256 `known` gives back: it is
+    /// called once with all of them, rising and each once.
+    ///
+    /// # Errors
+    /// As [`Builder::directory`], and what `known` says; nothing is added then.
+    pub fn known<E: From<Error>>(
+        &mut self,
+        root: &Path,
+        known: impl FnOnce(&[Digest]) -> Result<HashSet<Digest>, E>,
+    ) -> Result<(), E> {
+        let mut met_files: Vec<(Digest, Digest)> = Vec::new();
+        let one_file_system = self.one_file_system;
+        tree::walk(root, one_file_system, |path, met| {
+            let (mut ours, mut theirs) = (blake3::Hasher::new(), Sha256::new());
+            let read = read_met(path, met, |piece| {
+                ours.update(piece);
+                theirs.update(piece);
+            });
+            match read {
+                Ok(()) => met_files.push((theirs.finalize().into(), ours.finalize().into())),
+                Err(why) => self.differs(path, why),
+            }
+        })?;
+        met_files.sort_unstable();
+        met_files.dedup();
+        let sums: Vec<Digest> = met_files.iter().map(|(sum, _)| *sum).collect();
+        let known = known(&sums)?;
+        let listed = met_files.iter().filter(|(sum, _)| known.contains(sum));
+        self.digests.extend(listed.map(|(_, digest)| digest));
         Ok(())
-    }
-
-    fn entry(&mut self, path: &Path, device: u64, folders: &mut Vec<PathBuf>) {
-        let meta = match fs::symlink_metadata(path) {
-            Ok(meta) => meta,
-            Err(error) => return self.differs(path, error.to_string()),
-        };
-        if self.one_file_system && meta.dev() != device {
-            return;
-        }
-        if meta.is_dir() {
-            folders.push(path.to_owned());
-        } else if meta.is_file() && meta.len() > 0 {
-            self.file(path, &meta);
-        }
-    }
-
-    fn file(&mut self, path: &Path, meta: &Metadata) {
-        let mut hasher = blake3::Hasher::new();
-        match read(path, meta, |piece| {
-            hasher.update(piece);
-        }) {
-            Ok(()) => self.digests.push(hasher.finalize().into()),
-            Err(why) => self.differs(path, why),
-        }
     }
 
     /// Adds the files of dpkg's database below `root`, each read and its MD5 verified; of
     /// `packages` alone when there are any. Those that differ are reported and left out.
     ///
     /// # Errors
-    /// [`Error::Io`] when the database cannot be read, [`Error::Line`] when it cannot be parsed.
+    /// [`Error::Io`] when the database cannot be read, [`Error::Line`] when it cannot be parsed,
+    /// [`Error::Package`] when it lacks a package.
     pub fn dpkg(&mut self, root: &Path, packages: &[String]) -> Result<(), Error> {
-        for (path, md5) in dpkg::files(root, packages)? {
-            match dpkg::verify(root, &path, md5) {
-                Ok(Some(digest)) => self.digests.push(digest),
-                Ok(None) => {}
-                Err(why) => self.differs(&path, why),
-            }
+        let files = dpkg::files(root, packages)?;
+        let root = Root::open(root)?;
+        for (path, sum) in files {
+            self.verified(&root, &path, &sum);
         }
         Ok(())
+    }
+
+    /// Adds the files of one package of rpm's database: `header` is as the database holds it.
+    /// With `packages`, only if it is one of these. Files that differ are reported and left out.
+    /// Returns the package's name.
+    ///
+    /// # Errors
+    /// [`Error::RpmHeader`]; nothing is added then.
+    pub fn rpm_header(
+        &mut self,
+        root: &Path,
+        header: &[u8],
+        packages: &[String],
+    ) -> Result<String, Error> {
+        let package = Package::parse(header).map_err(Error::RpmHeader)?;
+        if packages.is_empty() || packages.contains(&package.name) {
+            let root = Root::open(root)?;
+            for (path, sum) in package.files {
+                match sum {
+                    Ok(sum) => self.verified(&root, &path, &sum),
+                    Err(why) => self.differs(&root.path().join(path), why),
+                }
+            }
+        }
+        Ok(package.name)
+    }
+
+    fn verified(&mut self, root: &Root, path: &Path, sum: &Sum) {
+        match root.open_file(path).and_then(|file| sum.verify(file)) {
+            Ok(Some(digest)) => self.digests.push(digest),
+            Ok(None) => {}
+            Err(why) => self.differs(&root.path().join(path), why),
+        }
     }
 
     /// Adds a file of BLAKE3 digests: a line is 64 hexadecimal digits, then nothing, or blanks
@@ -113,23 +147,20 @@ impl Builder {
     /// # Errors
     /// [`Error::Io`], [`Error::Line`]; nothing of the file is added then.
     pub fn digest_list(&mut self, path: &Path) -> Result<(), Error> {
-        let text = fs::read_to_string(path).map_err(Error::io(path))?;
-        let mut digests = Vec::new();
-        for (line, content) in text.lines().enumerate() {
-            let Some(word) = content.split_whitespace().next() else {
-                continue;
-            };
-            if word.starts_with('#') {
-                continue;
-            }
-            digests.push(parse_hex(word).ok_or_else(|| Error::Line {
-                path: path.to_owned(),
-                line: line + 1,
-                what: "no BLAKE3 digest of 64 hexadecimal digits",
-            })?);
-        }
-        self.digests.append(&mut digests);
+        self.digests.append(&mut read_digests(path)?);
         Ok(())
+    }
+
+    /// Digests gathered so far, equal ones counted each time.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.digests.len()
+    }
+
+    /// Whether nothing was gathered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.digests.is_empty()
     }
 
     /// What was left out, and why.
@@ -154,41 +185,35 @@ impl Builder {
     }
 }
 
-/// Hands the content of the regular file at `path`, which `meta` was of, to `take`.
-pub(crate) fn read(
-    path: &Path,
-    meta: &Metadata,
-    mut take: impl FnMut(&[u8]),
-) -> Result<(), String> {
-    let mut file = open(path, meta)?;
-    let mut piece = vec![0; PIECE];
-    loop {
-        match file.read(&mut piece).map_err(|error| error.to_string())? {
-            0 => break,
-            n => take(&piece[..n]),
-        }
+fn read_met(path: &Path, met: Met, take: impl FnMut(&[u8])) -> Result<(), String> {
+    match met {
+        Met::File(meta) => tree::read(tree::open_met(path, &meta)?, take).map(drop),
+        Met::Trouble(why) => Err(why),
     }
-    let after = file.metadata().map_err(|error| error.to_string())?;
-    if (after.len(), after.mtime_nsec(), after.mtime())
-        != (meta.len(), meta.mtime_nsec(), meta.mtime())
-    {
-        return Err("changed while it was read".to_owned());
-    }
-    Ok(())
 }
 
-/// Opens what `meta` was of: neither a link nor a pipe that came in its place.
-fn open(path: &Path, meta: &Metadata) -> Result<File, String> {
-    use rustix::fs::OFlags;
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits();
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.cast_signed())
-        .open(path)
-        .map_err(|error| error.to_string())?;
-    let now = file.metadata().map_err(|error| error.to_string())?;
-    if !now.is_file() || (now.dev(), now.ino()) != (meta.dev(), meta.ino()) {
-        return Err("replaced while it was opened".to_owned());
+/// The digests of a file with one on each line: 64 hexadecimal digits, then nothing, or blanks
+/// and a path. Empty lines and those that begin with `#` are skipped.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Line`].
+pub fn read_digests(path: &Path) -> Result<Vec<Digest>, Error> {
+    let text = read_text(path)?;
+    let mut digests = Vec::new();
+    for (at, line) in text.split(|byte| *byte == b'\n').enumerate() {
+        let mut words = line.split(u8::is_ascii_whitespace);
+        let Some(word) = words.find(|word| !word.is_empty()) else {
+            continue;
+        };
+        if word.starts_with(b"#") {
+            continue;
+        }
+        let digest = str::from_utf8(word).ok().and_then(parse_hex);
+        digests.push(digest.ok_or_else(|| Error::Line {
+            path: path.to_owned(),
+            line: at + 1,
+            what: "no digest of 64 hexadecimal digits",
+        })?);
     }
-    Ok(file)
+    Ok(digests)
 }

@@ -3,18 +3,19 @@
 //! The sums are unsigned MD5, so they only leave out what was changed by accident or by someone
 //! careless; what is listed is the BLAKE3 of what was read.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use md5::{Digest as _, Md5};
-
-use crate::{Digest, Error, build};
+use crate::sums::{self, Sum};
+use crate::{Error, read_text};
 
 const INFO: &str = "var/lib/dpkg/info";
 
 /// The files of the database below `root`, by paths below `root`, with their MD5. With
 /// `packages`, of these alone; each must be there.
-pub(crate) fn files(root: &Path, packages: &[String]) -> Result<Vec<(PathBuf, [u8; 16])>, Error> {
+pub(crate) fn files(root: &Path, packages: &[String]) -> Result<Vec<(PathBuf, Sum)>, Error> {
     let info = root.join(INFO);
     let mut found = Vec::new();
     let mut seen = vec![false; packages.len()];
@@ -36,19 +37,17 @@ pub(crate) fn files(root: &Path, packages: &[String]) -> Result<Vec<(PathBuf, [u
         }
         parse(&path, &mut found)?;
     }
-    if let Some(at) = seen.iter().position(|seen| !seen) {
-        let path = info.join(format!("{}.md5sums", packages[at]));
-        return Err(Error::Io {
-            path,
-            source: std::io::ErrorKind::NotFound.into(),
-        });
+    match seen.iter().position(|seen| !seen) {
+        Some(at) => Err(Error::Package {
+            database: info,
+            package: packages[at].clone(),
+        }),
+        None => Ok(found),
     }
-    Ok(found)
 }
 
-fn parse(path: &Path, found: &mut Vec<(PathBuf, [u8; 16])>) -> Result<(), Error> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let text = fs::read(path).map_err(Error::io(path))?;
+fn parse(path: &Path, found: &mut Vec<(PathBuf, Sum)>) -> Result<(), Error> {
+    let text = read_text(path)?;
     let lines = text.split(|&byte| byte == b'\n').enumerate();
     for (at, line) in lines.filter(|(_, line)| !line.is_empty()) {
         let bad = |what| Error::Line {
@@ -60,49 +59,14 @@ fn parse(path: &Path, found: &mut Vec<(PathBuf, [u8; 16])>) -> Result<(), Error>
             .split_at_checked(34)
             .filter(|(sum, _)| sum.ends_with(b"  "))
             .ok_or_else(|| bad("not an MD5, two blanks and a path"))?;
-        let sum = md5_of(&sum[..32]).ok_or_else(|| bad("not an MD5 of 32 hexadecimal digits"))?;
-        let file = PathBuf::from(std::ffi::OsStr::from_bytes(file));
-        if !file
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)))
-        {
+        let sum = sums::bytes(&sum[..32]);
+        let sum = sum.ok_or_else(|| bad("not an MD5 of 32 hexadecimal digits"))?;
+        let file = PathBuf::from(OsStr::from_bytes(file));
+        let inside = |part: Component<'_>| matches!(part, Component::Normal(_));
+        if !file.components().all(inside) || file.file_name().is_none() {
             return Err(bad("a path that leaves the root"));
         }
-        found.push((file, sum));
+        found.push((file, Sum::Md5(sum)));
     }
     Ok(())
-}
-
-fn md5_of(text: &[u8]) -> Option<[u8; 16]> {
-    let mut out = [0; 16];
-    for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
-        let digit = |at: usize| char::from(pair[at]).to_digit(16);
-        *byte = u8::try_from(digit(0)? * 16 + digit(1)?).ok()?;
-    }
-    Some(out)
-}
-
-/// The BLAKE3 of the file at `path` below `root` if its MD5 is `md5`; `None` for an empty one.
-/// Links on the way may lead about within the root (`/bin` is one), never out of it.
-pub(crate) fn verify(root: &Path, path: &Path, md5: [u8; 16]) -> Result<Option<Digest>, String> {
-    let folder = root.join(path.parent().unwrap_or(Path::new("")));
-    let folder = fs::canonicalize(folder).map_err(|error| error.to_string())?;
-    let within = fs::canonicalize(root).map_err(|error| error.to_string())?;
-    if !folder.starts_with(&within) {
-        return Err("a link leads out of the root".to_owned());
-    }
-    let file = folder.join(path.file_name().unwrap_or_default());
-    let meta = fs::symlink_metadata(&file).map_err(|error| error.to_string())?;
-    if !meta.is_file() {
-        return Err("not a regular file".to_owned());
-    }
-    let (mut sum, mut hasher) = (Md5::new(), blake3::Hasher::new());
-    build::read(&file, &meta, |piece| {
-        sum.update(piece);
-        hasher.update(piece);
-    })?;
-    if sum.finalize().as_slice() != md5 {
-        return Err("its MD5 is not the package's".to_owned());
-    }
-    Ok((meta.len() > 0).then(|| hasher.finalize().into()))
 }

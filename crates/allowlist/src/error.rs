@@ -94,6 +94,41 @@ pub enum Error {
     /// A key that cannot be read.
     #[error("bad key: {0}")]
     Key(&'static str),
+    /// A package that the database does not have.
+    #[error("{database}: no package `{package}`", database = .database.display())]
+    Package {
+        /// The database.
+        database: PathBuf,
+        /// The package.
+        package: String,
+    },
+    /// A header of rpm's database that cannot be read.
+    #[error("bad package header in rpm's database: {0}")]
+    RpmHeader(&'static str),
+    /// A file that is larger than the reader allows.
+    #[error("{path}: has {found} bytes, at most {max} are read", path = .path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Bytes it has.
+        found: u64,
+        /// Bytes allowed.
+        max: u64,
+    },
+    /// A file of this program that it did not write so.
+    #[error("{path}: {what}", path = .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// What should be a file is none.
+    #[error("{path}: not a regular file", path = .path.display())]
+    NoFile {
+        /// The path.
+        path: PathBuf,
+    },
     /// A line of a digest list that is none.
     #[error("{path}, line {line}: {what}", path = .path.display())]
     Line {

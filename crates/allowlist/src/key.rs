@@ -13,7 +13,8 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use crate::{Error, hex, parse_hex};
 
 /// A key that lists are verified with; written and read as 64 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "String")]
 pub struct PublicKey(pub(crate) [u8; 32]);
 
 impl PublicKey {
@@ -27,6 +28,14 @@ impl PublicKey {
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex(&self.0))
+    }
+}
+
+impl TryFrom<String> for PublicKey {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
     }
 }
 
@@ -72,7 +81,7 @@ impl SigningKey {
     /// # Errors
     /// [`Error::Io`] or [`Error::Key`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::from_pkcs8(&std::fs::read(path).map_err(Error::io(path))?)
+        Self::from_pkcs8(&crate::read_text(path)?)
     }
 
     fn from_pkcs8(document: &[u8]) -> Result<Self, Error> {

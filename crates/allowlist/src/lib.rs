@@ -4,7 +4,8 @@
 //! into a collision stands between a digest and "listed". A list also carries revoked digests,
 //! and a revocation wins over any listing, in the same list, in another one, and when merging.
 //!
-//! The reader trusts nothing of a file but its signature: see [`Map::open`].
+//! The reader trusts nothing of a file but its signature: see [`Map::open`]. Who runs for long
+//! keeps lists on a [`Shelf`], which replaces them and knows what was recalled.
 
 mod build;
 mod dpkg;
@@ -13,15 +14,27 @@ mod format;
 mod key;
 mod list;
 mod map;
+mod recalls;
+mod rpm;
+mod shelf;
+mod store;
+mod sums;
+mod tree;
 
-pub use build::{Builder, Differing};
+pub use build::{Builder, Differing, read_digests};
 pub use error::Error;
 pub use key::{PublicKey, SigningKey};
 pub use list::{Difference, List};
 pub use map::{Map, Set};
+pub use shelf::{Change, InForce, Reloaded, Shelf, Sources};
 
-/// A BLAKE3 digest of a whole file's content.
+/// A BLAKE3 digest of a whole file's content; where it says so, a SHA-256.
 pub type Digest = [u8; 32];
+
+/// A whole file that an administrator named.
+fn read_text(path: &std::path::Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(Error::io(path))
+}
 
 /// The digest that `text` spells in 64 hexadecimal digits.
 #[must_use]

@@ -1,10 +1,8 @@
 //! A list in memory, for those who make lists.
 
-use std::fs::File;
-use std::io::Write as _;
 use std::path::Path;
 
-use crate::{Digest, Error, PublicKey, SigningKey, format};
+use crate::{Digest, Error, PublicKey, SigningKey, format, read_text, store};
 
 /// A list that can be changed, merged and written. Its digests are sorted and unique, and none
 /// is both listed and revoked.
@@ -116,6 +114,17 @@ impl List {
         format::encode(self, key)
     }
 
+    /// [`List::open`] of a list that must be signed by one of `trusted`.
+    ///
+    /// # Errors
+    /// As there, and that the signature is missing, bad or of another key.
+    pub fn open_trusted(path: &Path, trusted: &[PublicKey]) -> Result<Self, Error> {
+        let bytes = read_text(path)?;
+        let (list, _) = Self::from_bytes(&bytes)?;
+        format::check_signature(&bytes, trusted)?;
+        Ok(list)
+    }
+
     /// Reads a list's bytes: everything is checked but the signature. Returns who says to have
     /// signed it, if anyone.
     ///
@@ -140,7 +149,7 @@ impl List {
     /// # Errors
     /// As there, and [`Error::Io`].
     pub fn open(path: &Path) -> Result<(Self, Option<PublicKey>), Error> {
-        Self::from_bytes(&std::fs::read(path).map_err(Error::io(path))?)
+        Self::from_bytes(&read_text(path)?)
     }
 
     /// Writes the list beside `path` and moves it there: a crash leaves the old or the new.
@@ -148,21 +157,7 @@ impl List {
     /// # Errors
     /// [`Error::Io`], [`Error::Name`].
     pub fn write(&self, path: &Path, key: Option<&SigningKey>) -> Result<(), Error> {
-        let bytes = self.to_bytes(key)?;
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}.new", std::process::id()));
-        let beside = Path::new(&beside);
-        let mut file = File::create(beside).map_err(Error::io(beside))?;
-        file.write_all(&bytes).map_err(Error::io(beside))?;
-        file.sync_all().map_err(Error::io(beside))?;
-        std::fs::rename(beside, path).map_err(Error::io(path))?;
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(Error::io(folder))
+        store::replace(path, &self.to_bytes(key)?)
     }
 }
 

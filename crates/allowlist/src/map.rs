@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{Digest, Error, PublicKey, format};
+use crate::{Digest, Error, PublicKey, format, store};
 
 /// Entries in a bucket of the prefix index, about: few enough that the search ends within two
 /// cache lines, many enough that the index stays below 2 % of the list.
@@ -14,26 +14,24 @@ const BUCKET: usize = 8;
 pub struct Map {
     header: format::Header,
     bytes: Vec<u8>,
+    fingerprint: Digest,
     index: Index,
 }
 
 impl Map {
     /// Reads and checks a list: format, order, counts, length, signature by one of `trusted`,
     /// and against the one `in_force`, whose name it must bear and whose serial it must pass.
-    /// The very same list again is accepted.
+    /// The very same list again is accepted. A file of more than `bytes_max` is not read.
     ///
     /// # Errors
     /// What is wrong; the one in force is untouched.
     pub fn open(
         path: &Path,
         trusted: &[PublicKey],
+        bytes_max: u64,
         in_force: Option<&Self>,
     ) -> Result<Self, Error> {
-        Self::new(
-            std::fs::read(path).map_err(Error::io(path))?,
-            trusted,
-            in_force,
-        )
+        Self::new(store::read(path, bytes_max)?, trusted, in_force)
     }
 
     /// [`Map::open`] of bytes.
@@ -53,6 +51,7 @@ impl Map {
         let index = Index::new(&format::digests(&bytes)[..header.listed]);
         Ok(Self {
             header,
+            fingerprint: blake3::hash(&bytes).into(),
             bytes,
             index,
         })
@@ -86,6 +85,30 @@ impl Map {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.header.listed == 0
+    }
+
+    /// How many digests are revoked.
+    #[must_use]
+    pub fn revoked_len(&self) -> usize {
+        format::digests(&self.bytes).len() - self.header.listed
+    }
+
+    /// Bytes of memory that the list and its index take.
+    #[must_use]
+    pub fn bytes_held(&self) -> usize {
+        self.bytes.len() + size_of_val(self.index.starts.as_slice())
+    }
+
+    /// The BLAKE3 of the list's file: tells lists of one serial apart.
+    #[must_use]
+    pub fn fingerprint(&self) -> Digest {
+        self.fingerprint
+    }
+
+    /// The list's file.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Whether the list lists `digest` and does not revoke it.

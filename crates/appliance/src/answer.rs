@@ -132,6 +132,9 @@ impl Holder {
         else {
             return Consequence::default();
         };
+        if !shared.force().policy.context_sensitive {
+            shared.recall([digest]);
+        }
         if shared.released.contains(&digest) {
             return Consequence {
                 released: true,

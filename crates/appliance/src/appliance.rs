@@ -22,6 +22,7 @@ use crate::engines::{EngineSet, EngineSetError, EngineSource};
 use crate::force::Force;
 use crate::guests::{Arrival, Guests, Turned};
 use crate::identity::Identity;
+use crate::listed;
 use crate::metrics::{Metrics, gauge_of};
 use crate::released::{ReleaseError, Released};
 use crate::removal::Orders;
@@ -78,6 +79,9 @@ pub enum StartError {
     /// The list of released contents.
     #[error(transparent)]
     Released(#[from] ReleaseError),
+    /// What is kept of the allowlists.
+    #[error(transparent)]
+    Allowlist(#[from] allowlist::Error),
     /// The log of detections.
     #[error(transparent)]
     Detections(#[from] LogError),
@@ -254,7 +258,7 @@ pub(crate) fn build(
     let force = Force::new(config, &engines.facts());
     let limits = &force.limits;
     let epoch = pki::random().map_err(StartError::NoRandomness)?;
-    Ok(Arc::new(Shared {
+    let shared = Arc::new(Shared {
         name: config.name.clone().unwrap_or_else(host_name),
         started: Instant::now(),
         runtime: tokio::runtime::Handle::current(),
@@ -280,11 +284,14 @@ pub(crate) fn build(
             },
         )?,
         released: Released::open(state.released())?,
+        shelf: listed::open(config, state.path())?,
         metrics: Metrics::new(registry),
         identity,
         engines: RwLock::new(Arc::new(engines)),
         force: RwLock::new(Arc::new(force)),
-    }))
+    });
+    shared.reload_allowlists();
+    Ok(shared)
 }
 
 fn host_name() -> String {
@@ -454,6 +461,11 @@ async fn tick(shared: Arc<Shared>, config: Arc<AsyncMutex<Config>>, progress: Ar
         if let Ok(_no_reload) = config.try_lock() {
             follow_engines(&shared);
         }
+        let lists = shared.clone();
+        let reloaded = tokio::task::spawn_blocking(move || lists.reload_allowlists());
+        if let Err(error) = reloaded.await {
+            tracing::error!(%error, "allowlists were not looked at");
+        }
         set_gauges(&shared);
         progress.beat();
     }
@@ -502,6 +514,7 @@ fn set_gauges(shared: &Shared) {
         .kept
         .verdict_store_failures
         .set(gauge_of(store.disk_failures));
+    shared.set_allowlist_gauges();
     let lost = shared.detections.lines_lost();
     metrics.kept.detection_lines_lost.set(gauge_of(lost));
     for engine in shared.engines().status() {

@@ -36,12 +36,15 @@ pub(crate) struct SessionHandle {
 const ALERTS_PER_MINUTE: u32 = 30;
 /// Certificates that one guest gets in a minute.
 const RENEWALS_PER_MINUTE: u32 = 4;
+/// Pieces of allowlists that one guest gets in a minute, as the contract says: 256 MiB.
+const FETCHES_PER_MINUTE: u32 = 1024;
 
 /// How much one guest may ask of us, over all its sessions.
 #[derive(Debug)]
 pub(crate) struct GuestRates {
     pub(crate) alerts: RateLimit,
     pub(crate) renewals: RateLimit,
+    pub(crate) fetches: RateLimit,
 }
 
 /// Everybody who is connected.
@@ -100,6 +103,7 @@ impl Guests {
             rates: Arc::new(GuestRates {
                 alerts: RateLimit::new(ALERTS_PER_MINUTE),
                 renewals: RateLimit::new(RENEWALS_PER_MINUTE),
+                fetches: RateLimit::new(FETCHES_PER_MINUTE),
             }),
         });
         let cut = arrival.hostname.floor_char_boundary(HOSTNAME_MAX_BYTES);

@@ -16,6 +16,7 @@ mod engines;
 mod force;
 mod guests;
 mod identity;
+mod listed;
 mod metrics;
 mod released;
 mod removal;

@@ -165,6 +165,9 @@ pub(crate) struct KeptMetrics {
     pub(crate) orders: Counters<1>,
     pub(crate) order_results: Counters<1>,
     pub(crate) reloads: Counters<1>,
+    pub(crate) allowlist_serial: Gauges<1>,
+    pub(crate) allowlist_recalled: Gauge,
+    pub(crate) allowlists_refused: Counter,
 }
 
 impl KeptMetrics {
@@ -188,6 +191,19 @@ impl KeptMetrics {
             orders: r.counters("lazaret_orders", "Orders given to agents.", ["action"]),
             order_results: r.counters("lazaret_order_results", "How orders ended.", ["status"]),
             reloads: r.counters("lazaret_reloads", "Reloads, by result.", ["result"]),
+            allowlist_serial: r.gauges(
+                "lazaret_allowlist_serial",
+                "Serial of the allowlist in force, by its file; 0: none is.",
+                ["file"],
+            ),
+            allowlist_recalled: r.gauge(
+                "lazaret_allowlist_recalled",
+                "Allowlisted contents that were found malicious.",
+            ),
+            allowlists_refused: r.counter(
+                "lazaret_allowlists_refused",
+                "Files of allowlists that were refused: bad, unsigned, older or unreadable.",
+            ),
         }
     }
 }

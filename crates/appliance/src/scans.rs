@@ -296,8 +296,14 @@ async fn run(shared: Arc<Shared>, started: Started<Box<ScanJob>>) {
         shared: shared.clone(),
     };
     let engines = shared.engines();
-    let (key, verdict) = judge(&shared, &engines, *started.job).await;
+    let job = *started.job;
+    let (key, verdict) = judge(&shared, &engines, &job, &job.context).await;
     shared.verdicts.keep_in_memory(&key, &verdict);
+    if must_be_recalled(&shared, &engines, &job, &verdict).await {
+        shared.recall([job.proved.digest]);
+    }
+    drop(job.proved);
+    drop(job.reservation);
     running.finish(&verdict);
     shared.verdicts.keep_on_disk(&key, &verdict);
 }
@@ -338,14 +344,31 @@ impl Drop for Running {
     }
 }
 
+/// Whether content that an allowlist has is malicious by itself. Where engines read names, it may
+/// have been the guest's claim that made it so, which counts for that guest alone: then it is
+/// judged once more, without a name.
+async fn must_be_recalled(
+    shared: &Shared,
+    engines: &EngineSet,
+    job: &ScanJob,
+    verdict: &Verdict,
+) -> bool {
+    let is_bad = |verdict: &Verdict| matches!(verdict.outcome, Outcome::Malicious { .. });
+    if !is_bad(verdict) || !shared.is_allowlisted(&job.proved.digest) {
+        return false;
+    }
+    let reads_names = engines.facts().iter().any(|it| it.context_sensitive);
+    !reads_names || is_bad(&judge(shared, engines, job, &Context::default()).await.1)
+}
+
 /// All engines at once; SHA-256 of small content is computed while they work.
-async fn judge(shared: &Shared, engines: &EngineSet, job: ScanJob) -> (CacheKey, Verdict) {
-    let ScanJob {
-        key,
-        context,
-        proved,
-        reservation,
-    } = job;
+async fn judge(
+    shared: &Shared,
+    engines: &EngineSet,
+    job: &ScanJob,
+    context: &Context,
+) -> (CacheKey, Verdict) {
+    let ScanJob { key, proved, .. } = job;
     let facts = engines.facts();
     let scans = engines.engines.iter().zip(&facts).map(|(engine, facts)| {
         let task = Task {
@@ -362,7 +385,6 @@ async fn judge(shared: &Shared, engines: &EngineSet, job: ScanJob) -> (CacheKey,
         }
     };
     let (findings, sha256) = futures_util::future::join(join_all(scans), sha256).await;
-    drop(reservation);
     let judged_by = facts.iter().zip(&findings);
     let judged_by = judged_by.map(|(facts, finding)| (facts.name.as_str(), finding.generation));
     // What judged may be newer than what was in force when the check came.
@@ -371,7 +393,7 @@ async fn judge(shared: &Shared, engines: &EngineSet, job: ScanJob) -> (CacheKey,
     let key = CacheKey {
         generation,
         settings,
-        ..key
+        ..*key
     };
     let digest = Some(proved.digest);
     let verdict = merge(proved.size, generation, digest, sha256, &findings);

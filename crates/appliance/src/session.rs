@@ -96,6 +96,8 @@ impl Session {
         if let Some(SessionHandle { outbox, .. }) = older {
             outbox.goodbye("a newer session of this guest has taken over");
         }
+        // After it entered: what is recalled from now on reaches it with everybody else.
+        shared.tell_of_allowlists(&*asker.outbox);
         Self {
             shared,
             asker,
@@ -128,6 +130,7 @@ impl Session {
             Some(Body::OrderResult(result)) => self.order_result(result),
             Some(Body::LedgerReport(report)) => self.ledger(report),
             Some(Body::Alert(alert)) => self.alert(&alert),
+            Some(Body::FetchAllowlist(fetch)) => self.fetch_allowlist(&fetch),
             Some(Body::Renew(renew)) => self.renew(request_id, &renew),
             Some(Body::Hello(_) | Body::Ping(_) | Body::Pong(_) | Body::Goodbye(_)) | None => {
                 self.shared.metrics.guests.frames_ignored.inc();
@@ -140,6 +143,9 @@ impl Session {
                 | Body::CheckReply(_)
                 | Body::ContentChanged(_)
                 | Body::Policy(_)
+                | Body::Recall(_)
+                | Body::AllowlistOffers(_)
+                | Body::AllowlistPart(_)
                 | Body::Order(_)
                 | Body::Renewed(_),
             ) => return Err(Breach::NotYours),
@@ -229,6 +235,22 @@ impl Session {
                 detail = %escape(cut(alert.detail.as_bytes())), path = %escape(cut(&alert.path)),
                 own_suppressed, suppressed, "alert of an agent");
         }
+    }
+
+    /// A piece of a list. One of too many questions is not answered: the agent asks again.
+    fn fetch_allowlist(&self, fetch: &v1::FetchAllowlist) {
+        let rates = self.shared.guests.rates(self.guest());
+        let now = std::time::Instant::now();
+        if rates.is_none_or(|rates| rates.fetches.allow(now).is_none()) {
+            self.shared.metrics.guests.frames_ignored.inc();
+            return;
+        }
+        let envelope = v1::Envelope {
+            request_id: 0,
+            body: Some(Body::AllowlistPart(self.shared.allowlist_part(fetch))),
+        };
+        // Everything else goes first.
+        self.asker.outbox.send(Priority::OnDemand, envelope);
     }
 
     fn renew(&self, request_id: u64, renew: &v1::Renew) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use allowlist::Shelf;
 use model::{Coverage, Digest, GuestId, Outcome, Verdict};
 use parking_lot::{Mutex, RwLock};
 use proto::v1;
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) orders: Orders,
     pub(crate) detections: Detections,
     pub(crate) released: Released,
+    /// `None`: no allowlists are configured.
+    pub(crate) shelf: Option<Shelf>,
     pub(crate) metrics: Metrics,
     pub(crate) identity: Arc<dyn Identity>,
 }
@@ -85,7 +88,7 @@ impl Shared {
         self.tell_everybody(&v1::envelope::Body::Policy(policy));
     }
 
-    fn tell_everybody(&self, body: &v1::envelope::Body) {
+    pub(crate) fn tell_everybody(&self, body: &v1::envelope::Body) {
         for session in self.guests.everybody() {
             let envelope = v1::Envelope {
                 request_id: 0,

@@ -10,6 +10,8 @@
 //!   detections.jsonl, detections.jsonl.1 …
 //!   rules/          the rules built in, for a start without any configuration
 //!   released.json   contents that an administrator let through
+//!   allowlist.serials    the serial of each allowlist that was in force
+//!   allowlist.recalled   allowlisted contents that were found malicious
 //! ```
 
 use std::fs::{self, DirBuilder, File};
@@ -76,6 +78,10 @@ impl StateDir {
             path: path.to_owned(),
             _lock: lock,
         })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The controller's part.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use model::{Digest, GuestId, ItemId};
 
+use crate::lists::args::AllowlistCommand;
+
 /// Out-of-band antivirus for virtual machines: controller and appliance.
 #[derive(Debug, Parser)]
 #[command(name = "lazaret", version)]
@@ -41,6 +43,9 @@ pub(crate) enum Command {
     Release(ReleaseArgs),
     /// Load policy, removal and rules again.
     Reload,
+    /// Lists of known content, which costs agents neither bytes nor time.
+    #[command(subcommand)]
+    Allowlist(Box<AllowlistCommand>),
 }
 
 #[derive(Debug, Subcommand)]

@@ -95,14 +95,14 @@ fn removal(status: v1::OrderStatus) -> Value {
     }
 }
 
-fn object(value: Value) -> Map<String, Value> {
+pub(crate) fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,
         _ => Map::new(),
     }
 }
 
-fn put_path(out: &mut Map<String, Value>, path: &[u8]) {
+pub(crate) fn put_path(out: &mut Map<String, Value>, path: &[u8]) {
     out.insert("path".into(), text(path).into());
     if std::str::from_utf8(path).is_err() {
         out.insert("path_hex".into(), hex(path).into());

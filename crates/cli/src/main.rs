@@ -5,6 +5,7 @@ mod commands;
 mod controller;
 mod fleet;
 mod json;
+mod lists;
 mod place;
 mod show;
 mod up;
@@ -34,17 +35,19 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    let place = Place::find(args.config.as_deref(), args.state.as_deref())?;
+    let place = || Place::find(args.config.as_deref(), args.state.as_deref());
     match &args.command {
-        Command::Up => up::up(place),
-        Command::CheckConfig => place::check(&place),
-        Command::Pki(PkiCommand::Init) => fleet::init(&place),
-        Command::Token(token) => commands::token(&place, token),
-        Command::Status(output) => commands::status(&place, output),
-        Command::Detections(detections) => commands::detections(&place, detections),
-        Command::Quarantine(quarantine) => commands::quarantine(&place, quarantine),
-        Command::Release(release) => commands::release(&place, release),
-        Command::Reload => commands::reload(&place),
+        Command::Up => up::up(place()?),
+        Command::CheckConfig => place::check(&place()?),
+        Command::Pki(PkiCommand::Init) => fleet::init(&place()?),
+        Command::Token(token) => commands::token(&place()?, token),
+        Command::Status(output) => commands::status(&place()?, output),
+        Command::Detections(detections) => commands::detections(&place()?, detections),
+        Command::Quarantine(quarantine) => commands::quarantine(&place()?, quarantine),
+        Command::Release(release) => commands::release(&place()?, release),
+        Command::Reload => commands::reload(&place()?),
+        // Made where images are made, which need not be where lazaret runs.
+        Command::Allowlist(command) => lists::run(command),
     }
 }
 

@@ -41,6 +41,7 @@ fn generate(root: &Path, out: &Path) -> Result<()> {
             ".lazaret.v1.Data.bytes",
             ".lazaret.v1.Check.content",
             ".lazaret.v1.ScanJob.content",
+            ".lazaret.v1.AllowlistPart.bytes",
         ])
         .out_dir(out)
         .compile_fds(descriptors)?;

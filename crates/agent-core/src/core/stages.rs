@@ -37,7 +37,7 @@ impl Core {
     /// Answers what needs no appliance, or cannot have one.
     fn settled_at_once(&mut self, opened: &Opened, actions: &mut Vec<Action>) -> bool {
         let known = self.known(opened);
-        let reason = if known == Some(Known::Clean) {
+        let reason = if matches!(known, Some(Known::Clean | Known::Listed)) {
             self.counters.cache_hits += 1;
             self.settle(opened, Answered::Clean, Source::Cache, actions);
             return true;
@@ -50,7 +50,7 @@ impl Core {
             self.counters.cache_hits += 1;
             self.settle(opened, Answered::Malicious, Source::Cache, actions);
             return true;
-        } else if self.link == Link::Gone {
+        } else if self.link == Link::Gone && !self.may_be_listed(opened) {
             UnscannedReason::Unreachable
         } else if opened.class.has_opener() && self.openers.len() >= self.limits.openers_max {
             UnscannedReason::Overloaded
@@ -60,6 +60,11 @@ impl Core {
         };
         self.settle(opened, Answered::Unscanned(reason), Source::Local, actions);
         true
+    }
+
+    /// Whether hashing may show an opener's file to be listed, though nobody can be asked about it.
+    fn may_be_listed(&self, opened: &Opened) -> bool {
+        opened.class.has_opener() && !self.allowlist.is_empty()
     }
 
     fn known(&mut self, opened: &Opened) -> Option<Known> {
@@ -245,6 +250,15 @@ impl Core {
         job.writer_free = writer_free;
         job.digest = Some(digest);
         job.phase = Phase::Hashed;
+        if self.allowlist.lists(&digest) {
+            self.counters.allowlisted += 1;
+            self.remember(lead, Known::Listed);
+            return self.finish(lead, &Outcome::Clean, false, Source::Allowlist, actions);
+        }
+        if self.link == Link::Gone {
+            let unreachable = Outcome::unscanned(UnscannedReason::Unreachable);
+            return self.finish(lead, &unreachable, false, Source::Local, actions);
+        }
         self.hashed.insert(lead);
     }
 
@@ -433,19 +447,19 @@ impl Core {
                 self.cache.forget(job.key.node);
             }
             let current = self.generation == Some(verdict.generation);
-            if current && !moved_on && !released {
-                self.remember(lead, &outcome);
+            let known = match &outcome {
+                Outcome::Clean => Some(Known::Clean),
+                Outcome::Malicious { .. } => Some(Known::Malicious),
+                Outcome::Unscanned { .. } | Outcome::Error { .. } => None,
+            };
+            if let (Some(known), true, false, false) = (known, current, moved_on, released) {
+                self.remember(lead, known);
             }
             self.finish(lead, &outcome, released, Source::Verdict, actions);
         }
     }
 
-    fn remember(&mut self, lead: Ticket, outcome: &Outcome) {
-        let known = match outcome {
-            Outcome::Clean => Known::Clean,
-            Outcome::Malicious { .. } => Known::Malicious,
-            Outcome::Unscanned { .. } | Outcome::Error { .. } => return,
-        };
+    fn remember(&mut self, lead: Ticket, known: Known) {
         let Some(job) = self.jobs.get(&lead) else {
             return;
         };

@@ -2,17 +2,38 @@
 //! hold after every input.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent_core::{
-    Action, Answered, ContextHash, Core, CoreLimits, FileKey, FileNode, Input, Opened, Source,
-    Ticket,
+    Action, Allowlist, Answered, ContextHash, Core, CoreLimits, FileKey, FileNode, Input, Opened,
+    Source, Ticket,
 };
 use model::{
     AccessClass, Coverage, Detection, Digest, Disposition, Generation, Outcome, Policy, Verdict,
 };
 
 pub(crate) const GENERATION: Generation = Generation([7; 16]);
+
+/// A list that its test changes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Listed(Arc<Mutex<BTreeSet<Digest>>>);
+
+impl Listed {
+    fn change(&self, change: impl FnOnce(&mut BTreeSet<Digest>)) {
+        change(&mut self.0.lock().unwrap());
+    }
+}
+
+impl Allowlist for Listed {
+    fn lists(&self, digest: &Digest) -> bool {
+        self.0.lock().unwrap().contains(digest)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.lock().unwrap().is_empty()
+    }
+}
 
 /// What a ticket of ours still owes.
 #[derive(Debug)]
@@ -42,13 +63,18 @@ pub(crate) struct Gate {
     hashed_at: BTreeMap<Ticket, u64>,
     /// States of files that a clean verdict was given for: identity and closes until then.
     judged_clean: BTreeSet<(FileKey, u64)>,
+    /// The same of states whose content is listed.
+    listed_clean: BTreeSet<(FileKey, u64)>,
+    pub(crate) listed: Listed,
     next_ticket: u64,
 }
 
 impl Gate {
     pub(crate) fn new(limits: CoreLimits, policy: Policy) -> Self {
+        let listed = Listed::default();
+        let core = Core::new(limits, policy, Duration::ZERO);
         Self {
-            core: Core::new(limits, policy, Duration::ZERO),
+            core: core.with_allowlist(Box::new(listed.clone())),
             now: Duration::ZERO,
             held: BTreeMap::new(),
             digesting: Vec::new(),
@@ -58,6 +84,8 @@ impl Gate {
             epochs: BTreeMap::new(),
             hashed_at: BTreeMap::new(),
             judged_clean: BTreeSet::new(),
+            listed_clean: BTreeSet::new(),
+            listed,
             next_ticket: 1,
         }
     }
@@ -95,11 +123,27 @@ impl Gate {
 
     pub(crate) fn digested(&mut self, ticket: Ticket, key: FileKey, digest: Digest) {
         self.digesting.retain(|other| *other != ticket);
+        if self.listed.lists(&digest) {
+            let state = (self.held[&ticket].key, self.hashed_at[&ticket]);
+            self.listed_clean.insert(state);
+        }
         self.input(Input::Digested {
             ticket,
             key,
             digest,
             writer_free: true,
+        });
+    }
+
+    /// Hashed while there was a writer, listed content.
+    pub(crate) fn digested_with_writer(&mut self, ticket: Ticket, digest: Digest) {
+        let key = self.held[&ticket].key;
+        self.listed_clean.insert((key, self.hashed_at[&ticket]));
+        self.input(Input::Digested {
+            ticket,
+            key,
+            digest,
+            writer_free: false,
         });
     }
 
@@ -133,6 +177,27 @@ impl Gate {
         self.input(Input::EventsLost);
     }
 
+    /// A new list comes in force, with or without this digest.
+    pub(crate) fn list(&mut self, digest: Digest, is_listed: bool) {
+        self.listed.change(|listed| {
+            listed.remove(&digest);
+            if is_listed {
+                listed.insert(digest);
+            }
+        });
+        self.listed_clean.clear();
+        self.input(Input::AllowlistChanged);
+    }
+
+    pub(crate) fn recall(&mut self, digest: Digest) {
+        self.listed.change(|listed| {
+            listed.remove(&digest);
+        });
+        self.listed_clean.clear();
+        self.judged_clean.clear();
+        self.input(Input::Recalled);
+    }
+
     pub(crate) fn not_sent(&mut self, request_id: u64) {
         self.asked.remove(&request_id);
         self.input(Input::NotSent { request_id });
@@ -144,17 +209,21 @@ impl Gate {
     }
 
     pub(crate) fn input(&mut self, input: Input) {
-        let source_is_reply = matches!(input, Input::Reply { .. });
+        let during = match input {
+            Input::Reply { .. } => Some(Source::Verdict),
+            Input::Digested { .. } => Some(Source::Allowlist),
+            _ => None,
+        };
         self.last.clear();
         let mut actions = Vec::new();
         self.core.handle(self.now, input, &mut actions);
         for action in &actions {
-            self.keep_books(action, source_is_reply);
+            self.keep_books(action, during);
         }
         self.last = actions;
     }
 
-    fn keep_books(&mut self, action: &Action, during_reply: bool) {
+    fn keep_books(&mut self, action: &Action, during: Option<Source>) {
         match action {
             Action::Answer {
                 ticket,
@@ -166,13 +235,13 @@ impl Gate {
                 assert!(!held.answered, "{ticket:?} answered twice");
                 held.answered = true;
                 if why.answered == Answered::Clean {
-                    let from_reply = why.source == Source::Verdict && during_reply;
-                    assert!(from_reply || why.source == Source::Cache, "{why:?}");
+                    let at_once = Some(why.source) == during;
+                    assert!(at_once || why.source == Source::Cache, "{why:?}");
                     let node = held.key.node;
                     let epoch = self.epochs.get(&node).copied().unwrap_or_default();
                     let judged = |(key, at): &(FileKey, u64)| key.node == node && *at == epoch;
-                    let same = |(key, _): &(FileKey, u64)| from_reply || *key == held.key;
-                    let mut states = self.judged_clean.iter();
+                    let same = |(key, _): &(FileKey, u64)| at_once || *key == held.key;
+                    let mut states = self.judged_clean.iter().chain(&self.listed_clean);
                     let found = states.any(|state| judged(state) && same(state));
                     assert!(found, "{ticket:?}: nobody called this state clean");
                 }

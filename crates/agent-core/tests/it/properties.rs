@@ -24,6 +24,8 @@ enum Step {
     Down,
     NewGeneration(u8),
     NewPolicy(bool, u64),
+    List(u8, bool),
+    Recall(u8),
     Sleep(u64),
 }
 
@@ -59,6 +61,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Down),
         1 => (0..3_u8).prop_map(Step::NewGeneration),
         1 => (any::<bool>(), 50..200_u64).prop_map(|(c, s)| Step::NewPolicy(c, s)),
+        1 => (0..3_u8, any::<bool>()).prop_map(|(d, l)| Step::List(d, l)),
+        1 => (0..3_u8).prop_map(Step::Recall),
         2 => (0..4000_u64).prop_map(Step::Sleep),
     ];
     prop::collection::vec(step, 0..120)
@@ -132,6 +136,8 @@ fn take(gate: &mut Gate, step: Step, files: &mut Files) {
                 ..Policy::default()
             },
         }),
+        Step::List(content, listed) => gate.list(Digest([content; 32]), listed),
+        Step::Recall(content) => gate.recall(Digest([content; 32])),
         Step::Sleep(ms) => gate.sleep(Duration::from_millis(ms)),
         Step::Hash(..)
         | Step::HashFails(..)

@@ -24,9 +24,10 @@ impl Count {
 }
 
 const OUTCOMES: usize = 4 + UnscannedReason::ALL.len();
-const SOURCES: [(Source, &str); 3] = [
+const SOURCES: [(Source, &str); 4] = [
     (Source::Verdict, "verdict"),
     (Source::Cache, "cache"),
+    (Source::Allowlist, "allowlist"),
     (Source::Local, "local"),
 ];
 const DISPOSITIONS: [(Disposition, &str); 2] =
@@ -55,6 +56,8 @@ pub(crate) struct Tally {
     pub(crate) content_bytes_sent: Count,
     pub(crate) orders_done: Count,
     pub(crate) orders_refused: Count,
+    /// Files of allowlists that could not be taken.
+    pub(crate) allowlists_refused: Count,
     answers: [[[Count; OUTCOMES]; SOURCES.len()]; DISPOSITIONS.len()],
     /// Set where metrics are served.
     waits: OnceLock<Histogram>,

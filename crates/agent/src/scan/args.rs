@@ -29,6 +29,9 @@ pub struct ScanArgs {
     /// Do not enter other file systems than each path's own.
     #[arg(long)]
     pub one_file_system: bool,
+    /// Ask about content that is on an allowlist, too: so is seen whether new rules find any of it.
+    #[arg(long)]
+    pub no_allowlist: bool,
     /// Report only: carry out no removal orders.
     #[arg(long)]
     pub no_removal: bool,

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use allowlist::Shelf;
 use model::{Digest, Outcome, UnscannedReason, Verdict};
 use proto::v1;
 
@@ -28,6 +29,8 @@ pub(crate) struct Judge<'a> {
     pub(crate) pace: &'a Pace,
     pub(crate) halt: &'a Halt,
     pub(crate) bytes_read: &'a AtomicU64,
+    /// `None`: everything is asked about.
+    pub(crate) shelf: Option<&'a Shelf>,
 }
 
 /// What an appliance or we ourselves say of a file.
@@ -36,6 +39,7 @@ struct Judged {
     digest: Option<Digest>,
     size: u64,
     released: bool,
+    allowlisted: bool,
     order: Option<v1::Order>,
 }
 
@@ -46,6 +50,7 @@ impl Judged {
             digest: None,
             size,
             released: false,
+            allowlisted: false,
             order: None,
         }
     }
@@ -123,6 +128,13 @@ impl Judge<'_> {
         if file.size == 0 {
             return Some(Judged::of(Outcome::Clean, 0));
         }
+        if self.shelf.is_some_and(|shelf| shelf.lists(&file.digest.0)) {
+            return Some(Judged {
+                digest: Some(file.digest),
+                allowlisted: true,
+                ..Judged::of(Outcome::Clean, file.size)
+            });
+        }
         match self.session.check(&file, self.halt) {
             Ok(reply) => Some(read_reply(&file, *reply)),
             Err(NoAnswer::Halted) => None,
@@ -159,6 +171,7 @@ fn read_reply(file: &Candidate<'_>, reply: v1::CheckReply) -> Judged {
         digest: Some(file.digest),
         size: file.size,
         released: malicious && reply.released,
+        allowlisted: false,
         order: reply.order.filter(|_| malicious && !reply.released),
     }
 }
@@ -178,6 +191,7 @@ fn counts(judged: &Judged, removal: Option<&Removal>) -> Totals {
     if judged.outcome.is_cacheable() {
         totals.bytes = judged.size;
     }
+    totals.allowlisted = u64::from(judged.allowlisted);
     match removal {
         Some(removal) if removal.is_done() => totals.removed = 1,
         Some(_) => totals.removals_failed = 1,

@@ -290,6 +290,7 @@ fn text_summary(summary: &Summary) -> String {
         ("Unscanned", totals.unscanned),
         ("Errors", totals.errors),
         ("Skipped", totals.skipped),
+        ("Allowlisted", totals.allowlisted),
     ] {
         if value > 0 {
             row(name, value.to_string());

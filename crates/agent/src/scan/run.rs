@@ -5,9 +5,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use allowlist::Shelf;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use daemon::signal::Stop;
 use link::client::{Config, Limits as LinkLimits};
@@ -15,8 +16,8 @@ use model::{Digest, Generation, Policy};
 use proto::v1;
 use rustix::io::Errno;
 
-use crate::AgentConfig;
 use crate::credentials::{Credentials, CredentialsError, boot_id, hostname};
+use crate::{AgentConfig, allow};
 
 use super::args::{ProgressMode, ScanArgs};
 use super::content::Opened;
@@ -123,6 +124,7 @@ struct Scan<'a> {
     /// That is behind what an earlier run did.
     resumed: bool,
     session: &'a Session,
+    shelf: Option<Arc<Shelf>>,
     journal: &'a Journal,
     generation: Generation,
     tracker: Tracker,
@@ -151,7 +153,8 @@ pub fn scan(
     let report = Report::new(out, args.json, &halt);
     let walk = walk_options(args, setup)?;
     let journal = Journal::open(&setup.config.state_dir, journal_key(args, &walk))?;
-    let session = connect(setup)?;
+    let shelf = allowlists(args, &setup.config);
+    let session = connect(setup, shelf.clone())?;
     let appliance = session
         .appliance(&halt)
         .map_err(|_| ScanError::NotBegun(halt.reason().unwrap_or_default()))?;
@@ -169,6 +172,7 @@ pub fn scan(
         begun: begun.clone(),
         resumed,
         session: &session,
+        shelf,
         journal: &journal,
         generation: appliance.generation,
         tracker: Tracker::new(begun, totals),
@@ -232,12 +236,26 @@ fn journal_key(args: &ScanArgs, walk: &WalkOptions) -> Digest {
     for exclude in &walk.excludes {
         field(format!("{exclude:?}").as_bytes());
     }
-    field(&[u8::from(args.one_file_system), u8::from(args.no_removal)]);
+    field(&[
+        u8::from(args.one_file_system),
+        u8::from(args.no_removal),
+        u8::from(args.no_allowlist),
+    ]);
     field(&args.max_size.map_or([0xff; 8], u64::to_be_bytes));
     Digest(*hasher.finalize().as_bytes())
 }
 
-fn connect(setup: &Setup) -> Result<Session, ScanError> {
+/// The lists as the agent has them; its own process keeps what is kept of them.
+fn allowlists(args: &ScanArgs, config: &AgentConfig) -> Option<Arc<Shelf>> {
+    if args.no_allowlist {
+        return None;
+    }
+    let shelf = allow::open(config, false)?;
+    allow::log(&shelf.reload());
+    Some(shelf)
+}
+
+fn connect(setup: &Setup, shelf: Option<Arc<Shelf>>) -> Result<Session, ScanError> {
     let credentials = Credentials::load(&setup.config)?;
     let hello = v1::Hello {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -253,7 +271,7 @@ fn connect(setup: &Setup) -> Result<Session, ScanError> {
         hello,
         limits: setup.link.clone(),
     };
-    Session::start(config, setup.patience).map_err(ScanError::Thread)
+    Session::start(config, setup.patience, shelf).map_err(ScanError::Thread)
 }
 
 /// Where to go on from; `None`: from the beginning.
@@ -436,6 +454,7 @@ impl Scan<'_> {
             pace: &self.pace,
             halt: self.halt,
             bytes_read: &self.bytes_read,
+            shelf: self.shelf.as_deref(),
         };
         for (number, opened) in todo {
             if self.halt.is_set() {

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use allowlist::Shelf;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use link::Priority;
 use link::client::{Client, Config, Handler, SendDataError, SendError};
@@ -65,6 +66,7 @@ pub(crate) struct Session {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    shelf: Option<Arc<Shelf>>,
 }
 
 struct State {
@@ -131,6 +133,13 @@ impl Handler for Shared {
                     appliance.policy = policy;
                 }
             }
+            Some(Body::Recall(recall)) => {
+                let digests = recall.digests.iter();
+                let digests = digests.filter_map(|it| it.as_slice().try_into().ok());
+                if let Some(shelf) = &self.shelf {
+                    let _known = shelf.recall(&digests.collect::<Vec<_>>());
+                }
+            }
             _ => {}
         }
     }
@@ -158,7 +167,11 @@ impl Session {
     ///
     /// # Errors
     /// The link's threads cannot be started.
-    pub(crate) fn start(config: Config, patience: Duration) -> io::Result<Self> {
+    pub(crate) fn start(
+        config: Config,
+        patience: Duration,
+        shelf: Option<Arc<Shelf>>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 appliance: None,
@@ -167,6 +180,7 @@ impl Session {
                 exchanges: HashMap::new(),
             }),
             changed: Condvar::new(),
+            shelf,
         });
         Ok(Self {
             client: Client::start(config, Arc::clone(&shared) as Arc<dyn Handler>)?,

@@ -34,6 +34,9 @@ pub struct Totals {
     /// Removals that were ordered and did not succeed.
     #[prost(uint64, tag = "10")]
     pub removals_failed: u64,
+    /// Of those that are clean, files whose content is on an allowlist; nobody was asked.
+    #[prost(uint64, tag = "11")]
+    pub allowlisted: u64,
 }
 
 impl Totals {
@@ -49,6 +52,7 @@ impl Totals {
         self.skipped += other.skipped;
         self.removed += other.removed;
         self.removals_failed += other.removals_failed;
+        self.allowlisted += other.allowlisted;
     }
 
     /// clamscan's exit codes: 0 nothing found, 1 something found, 2 something could not be scanned.

@@ -1,6 +1,7 @@
 //! The whole agent in this process, on a file system of its own and against a puppet appliance.
 //! Openers are other processes: the gate never judges its own. Needs root.
 
+mod allowlist;
 mod gate;
 mod puppet;
 mod rig;

@@ -30,6 +30,9 @@ pub(crate) struct Book {
     pub(crate) results: Vec<v1::OrderResult>,
     pub(crate) reports: Vec<v1::LedgerReport>,
     pub(crate) renewals: usize,
+    /// Files of allowlists, by fingerprint, and how many pieces of them were sent.
+    pub(crate) lists: HashMap<Vec<u8>, Vec<u8>>,
+    pub(crate) pieces: usize,
     /// Hold replies back.
     pub(crate) silent: bool,
     /// Order malicious files into quarantine.
@@ -75,6 +78,23 @@ impl Shared {
                 let _ = sender.send(Priority::from(class), reply);
             }
         });
+    }
+
+    /// A piece of a list, a small one.
+    fn part(&self, fetch: &v1::FetchAllowlist) -> v1::AllowlistPart {
+        let mut bytes = Vec::new();
+        self.write(|book| {
+            if let Some(list) = book.lists.get(&fetch.fingerprint) {
+                bytes = list[fetch.offset as usize..].to_vec();
+                bytes.truncate(100);
+                book.pieces += 1;
+            }
+        });
+        v1::AllowlistPart {
+            fingerprint: fetch.fingerprint.clone(),
+            offset: fetch.offset,
+            bytes: bytes.into(),
+        }
     }
 
     /// Says something to every session.
@@ -215,6 +235,10 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
                 });
                 shared.write(|book| book.renewals += 1);
                 let _ = sender.send(Priority::Control, enclose(id, renewed));
+            }
+            Some(Body::FetchAllowlist(fetch)) => {
+                let part = shared.part(&fetch);
+                let _ = sender.send(Priority::OnDemand, enclose(0, Body::AllowlistPart(part)));
             }
             Some(Body::Alert(alert)) => shared.write(|book| book.alerts.push(alert)),
             Some(Body::OrderResult(result)) => shared.write(|book| book.results.push(result)),

@@ -1,5 +1,6 @@
 //! Whole scans against an appliance made from the link's own server half.
 
+mod allowlist;
 mod appliance;
 mod process;
 mod results;

@@ -1,10 +1,12 @@
 //! Lists from files to look-up, and everything that is refused on the way.
 
-use std::fs;
-use std::path::Path;
+mod rpm;
+mod shelf;
+mod sources;
+
 use std::sync::Arc;
 
-use allowlist::{Builder, Digest, Error, List, Map, Set, SigningKey};
+use allowlist::{Digest, Error, List, Map, Set, SigningKey};
 use proptest::prelude::*;
 
 fn key() -> (tempfile::TempDir, SigningKey) {
@@ -147,104 +149,6 @@ fn revocation_wins_everywhere() {
         .map(|bytes| Arc::new(Map::new(bytes, &[key.public()], None).unwrap()));
     let set = Set::new(maps.to_vec());
     assert!(set.lists(&digest(1)) && !set.lists(&digest(2)));
-}
-
-#[test]
-fn a_folder_without_links_and_pipes() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path();
-    fs::create_dir(root.join("deep")).unwrap();
-    fs::write(root.join("deep/a"), "one").unwrap();
-    fs::write(root.join("b"), "two").unwrap();
-    fs::write(root.join("empty"), "").unwrap();
-    std::os::unix::fs::symlink("/etc/passwd", root.join("link")).unwrap();
-    std::os::unix::fs::symlink("/etc", root.join("folder-link")).unwrap();
-    let mut builder = Builder::new().one_file_system(true);
-    builder.directory(root).unwrap();
-    assert_eq!(builder.differing(), []);
-    let list = builder.finish("x", 1, 7).unwrap();
-    let mut expected = [
-        *blake3::hash(b"one").as_bytes(),
-        *blake3::hash(b"two").as_bytes(),
-    ];
-    expected.sort_unstable();
-    assert_eq!(list.listed(), expected);
-}
-
-/// A dpkg database with one file as packaged, one changed, one missing.
-fn dpkg_root(root: &Path) {
-    fs::create_dir_all(root.join("var/lib/dpkg/info")).unwrap();
-    fs::create_dir_all(root.join("usr/bin")).unwrap();
-    fs::write(root.join("usr/bin/good"), "abc").unwrap();
-    fs::write(root.join("usr/bin/changed"), "abd").unwrap();
-    let abc = "900150983cd24fb0d6963f7d28e17f72";
-    let sums = ["good", "changed", "gone"].map(|name| format!("{abc}  usr/bin/{name}\n"));
-    fs::write(
-        root.join("var/lib/dpkg/info/tool:amd64.md5sums"),
-        sums.concat(),
-    )
-    .unwrap();
-}
-
-#[test]
-fn dpkg_files_are_verified() {
-    let folder = tempfile::tempdir().unwrap();
-    dpkg_root(folder.path());
-    let mut builder = Builder::new();
-    builder.dpkg(folder.path(), &["tool".to_owned()]).unwrap();
-    let paths: Vec<_> = builder
-        .differing()
-        .iter()
-        .map(|it| it.path.to_str().unwrap())
-        .collect();
-    assert_eq!(paths, ["usr/bin/changed", "usr/bin/gone"]);
-    assert_eq!(
-        builder.finish("x", 1, 7).unwrap().listed(),
-        [*blake3::hash(b"abc").as_bytes()]
-    );
-    let error = Builder::new()
-        .dpkg(folder.path(), &["absent".to_owned()])
-        .unwrap_err();
-    assert!(matches!(error, Error::Io { .. }));
-}
-
-#[test]
-fn dpkg_paths_stay_within_the_root() {
-    let folder = tempfile::tempdir().unwrap();
-    dpkg_root(folder.path());
-    let sums = folder.path().join("var/lib/dpkg/info/tool:amd64.md5sums");
-    fs::write(sums, "900150983cd24fb0d6963f7d28e17f72  ../../etc/passwd\n").unwrap();
-    let error = Builder::new().dpkg(folder.path(), &[]).unwrap_err();
-    assert!(matches!(error, Error::Line { line: 1, .. }), "{error}");
-}
-
-#[test]
-fn this_machines_own_packages() {
-    if !Path::new("/var/lib/dpkg/info/bash.md5sums").exists() {
-        eprintln!("skipped: no dpkg database here");
-        return;
-    }
-    let mut builder = Builder::new();
-    builder.dpkg(Path::new("/"), &["bash".to_owned()]).unwrap();
-    let list = builder.finish("debian", 1, 7).unwrap();
-    let bash = fs::read("/bin/bash").unwrap();
-    assert!(list.listed().contains(blake3::hash(&bash).as_bytes()));
-}
-
-#[test]
-fn digest_lists_say_where_they_are_wrong() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("sums");
-    let hex = allowlist::hex(&digest(1));
-    fs::write(&path, format!("# b3sum\n{hex}  some/file\n\n{hex}\n")).unwrap();
-    let mut builder = Builder::new();
-    builder.digest_list(&path).unwrap();
-    fs::write(&path, format!("{hex}\nxyz\n")).unwrap();
-    assert!(matches!(
-        builder.digest_list(&path),
-        Err(Error::Line { line: 2, .. })
-    ));
-    assert_eq!(builder.finish("x", 1, 7).unwrap().listed(), [digest(1)]);
 }
 
 proptest! {

@@ -76,6 +76,11 @@ pub struct Limits {
     pub detection_logs_kept: Ranged<1, 1000>,
     /// Contents that may be released. 65,536.
     pub released_max: Ranged<1, 10_000_000>,
+    /// Bytes of one allowlist, all of which are held in memory. 512 MiB.
+    pub allowlist_bytes_max: Ranged<1024>,
+    /// Allowlisted contents that may be recalled; agents with as many let nothing through by list.
+    /// 65,536.
+    pub allowlist_recalls_max: Ranged<1, 1_000_000>,
     /// Removals that wait for an agent's result, a tenth of them of one guest. 10,000.
     pub orders_pending_max: Ranged<1, 1_000_000>,
     /// How long an administrator's command waits for an agent. 30 s.
@@ -116,6 +121,8 @@ impl Default for Limits {
             detection_log_bytes_max: Ranged::new(16 * MIB),
             detection_logs_kept: Ranged::new(4),
             released_max: Ranged::new(65_536),
+            allowlist_bytes_max: Ranged::new(512 * MIB),
+            allowlist_recalls_max: Ranged::new(65_536),
             orders_pending_max: Ranged::new(10_000),
             order_timeout_ms: Ranged::new(30_000),
             admin_connections_max: Ranged::new(16),

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use allowlist::PublicKey;
 use serde::Deserialize;
 
 pub use engines::{ClamdConfig, EngineLimits, EnginesConfig, UnpackConfig, YaraConfig};
@@ -35,12 +36,25 @@ pub struct Config {
     pub policy: PolicyConfig,
     /// What is done with malicious files.
     pub removal: RemovalConfig,
+    /// Copies of the agents' allowlists.
+    pub allowlist: AllowlistConfig,
     /// Engines. Unset: yara with the rules found beside the program or in `/etc/lazaret/rules`.
     pub engine: EnginesConfig,
     /// Limits of unpacking.
     pub unpack: UnpackConfig,
     /// Every other limit.
     pub limits: Limits,
+}
+
+/// Copies of the lists that agents use, so that malicious content on them is recalled. Nothing is
+/// let through by them here.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AllowlistConfig {
+    /// Signed lists, as `lazaret allowlist` makes them. A file that changes is loaded anew.
+    pub files: Vec<PathBuf>,
+    /// The public keys that may have signed them, 64 hexadecimal digits each.
+    pub trusted_keys: Vec<PublicKey>,
 }
 
 /// Addresses to listen on.
@@ -107,6 +121,10 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigConflict> {
         let conflict = |key, problem: String| Err(ConfigConflict { key, problem });
         let largest = self.policy.size_max_bytes.get();
+        if !self.allowlist.files.is_empty() && self.allowlist.trusted_keys.is_empty() {
+            let problem = "no key is trusted, so no list can be".to_owned();
+            return conflict("allowlist.trusted_keys", problem);
+        }
         let limits = &self.limits;
         if limits.guest_bytes_in_flight_max.get() < largest {
             return conflict(
@@ -230,6 +248,11 @@ mod tests {
             "lazaret.toml:2:16: removal.on_malicious",
             "quarantine",
         );
+        refused(
+            "[allowlist]\ntrusted_keys = ['zz']\n",
+            "lazaret.toml:2:16: allowlist.trusted_keys",
+            "64 hexadecimal digits",
+        );
         refused("[engin]\n", "lazaret.toml:1:", "engin");
     }
 
@@ -242,6 +265,8 @@ mod tests {
         let spool = conflict("[limits]\nspool_bytes_max = 1000000000\n");
         assert_eq!(spool.key, "limits.spool_bytes_max");
         assert!(spool.problem.contains("is 250000000,"), "{spool}");
+        let nobody = conflict("[allowlist]\nfiles = ['/a']\n");
+        assert_eq!(nobody.key, "allowlist.trusted_keys");
         let memory =
             conflict("[limits]\nguest_share_max_percent = 1\nspool_bytes_max = 90000000000\n");
         assert_eq!(memory.key, "limits.upload_memory_max_bytes");

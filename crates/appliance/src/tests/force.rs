@@ -18,7 +18,7 @@ fn newer() -> Double {
 }
 
 /// What a reload does once the engines are there.
-fn use_engines(rig: &Rig, config: &Config, engines: Vec<SharedEngine>) {
+pub(super) fn use_engines(rig: &Rig, config: &Config, engines: Vec<SharedEngine>) {
     let settings = config.unpack.settings();
     let engines = Arc::new(EngineSet { engines, settings });
     let force = Arc::new(Force::new(config, &engines.facts()));

@@ -1,5 +1,6 @@
 //! The appliance without sockets: sessions are driven by hand, engines are doubles.
 
+mod allowlist;
 mod checks;
 mod coalescing;
 mod force;

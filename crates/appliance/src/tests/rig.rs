@@ -30,10 +30,13 @@ pub(super) const B: GuestId = GuestId([0xb; 16]);
 /// Content that the double calls malicious.
 pub(super) const EVIL: &[u8] = b"this is EVIL";
 
-/// Calls content with "EVIL" in it malicious, crashes on "CRASH".
+/// Calls content with "EVIL" (or what else it `finds`) in it malicious, crashes on "CRASH".
 pub(super) struct Double {
     pub(super) generation: Generation,
     pub(super) context_sensitive: bool,
+    pub(super) finds: &'static [u8],
+    /// Calls files with this in their path malicious, too.
+    pub(super) finds_name: Option<&'static [u8]>,
     /// A scan takes one permit and gives it back; without any, scans wait.
     pub(super) gate: Semaphore,
     pub(super) begun: AtomicU64,
@@ -45,6 +48,8 @@ impl Double {
         Self {
             generation: Generation([1; 16]),
             context_sensitive: false,
+            finds: b"EVIL",
+            finds_name: None,
             gate: Semaphore::new(1000),
             begun: AtomicU64::new(0),
             contexts: Mutex::default(),
@@ -64,7 +69,7 @@ impl Double {
                 "signal 11",
             );
         }
-        let found = has(b"EVIL").then(|| Detection {
+        let found = has(self.finds).then(|| Detection {
             name: "Test.Evil".into(),
             engine: "double".into(),
             path_inside: vec![],
@@ -109,9 +114,17 @@ impl Engine<Content> for Double {
     fn scan(&self, task: Task<Content>) -> ScanFuture<'_> {
         Box::pin(async move {
             self.begun.fetch_add(1, Ordering::SeqCst);
+            let path = task.context.as_ref().map(|context| context.path.clone());
             self.contexts.lock().push(task.context);
             let _pass = self.gate.acquire().await.unwrap();
-            self.judge(&bytes_of(&task.content))
+            let by_name = self
+                .finds_name
+                .zip(path)
+                .is_some_and(|(name, path)| path.windows(name.len()).any(|window| window == name));
+            match by_name {
+                true => self.judge(self.finds),
+                false => self.judge(&bytes_of(&task.content)),
+            }
         })
     }
 }
@@ -273,6 +286,11 @@ impl Rig {
 
     /// Ends everything, and begins again on what was kept.
     pub(super) async fn restart(self, double: Double) -> Self {
+        self.restart_as("", double).await
+    }
+
+    /// The same with another configuration.
+    pub(super) async fn restart_as(self, text: &str, double: Double) -> Self {
         let Self {
             shared,
             dir,
@@ -284,7 +302,7 @@ impl Rig {
             tokio::task::yield_now().await;
         }
         drop((shared, _state));
-        Self::at(dir, "", double)
+        Self::at(dir, text, double)
     }
 
     pub(super) fn guest(&self, guest: GuestId) -> Guest {

@@ -1,4 +1,6 @@
-use proto::v1::envelope::Body;
+use allowlist::{List, SigningKey};
+use model::Digest;
+use proto::v1::{self, envelope::Body};
 
 use crate::rig::{A, B, EVIL, Event, Fleet, REVOKED, outcome};
 
@@ -77,4 +79,63 @@ async fn a_reload_reaches_agents_and_a_stop_ends_their_sessions() {
     fleet.appliance.stop().await;
     assert!(matches!(agent.next(), Event::Down));
     agent.client.stop();
+}
+
+/// Offers, pieces and recalls over TLS; the tick notices that a list's file came.
+#[tokio::test(flavor = "multi_thread")]
+async fn allowlists_are_offered_sent_and_overruled() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = SigningKey::create(&folder.path().join("key")).unwrap();
+    let path = folder.path().join("list");
+    let text = format!(
+        "[allowlist]\nfiles = [{path:?}]\ntrusted_keys = ['{}']\n",
+        key.public()
+    );
+    let fleet = Fleet::start(&text).await;
+    let agent = fleet.agent(A);
+    agent.up();
+    // Judged, so that the session is known to everybody.
+    assert_eq!(outcome(&agent.judge(b"good", true)), "clean");
+    let listed = vec![Digest::of(EVIL).0];
+    let list = List::new("gold", 1, 0, listed, Vec::new()).unwrap();
+    list.write(&path, Some(&key)).unwrap();
+    let Event::Frame(0, Body::AllowlistOffers(offers)) = agent.next() else {
+        panic!("not offered");
+    };
+    let fetch = v1::FetchAllowlist {
+        fingerprint: offers.offers[0].fingerprint.clone(),
+        offset: 0,
+    };
+    agent.send(0, Body::FetchAllowlist(fetch));
+    let Event::Frame(0, Body::AllowlistPart(part)) = agent.next() else {
+        panic!("not sent");
+    };
+    assert_eq!(part.bytes, std::fs::read(&path).unwrap());
+    let other = fleet.agent(B);
+    other.up();
+    assert!(matches!(
+        other.next(),
+        Event::Frame(0, Body::AllowlistOffers(_))
+    ));
+    let check = v1::Check {
+        blake3: Digest::of(EVIL).0.to_vec(),
+        size: EVIL.len() as u64,
+        class: v1::AccessClass::OnDemand as i32,
+        context: Some(v1::FileContext::default()),
+        content: Some(EVIL.into()),
+        ..v1::Check::default()
+    };
+    other.send(101, Body::Check(check));
+    for told in [&agent, &other] {
+        let Event::Frame(0, Body::Recall(recall)) = told.next() else {
+            panic!("not recalled");
+        };
+        assert_eq!(recall.digests, [Digest::of(EVIL).0.to_vec()]);
+    }
+    assert!(matches!(
+        other.next(),
+        Event::Frame(101, Body::CheckReply(_))
+    ));
+    agent.client.stop();
+    other.client.stop();
 }

@@ -355,6 +355,9 @@ impl Shared {
                 | Body::CheckReply(_)
                 | Body::ContentChanged(_)
                 | Body::Policy(_)
+                | Body::Recall(_)
+                | Body::AllowlistOffers(_)
+                | Body::AllowlistPart(_)
                 | Body::Order(_)
                 | Body::Renewed(_),
             ) if is_for_somebody => {

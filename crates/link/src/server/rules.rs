@@ -99,7 +99,10 @@ impl AgentRules {
                 Some(_) => Pass::Deliver,
                 None => Pass::Drop,
             }),
-            Body::OrderResult(_) | Body::LedgerReport(_) | Body::Alert(_) => Ok(Pass::Deliver),
+            Body::OrderResult(_)
+            | Body::LedgerReport(_)
+            | Body::Alert(_)
+            | Body::FetchAllowlist(_) => Ok(Pass::Deliver),
             Body::Hello(_) => Err(Violation("a second Hello")),
             _ => Err(Violation("a frame that only appliances send")),
         }

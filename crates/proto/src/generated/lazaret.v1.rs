@@ -363,7 +363,7 @@ pub struct Envelope {
     /// What it carries. Absent or unknown: the receiver ignores the frame and counts it.
     #[prost(
         oneof = "envelope::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29"
     )]
     pub body: ::core::option::Option<envelope::Body>,
 }
@@ -414,6 +414,14 @@ pub mod envelope {
         Renewed(super::Renewed),
         #[prost(message, tag = "22")]
         Alert(super::Alert),
+        #[prost(message, tag = "26")]
+        Recall(super::Recall),
+        #[prost(message, tag = "27")]
+        AllowlistOffers(super::AllowlistOffers),
+        #[prost(message, tag = "28")]
+        FetchAllowlist(super::FetchAllowlist),
+        #[prost(message, tag = "29")]
+        AllowlistPart(super::AllowlistPart),
     }
 }
 /// First frame of an agent.
@@ -568,6 +576,62 @@ pub struct ContentChanged {
     /// The generation in force, 16 bytes.
     #[prost(bytes = "vec", tag = "1")]
     pub generation: ::prost::alloc::vec::Vec<u8>,
+}
+/// Content that an allowlist has was found malicious: the agent never again allows it because of a
+/// list, and forgets what it remembers of it. The first ones come right after Welcome.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Recall {
+    /// BLAKE3 of contents, 32 bytes each; at most 8192. One of another length is ignored.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub digests: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+/// The signed allowlists that the appliance has; after Welcome where there are any, and again when
+/// one is replaced.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AllowlistOffers {
+    /// One for each list.
+    #[prost(message, repeated, tag = "1")]
+    pub offers: ::prost::alloc::vec::Vec<AllowlistOffer>,
+}
+/// A list to be had. What it says of itself counts only when the list's signature was checked.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AllowlistOffer {
+    /// The list's name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Its serial.
+    #[prost(uint64, tag = "2")]
+    pub serial: u64,
+    /// Bytes of its file.
+    #[prost(uint64, tag = "3")]
+    pub size: u64,
+    /// BLAKE3 of its file, 32 bytes.
+    #[prost(bytes = "vec", tag = "4")]
+    pub fingerprint: ::prost::alloc::vec::Vec<u8>,
+}
+/// "Send me this piece of a list." Answered by AllowlistPart; more than 1024 in a minute go
+/// unanswered.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchAllowlist {
+    /// Which list.
+    #[prost(bytes = "vec", tag = "1")]
+    pub fingerprint: ::prost::alloc::vec::Vec<u8>,
+    /// Where the piece begins.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+}
+/// A piece of a list's file.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AllowlistPart {
+    /// Which list.
+    #[prost(bytes = "vec", tag = "1")]
+    pub fingerprint: ::prost::alloc::vec::Vec<u8>,
+    /// Where the piece begins.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// At most 256 KiB. Unset: the appliance has no such list (any more), or it ends before.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub bytes: ::prost::bytes::Bytes,
 }
 /// What the agent's hands shall do; the appliance decides, the agent checks and obeys.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -158,6 +158,38 @@ fn alert() -> v1::Alert {
     }
 }
 
+fn recall() -> v1::Recall {
+    v1::Recall {
+        digests: vec![vec![0x66; 32], vec![0x77; 32]],
+    }
+}
+
+fn offers() -> v1::AllowlistOffers {
+    v1::AllowlistOffers {
+        offers: vec![v1::AllowlistOffer {
+            name: "golden".into(),
+            serial: 7,
+            size: 3_200_224,
+            fingerprint: vec![0x99; 32],
+        }],
+    }
+}
+
+fn fetch() -> v1::FetchAllowlist {
+    v1::FetchAllowlist {
+        fingerprint: vec![0x99; 32],
+        offset: 262_144,
+    }
+}
+
+fn part() -> v1::AllowlistPart {
+    v1::AllowlistPart {
+        fingerprint: vec![0x99; 32],
+        offset: 262_144,
+        bytes: b"LZALLOW"[..].into(),
+    }
+}
+
 fn renewed() -> v1::Renewed {
     v1::Renewed {
         chain: vec![vec![0x30, 0x82]],
@@ -193,6 +225,10 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("Renew", Body::Renew(v1::Renew { csr: vec![0x30] })),
         ("Renewed", Body::Renewed(renewed())),
         ("Alert", Body::Alert(alert())),
+        ("Recall", Body::Recall(recall())),
+        ("AllowlistOffers", Body::AllowlistOffers(offers())),
+        ("FetchAllowlist", Body::FetchAllowlist(fetch())),
+        ("AllowlistPart", Body::AllowlistPart(part())),
     ]
 }
 
@@ -243,6 +279,11 @@ fn alone(golden: &mut Golden) {
     golden.add("OrderResult", &order_result());
     golden.add("LedgerReport", &ledger_report());
     golden.add("Alert", &alert());
+    golden.add("Recall", &recall());
+    golden.add("AllowlistOffer", &offers().offers[0]);
+    golden.add("AllowlistOffers", &offers());
+    golden.add("FetchAllowlist", &fetch());
+    golden.add("AllowlistPart", &part());
     golden.add("Ping", &v1::Ping { nonce: u64::MAX });
     golden.add("Pong", &v1::Pong { nonce: u64::MAX });
     golden.add("Goodbye", &v1::Goodbye { reason });

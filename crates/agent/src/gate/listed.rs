@@ -1,0 +1,142 @@
+//! The gate's allowlists: loaded anew, fetched, overruled by recalls.
+
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use agent_core::Input;
+use allowlist::{Change, InForce, Shelf};
+use link::Priority;
+use proto::v1::{self, envelope::Body};
+
+use super::Gate;
+use super::delivery::{Delivery, Fetched};
+use crate::allow;
+use crate::orders::chain;
+
+impl Gate {
+    /// Looks whether a list's file changed. What is in force is replaced only by what was
+    /// verified; then the core forgets what the old one allowed.
+    pub(crate) fn reload_allowlists(&self) {
+        let Some(shelf) = &self.shelf else {
+            return;
+        };
+        let reloaded = shelf.reload();
+        let is_other = |change: &Change| matches!(change, Change::Taken(_) | Change::Gone);
+        if reloaded.iter().any(|it| is_other(&it.change)) {
+            self.input(Input::AllowlistChanged);
+        }
+        self.tally.allowlists_refused.add(allow::log(&reloaded));
+    }
+
+    /// The appliance says which lists it has.
+    pub(crate) fn offered(&self, offers: v1::AllowlistOffers) {
+        self.delivery().offered(offers.offers, Instant::now());
+    }
+
+    /// A piece of a list came; the next one is asked for.
+    pub(crate) fn part(&self, part: &v1::AllowlistPart) {
+        let next = self.delivery().part(part, Instant::now());
+        self.fetch(next);
+    }
+
+    pub(crate) fn delivery_lost(&self) {
+        self.delivery().link_lost();
+    }
+
+    /// Asks for a list that is wanted, some time within the spread after it was offered; takes
+    /// one that is whole. What is not verified changes nothing.
+    pub(crate) fn deliver(&self, seed: u64) {
+        let Some(shelf) = &self.shelf else {
+            return;
+        };
+        if let Some(fetched) = { self.delivery().take_fetched() } {
+            self.install(shelf, fetched);
+        }
+        let spread_ms = self.limits.allowlist_fetch_spread_s.saturating_mul(1000);
+        let spread = Duration::from_millis(seed % (spread_ms + 1));
+        let lists = shelf.in_force();
+        let in_force = |name: &str| {
+            let file = self.fetched_files.get(name)?;
+            let list = lists.iter().find(|list| list.path == *file)?;
+            Some(list.serial)
+        };
+        let next = self.delivery().ask(in_force, spread, Instant::now());
+        self.fetch(next);
+    }
+
+    fn install(&self, shelf: &Shelf, fetched: Fetched) {
+        let Some(file) = self.fetched_files.get(&fetched.name) else {
+            return;
+        };
+        match shelf.install(file, fetched.bytes) {
+            Ok(list) => {
+                self.input(Input::AllowlistChanged);
+                let (path, change) = (file.clone(), Change::Taken(list));
+                allow::log(&[allowlist::Reloaded { path, change }]);
+            }
+            Err(error) => {
+                self.delivery().refuse(fetched.fingerprint);
+                let (path, change) = (file.clone(), Change::Refused(error));
+                let refused = allow::log(&[allowlist::Reloaded { path, change }]);
+                self.tally.allowlists_refused.add(refused);
+            }
+        }
+    }
+
+    fn fetch(&self, what: Option<v1::FetchAllowlist>) {
+        let (Some(fetch), Some(client)) = (what, self.client()) else {
+            return;
+        };
+        let envelope = v1::Envelope {
+            request_id: 0,
+            body: Some(Body::FetchAllowlist(fetch)),
+        };
+        // Where the link takes nothing now, it is asked again later.
+        let _ = client.send(Priority::OnDemand, envelope);
+    }
+
+    fn delivery(&self) -> MutexGuard<'_, Delivery> {
+        self.delivery.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These contents are never allowed by list again. The list is told before the core, so that
+    /// nothing is allowed by an earlier look into it.
+    pub(crate) fn recall(&self, digests: &[allowlist::Digest]) {
+        let Some(shelf) = &self.shelf else {
+            return;
+        };
+        let new = shelf.recall(digests);
+        if new.is_empty() {
+            return;
+        }
+        self.input(Input::Recalled);
+        tracing::warn!(contents = new.len(), "allowlisted content was recalled");
+        if shelf.recalled_len().1 {
+            tracing::error!("limit allowlist_recalls_max reached: no list counts any more");
+        }
+        if let Err(error) = shelf.save_recalls() {
+            tracing::error!(error = chain(&error), "recalled content is not on disk");
+        }
+    }
+
+    /// What a malicious verdict says of content is stronger than any list.
+    pub(crate) fn found_malicious(&self, digest: model::Digest) {
+        if self.shelf.as_ref().is_some_and(|it| it.names(&digest.0)) {
+            self.recall(&[digest.0]);
+        }
+    }
+
+    /// The files of all lists.
+    pub(crate) fn allowlist_files(&self) -> &[std::path::PathBuf] {
+        self.shelf.as_deref().map_or(&[], Shelf::files)
+    }
+
+    /// The lists in force, and how many contents were recalled.
+    pub(crate) fn allowlists(&self) -> (Vec<InForce>, usize) {
+        self.shelf
+            .as_deref()
+            .map_or_else(Default::default, |it: &Shelf| {
+                (it.in_force(), it.recalled_len().0)
+            })
+    }
+}

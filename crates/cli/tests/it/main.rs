@@ -1,0 +1,3 @@
+//! The real program, run.
+
+mod lists;
