@@ -34,7 +34,9 @@ pub(crate) fn package(name: &str) -> Result<PathBuf> {
     let mut archives = std::fs::read_dir(scratch.path())?;
     let archive = archives.next().context("apt fetched nothing")??.path();
     let unpacked = scratch.path().join("unpacked");
-    run(Command::new("dpkg-deb").arg("-x").args([&archive, &unpacked]))?;
+    run(Command::new("dpkg-deb")
+        .arg("-x")
+        .args([&archive, &unpacked]))?;
     std::fs::rename(&unpacked, &folder)?;
     Ok(folder)
 }

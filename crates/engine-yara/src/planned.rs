@@ -228,9 +228,16 @@ impl Probes {
         let mut reads = Reads::default();
         let mut ids = Vec::new();
         let mut asked = vec![false; plan.probes().len()];
-        let cheap = plan.probes().iter().enumerate().filter(|(_, probe)| !probe.expensive);
+        let cheap = plan
+            .probes()
+            .iter()
+            .enumerate()
+            .filter(|(_, probe)| !probe.expensive);
         for (id, probe) in cheap {
-            let imports = probe.imports.iter().map(|name| format!("import \"{name}\"\n"));
+            let imports = probe
+                .imports
+                .iter()
+                .map(|name| format!("import \"{name}\"\n"));
             let mut text = imports.collect::<String>();
             text.push_str(&format!("rule p{id} {{ condition: {} }}\n", probe.text));
             // One that does not stand by itself is not asked.
@@ -297,9 +304,11 @@ impl<'r> PlannedScanner<'r> {
         let names = Names::of_path(path);
         let mut matches = Vec::new();
         let mut take = |results: &ScanResults<'_, '_>| {
-            matches.extend(results.matching_rules().map(|rule| {
-                (rule.namespace().to_owned(), rule.identifier().to_owned())
-            }));
+            matches.extend(
+                results
+                    .matching_rules()
+                    .map(|rule| (rule.namespace().to_owned(), rule.identifier().to_owned())),
+            );
         };
         let left = || Some(TIMEOUT_DEFAULT);
         let stages = self.run(bytes, &names, &[], &left, &mut take);
@@ -351,10 +360,14 @@ impl<'r> PlannedScanner<'r> {
     fn filter(&mut self, bytes: &[u8]) {
         self.hits.clear();
         let hits = &mut self.hits;
-        let _ = self.planned.plan.filter().scan(bytes, &mut |literal, offset| {
-            hits.add(literal, offset as u64);
-            std::ops::ControlFlow::Continue(())
-        });
+        let _ = self
+            .planned
+            .plan
+            .filter()
+            .scan(bytes, &mut |literal, offset| {
+                hits.add(literal, offset as u64);
+                std::ops::ControlFlow::Continue(())
+            });
     }
 
     fn open(&self, bytes: &[u8]) -> Vec<RuleId> {
@@ -408,7 +421,10 @@ impl<'r> PlannedScanner<'r> {
             self.answers[*id] = Some(false);
         }
         for rule in results.matching_rules() {
-            let id = rule.identifier().strip_prefix('p').and_then(|id| id.parse::<usize>().ok());
+            let id = rule
+                .identifier()
+                .strip_prefix('p')
+                .and_then(|id| id.parse::<usize>().ok());
             if let Some(answer) = id.and_then(|id| self.answers.get_mut(id)) {
                 *answer = Some(true);
             }
@@ -421,6 +437,8 @@ impl Planned {
     /// Some of these rules have a part that a probe can decide.
     fn wants_probes(&self, rules: &[RuleId]) -> bool {
         let asked = |probe: usize| self.probes.asked.get(probe) == Some(&true);
-        rules.iter().any(|rule| self.plan.probes_of(*rule).iter().any(|p| asked(*p)))
+        rules
+            .iter()
+            .any(|rule| self.plan.probes_of(*rule).iter().any(|p| asked(*p)))
     }
 }

@@ -116,7 +116,9 @@ impl FileScan<'_> {
             }
         };
         let scanner = &mut self.worker.scanner;
-        let stopped = scanner.run(bytes, &self.names, path, &left, &mut take).err();
+        let stopped = scanner
+            .run(bytes, &self.names, path, &left, &mut take)
+            .err();
         found.sort();
         for (_, name) in found {
             self.detect(name, path);

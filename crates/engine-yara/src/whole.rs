@@ -46,7 +46,10 @@ impl WholeScanner<'_> {
     /// YARA-X failed.
     pub fn scan(&mut self, bytes: &[u8], path: &[u8]) -> Result<Judged, String> {
         Names::of_path(path).tell(self.reads, &mut self.scanner, &[], bytes)?;
-        let results = self.scanner.scan(bytes).map_err(|error| error.to_string())?;
+        let results = self
+            .scanner
+            .scan(bytes)
+            .map_err(|error| error.to_string())?;
         let rules = results.matching_rules();
         let mut matches: Vec<_> = rules
             .map(|rule| (rule.namespace().to_owned(), rule.identifier().to_owned()))

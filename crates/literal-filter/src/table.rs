@@ -67,7 +67,8 @@ impl Entry {
     fn new(id: u32, span: &Span, literal: &[u8], gram_at: usize) -> Entry {
         let fold = if span.nocase { 0x2020_2020 } else { 0 };
         // Far from the gram, which is known to match.
-        let worth = |at: &usize| rarity(&literal[*at..*at + 4]) + 8 * at.abs_diff(gram_at).min(4) as i32;
+        let worth =
+            |at: &usize| rarity(&literal[*at..*at + 4]) + 8 * at.abs_diff(gram_at).min(4) as i32;
         let check_at = (0..=literal.len() - 4).max_by_key(worth).unwrap_or(0);
         Entry {
             id,
@@ -98,7 +99,9 @@ impl Class {
         let places = residue..=literal.len() - self.width;
         places.step_by(self.stride).max_by_key(|at| {
             let gram = &literal[*at..*at + self.width];
-            let letters = gram.iter().filter(|byte| nocase && byte.is_ascii_alphabetic());
+            let letters = gram
+                .iter()
+                .filter(|byte| nocase && byte.is_ascii_alphabetic());
             let known = users.get(&self.gram(literal, *at)).copied().unwrap_or(0);
             rarity(gram) - known - 3 * letters.count() as i32
         })
@@ -109,7 +112,9 @@ impl Class {
 /// looking for it makes the filter slow.
 #[must_use]
 pub fn is_common(literal: &[u8]) -> bool {
-    let class = CLASSES.iter().find(|class| usize::from(class.min) <= literal.len());
+    let class = CLASSES
+        .iter()
+        .find(|class| usize::from(class.min) <= literal.len());
     class.is_none_or(|class| {
         (0..class.stride).any(|residue| {
             let place = class.best_place(literal, false, residue, &HashMap::new());
@@ -175,11 +180,7 @@ impl Table {
         (!entries.is_empty()).then(|| Table::from_entries(class, users.len(), entries))
     }
 
-    fn from_entries(
-        class: Class,
-        grams: usize,
-        mut entries: Vec<(u32, Entry)>,
-    ) -> Table {
+    fn from_entries(class: Class, grams: usize, mut entries: Vec<(u32, Entry)>) -> Table {
         entries.sort_by_key(|(gram, entry)| (*gram, entry.id, entry.gram_at));
         let wanted = (grams * BITS_PER_GRAM).next_power_of_two().ilog2();
         let bits = SIZES

@@ -12,8 +12,8 @@ use yara_x_parser::ast::{AST, Expr as Ast, Rule, RuleFlags};
 use yara_x_parser::cst::{Event, SyntaxKind};
 
 use crate::eval::{Presence, Truth};
-use crate::gate;
 use crate::expr::{Converter, Expr, Probe};
+use crate::gate;
 use crate::known::{Bytes, Hits};
 use crate::pattern::{self, Exact, PatternInfo};
 
@@ -139,13 +139,20 @@ impl Plan {
     /// For each pattern of a rule bytes that match it, or nearly so: for making test files.
     pub fn samples(&self, rule: RuleId) -> Vec<&[u8]> {
         let first = self.rule(rule).first_pattern;
-        let own = self.patterns.iter().skip(first).take_while(|p| p.rule == rule);
+        let own = self
+            .patterns
+            .iter()
+            .skip(first)
+            .take_while(|p| p.rule == rule);
         own.map(|pattern| pattern.info.sample.as_slice()).collect()
     }
 
     /// The rule of this namespace and name.
     pub fn rule_named(&self, namespace: &str, name: &str) -> Option<RuleId> {
-        let file = self.files.iter().position(|file| file.namespace == namespace)?;
+        let file = self
+            .files
+            .iter()
+            .position(|file| file.namespace == namespace)?;
         self.by_name.get(&(file, name.to_owned())).copied()
     }
 
@@ -404,7 +411,9 @@ impl Building {
             namespace: source.namespace.to_owned(),
             text: source.text.to_vec(),
             imports: imports.iter().map(|name| (*name).to_owned()).collect(),
-            has_globals: ast.rules().any(|rule| rule.flags.contains(RuleFlags::Global)),
+            has_globals: ast
+                .rules()
+                .any(|rule| rule.flags.contains(RuleFlags::Global)),
         });
         for (rule, span) in ast.rules().zip(spans) {
             self.add_rule(rule, span, file, source.text, &imports);
@@ -434,7 +443,9 @@ impl Building {
         self.note_references(&rule.condition, id, file);
         let by_name = &self.by_name;
         let (probes, probe_ids) = (&mut self.probes, &mut self.probe_ids);
-        let names = patterns.iter().map(|p| p.identifier().name.trim_start_matches('$'));
+        let names = patterns
+            .iter()
+            .map(|p| p.identifier().name.trim_start_matches('$'));
         let mut used = Vec::new();
         let mut converter = Converter {
             source: text,
@@ -463,7 +474,8 @@ impl Building {
         if rule.flags.contains(RuleFlags::Global) {
             self.globals.push(id);
         }
-        self.by_name.insert((file, rule.identifier.name.to_owned()), id);
+        self.by_name
+            .insert((file, rule.identifier.name.to_owned()), id);
     }
 
     /// Names of rules, also such as mean a variable or a field: that costs nothing but grouping.
@@ -519,7 +531,12 @@ impl Building {
         }
         for global in &self.globals {
             let file = self.rules[*global].file;
-            for (id, _) in self.rules.iter().enumerate().filter(|(_, r)| r.file == file) {
+            for (id, _) in self
+                .rules
+                .iter()
+                .enumerate()
+                .filter(|(_, r)| r.file == file)
+            {
                 tie(*global, id);
             }
         }

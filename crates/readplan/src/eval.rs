@@ -139,11 +139,15 @@ impl Evaluation<'_> {
                 Value::Falsy | Value::Unknown => Value::Unknown,
             },
             Expr::Arithmetic(operator, operands) => self.arithmetic(*operator, operands, scope),
-            Expr::Compare(comparison, left, right) => {
-                compare(*comparison, self.value(left, scope), self.value(right, scope))
-            }
+            Expr::Compare(comparison, left, right) => compare(
+                *comparison,
+                self.value(left, scope),
+                self.value(right, scope),
+            ),
             Expr::OfPatterns(quantifier, patterns, anchor) => {
-                let truths = patterns.iter().map(|index| self.matched(*index, anchor, scope));
+                let truths = patterns
+                    .iter()
+                    .map(|index| self.matched(*index, anchor, scope));
                 self.quantified(quantifier, Tally::of(truths), scope).into()
             }
             Expr::OfExpressions(quantifier, items) => {

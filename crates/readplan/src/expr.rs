@@ -1,5 +1,8 @@
 //! Conditions as this crate evaluates them: converted from YARA-X's syntax tree.
 
+use std::ops::Range;
+
+use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{self, Expr as Ast, MatchAnchor, WithSpan};
 
 /// An expression. Whatever is not here is [`Expr::Opaque`].
@@ -19,12 +22,20 @@ pub(crate) enum Expr {
     /// `#a`; `None`: of the loop.
     Count(Option<usize>),
     /// `#a in (..)`, `@a[i]`, `!a[i]`: nothing is known but that no match means zero or undefined.
-    Detail { pattern: Option<usize>, counts: bool },
+    Detail {
+        pattern: Option<usize>,
+        counts: bool,
+    },
     Read(Read, Box<Expr>),
     /// Something of a module.
-    Module { module: String, kind: ModuleItem },
+    Module {
+        module: String,
+        kind: ModuleItem,
+    },
     /// A function of a module.
-    Call { module: String },
+    Call {
+        module: String,
+    },
     /// Another rule of the namespace.
     Rule(String),
     Not(Box<Expr>),
@@ -155,7 +166,7 @@ impl Converter<'_> {
         if !self.is_pure(expr, &mut locals, &mut imports, &mut expensive) {
             return None;
         }
-        let text = self.source.get(expr.span().range())?;
+        let text = self.source.get(extent(expr))?;
         imports.sort();
         imports.dedup();
         Some(Probe {
@@ -421,7 +432,10 @@ impl Converter<'_> {
             Some(MatchAnchor::At(at)) => Anchor::At(Box::new(self.value(&at.expr))),
             Some(MatchAnchor::In(within)) => {
                 let lower = self.value(&within.range.lower_bound);
-                Anchor::In(Box::new(lower), Box::new(self.value(&within.range.upper_bound)))
+                Anchor::In(
+                    Box::new(lower),
+                    Box::new(self.value(&within.range.upper_bound)),
+                )
             }
         }
     }
@@ -450,10 +464,25 @@ impl Converter<'_> {
                         }
                     })
                 };
-                all.filter(|(_, name)| in_set(name)).map(|(index, _)| index).collect()
+                all.filter(|(_, name)| in_set(name))
+                    .map(|(index, _)| index)
+                    .collect()
             }
         }
     }
+}
+
+/// Where an expression stands, with all its parts: the span of a call leaves out what it is a
+/// method of.
+fn extent(expr: &Ast<'_>) -> Range<usize> {
+    let mut extent = expr.span().range();
+    for event in DFSIter::new(expr) {
+        if let DFSEvent::Enter(part) = event {
+            let part = part.span().range();
+            extent = extent.start.min(part.start)..extent.end.max(part.end);
+        }
+    }
+    extent
 }
 
 /// What an identifier with a sigil names.
@@ -478,9 +507,9 @@ fn quantifier_parts<'e, 's>(
 ) -> impl Iterator<Item = &'e Ast<'s>> {
     match quantifier {
         ast::Quantifier::Percentage(expr) | ast::Quantifier::Expr(expr) => Some(expr),
-        ast::Quantifier::None { .. } | ast::Quantifier::All { .. } | ast::Quantifier::Any { .. } => {
-            None
-        }
+        ast::Quantifier::None { .. }
+        | ast::Quantifier::All { .. }
+        | ast::Quantifier::Any { .. } => None,
     }
     .into_iter()
 }

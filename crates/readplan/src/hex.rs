@@ -52,7 +52,11 @@ fn best_literals(tokens: &HexSubPattern) -> Vec<Part> {
     let mut consider = |runs: Vec<Vec<u8>>, start: Option<u64>| {
         let parts: Vec<Part> = runs.iter().map(|run| run_part(run, start, total)).collect();
         let long = parts.iter().all(|part| part.bytes.len() >= LITERAL_MIN);
-        let worst = parts.iter().map(|part| rarity(&part.bytes)).min().unwrap_or(0);
+        let worst = parts
+            .iter()
+            .map(|part| rarity(&part.bytes))
+            .min()
+            .unwrap_or(0);
         let score = worst + if long { 1000 } else { 0 };
         if best.as_ref().is_none_or(|(other, _)| score > *other) {
             best = Some((score, parts));
@@ -124,7 +128,13 @@ fn sample(tokens: &HexSubPattern) -> Vec<u8> {
                 bytes.extend(std::iter::repeat_n(0, least));
             }
             HexToken::Alternative(alternative) => {
-                bytes.extend(alternative.alternatives.first().map(sample).unwrap_or_default());
+                bytes.extend(
+                    alternative
+                        .alternatives
+                        .first()
+                        .map(sample)
+                        .unwrap_or_default(),
+                );
             }
         }
     }
@@ -133,7 +143,9 @@ fn sample(tokens: &HexSubPattern) -> Vec<u8> {
 
 /// The longest match in bytes; `None`: no bound.
 fn length(tokens: &HexSubPattern) -> Option<u64> {
-    tokens.iter().fold(Some(0), |sum, token| add(sum, token_length(token)))
+    tokens
+        .iter()
+        .try_fold(0, |sum, token| add(Some(sum), token_length(token)))
 }
 
 fn token_length(token: &HexToken) -> Option<u64> {
@@ -141,8 +153,8 @@ fn token_length(token: &HexToken) -> Option<u64> {
         HexToken::Byte(_) | HexToken::NotByte(_) => Some(1),
         HexToken::Jump(jump) => jump.end.map(u64::from),
         HexToken::Alternative(alternative) => {
-            let lengths = alternative.alternatives.iter().map(length);
-            lengths.fold(Some(0), |longest, length| Some(longest?.max(length?)))
+            let mut lengths = alternative.alternatives.iter().map(length);
+            lengths.try_fold(0, |longest: u64, length| Some(longest.max(length?)))
         }
     }
 }

@@ -14,7 +14,9 @@ pub trait Bytes {
 /// A whole file.
 impl Bytes for &[u8] {
     fn get(&self, offset: u64, len: usize) -> Option<&[u8]> {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.len());
+        let from = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(self.len());
         let to = from.saturating_add(len).min(self.len());
         <[u8]>::get(self, from..to)
     }

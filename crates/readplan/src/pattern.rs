@@ -1,9 +1,9 @@
 //! Patterns: which literals must occur for a pattern to match, and how far a match reaches.
 
+use literal_filter::{LITERAL_MAX, LITERAL_MIN, is_common};
 use memchr::memmem;
 use regex_syntax::ParserBuilder;
 use regex_syntax::hir::{Class, Hir, HirKind};
-use literal_filter::{LITERAL_MAX, LITERAL_MIN, is_common};
 use yara_x_parser::ast::{Pattern, PatternModifier, RegexpPattern, TextPattern};
 
 use crate::gate::literal_cost;
@@ -79,7 +79,11 @@ impl PatternInfo {
             return None;
         }
         let costs = self.literals.iter();
-        Some(costs.map(|part| literal_cost(&part.bytes, part.nocase)).sum())
+        Some(
+            costs
+                .map(|part| literal_cost(&part.bytes, part.nocase))
+                .sum(),
+        )
     }
 
     /// All its literals are so long that the filter finds them at no cost to speak of.
@@ -154,7 +158,11 @@ fn text_info(text: &TextPattern<'_>) -> PatternInfo {
     if modifiers.base64().is_some() || has_base64wide(text) {
         return base64_info(text, bytes);
     }
-    let mut variants = variants(bytes, modifiers.ascii().is_some(), modifiers.wide().is_some());
+    let mut variants = variants(
+        bytes,
+        modifiers.ascii().is_some(),
+        modifiers.wide().is_some(),
+    );
     let xor = modifiers.xor();
     if let Some(PatternModifier::Xor { start, end, .. }) = xor {
         let keys = *start..=*end;
@@ -229,7 +237,11 @@ const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 /// left out.
 fn base64_info(text: &TextPattern<'_>, bytes: &[u8]) -> PatternInfo {
     let modifiers = &text.modifiers;
-    let sources = variants(bytes, modifiers.ascii().is_some(), modifiers.wide().is_some());
+    let sources = variants(
+        bytes,
+        modifiers.ascii().is_some(),
+        modifiers.wide().is_some(),
+    );
     let mut literals = Vec::new();
     for modifier in modifiers.iter() {
         let (alphabet, wide) = match modifier {
@@ -305,7 +317,11 @@ fn regex_info(pattern: &RegexpPattern<'_>) -> PatternInfo {
     if required.len() > REGEX_LITERALS_MAX {
         return PatternInfo::resident();
     }
-    let reach = hir.properties().maximum_len().map(|n| n as u64).filter(|n| *n <= REACH_MAX);
+    let reach = hir
+        .properties()
+        .maximum_len()
+        .map(|n| n as u64)
+        .filter(|n| *n <= REACH_MAX);
     let wide = modifiers.wide().is_some();
     let ascii = modifiers.ascii().is_some() || !wide;
     let mut literals = Vec::new();
@@ -436,7 +452,9 @@ fn product(a: &[Vec<u8>], b: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
     if a.len() * b.len() > REGEX_LITERALS_MAX || longest(a) + longest(b) > LITERAL_MAX {
         return None;
     }
-    let joined = a.iter().flat_map(|x| b.iter().map(move |y| [x.as_slice(), y].concat()));
+    let joined = a
+        .iter()
+        .flat_map(|x| b.iter().map(move |y| [x.as_slice(), y].concat()));
     Some(joined.collect())
 }
 
@@ -455,7 +473,10 @@ fn members(hir: &Hir, nocase: bool) -> Option<Vec<Vec<u8>>> {
             ranges.map(|r| (r.start().into(), r.end().into())).collect()
         }
     };
-    let size: u64 = ranges.iter().map(|(start, end)| u64::from(end - start) + 1).sum();
+    let size: u64 = ranges
+        .iter()
+        .map(|(start, end)| u64::from(end - start) + 1)
+        .sum();
     if size > 2 * CLASS_MAX {
         return None;
     }
@@ -466,7 +487,11 @@ fn members(hir: &Hir, nocase: bool) -> Option<Vec<Vec<u8>>> {
         if !byte.is_ascii() {
             return None;
         }
-        bytes.push(if nocase { byte.to_ascii_lowercase() } else { byte });
+        bytes.push(if nocase {
+            byte.to_ascii_lowercase()
+        } else {
+            byte
+        });
     }
     bytes.sort_unstable();
     bytes.dedup();

@@ -112,7 +112,10 @@ fn file(head: &[u8], parts: &[Vec<u8>], place: Place, random: &mut Random) -> Ve
         gap(&mut bytes, random);
         if place == Place::Boundary && bytes.len() < FILE_MAX {
             let end = (bytes.len() + part.len()).next_multiple_of(BLOCK);
-            bytes.resize(end - random.below(part.len() + 1).min(end - bytes.len()), b'.');
+            bytes.resize(
+                end - random.below(part.len() + 1).min(end - bytes.len()),
+                b'.',
+            );
         }
         bytes.extend_from_slice(part);
     }

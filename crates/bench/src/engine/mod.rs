@@ -55,7 +55,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Corpus::read("pe", &wine, share)?,
     ];
     let mut report = Report::new("engine");
-    report.note("time", "processor time of one thread; files in memory; medians over the rounds");
+    report.note(
+        "time",
+        "processor time of one thread; files in memory; medians over the rounds",
+    );
     report.note("rounds", rounds);
     let mut headline = f64::INFINITY;
     for (set, folder) in RULE_SETS {
@@ -147,13 +150,23 @@ impl Corpus {
             times[1].push(cpu_seconds(|| {
                 for (path, bytes) in &self.files {
                     let path = path.as_os_str().as_encoded_bytes();
-                    others.push(by_whole.scan(bytes, path).map_err(anyhow::Error::msg)?.matches);
+                    others.push(
+                        by_whole
+                            .scan(bytes, path)
+                            .map_err(anyhow::Error::msg)?
+                            .matches,
+                    );
                 }
                 Ok(())
             })?);
-            ensure!(verdicts == others, "{}: the verdicts differ: run ./x differential", self.name);
+            ensure!(
+                verdicts == others,
+                "{}: the verdicts differ: run ./x differential",
+                self.name
+            );
             times[2].push(cpu_seconds(|| {
-                self.contents().for_each(|bytes| agent::filter(planned, bytes));
+                self.contents()
+                    .for_each(|bytes| agent::filter(planned, bytes));
                 Ok(())
             })?);
         }

@@ -46,7 +46,11 @@ fn scan<'a>(compiled: &Path, files: impl Iterator<Item = &'a Path>, list: &Path)
         .args([compiled, list])
         .output()
         .context("yara")?;
-    ensure!(output.status.success(), "yara: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "yara: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(children_cpu_seconds()? - before)
 }
 

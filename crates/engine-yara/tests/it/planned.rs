@@ -1,0 +1,127 @@
+//! A rule set by its plan matches what YARA-X matches with the whole set, whatever the content.
+
+use engine_yara::{Planned, Whole};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+/// One rule for each way in which a condition can need something.
+const RULES: &str = r#"
+import "pe"
+import "elf"
+import "math"
+rule text { strings: $a = "long enough to be looked for" condition: $a }
+rule nocase { strings: $a = "MiXeD case wOrds" nocase condition: $a }
+rule wide { strings: $a = "wide words here" wide ascii condition: $a }
+rule fullword { strings: $a = "fullword" fullword condition: $a }
+rule xored { strings: $a = "xor this text" xor(1-20) condition: $a }
+rule based { strings: $a = "base sixty-four" base64 condition: $a }
+rule short { strings: $a = "<?" $b = "eval" condition: $a and $b }
+rule one_of { strings: $a = "first alternative" $b = "ab" $c = { 01 02 } condition: any of them }
+rule two_of { strings: $a = "number one" $b = "number two" $c = "nr3" condition: 2 of them }
+rule all_but { strings: $a = "number one" $b = "number two" condition: $a and not $b }
+rule none_of { strings: $a = "number one" $b = "xyz" condition: none of them and filesize < 40 }
+rule counted { strings: $a = "twice" condition: #a >= 2 }
+rule at_start { strings: $a = "MZ" condition: $a at 0 and filesize > 3 }
+rule in_range { strings: $a = "number one" condition: $a in (0..20) }
+rule offset { strings: $a = "number two" condition: @a[1] > 10 }
+rule for_of { strings: $a = "number one" $b = "number two" condition: for any of them : ($ at 0) }
+rule for_in { strings: $a = "twice" condition: for any i in (1..#a) : (@a[i] > 30) }
+rule percent { strings: $a = "number one" $b = "number two" $c = "nr3" condition: 60% of them }
+rule jumps { strings: $a = { 4d 5a [2-6] ( 61 | 62 63 ) ?? 0? ~00 } condition: $a }
+rule endless { strings: $a = { aa bb cc dd [4-] ee ff 11 22 } condition: $a }
+rule regex { strings: $a = /ab+c[0-9]{2,4}(x|yz)/ condition: $a }
+rule regex_nocase { strings: $a = /start.{0,8}END/is condition: $a }
+rule module { strings: $a = "number one" condition: $a or pe.is_pe or elf.type == elf.ET_EXEC }
+rule imphash { strings: $a = "nr3" condition: uint16(0) == 0x5a4d and (pe.imphash() == "" or $a) }
+rule entropy { condition: filesize > 20 and math.entropy(0, filesize) > 4.0 }
+private rule hidden { strings: $a = "hidden helper" condition: $a }
+rule refers { strings: $a = "number two" condition: hidden and $a }
+rule refuses { strings: $a = "number one" condition: $a and not hidden }
+rule named { condition: filename == "evil.exe" }
+rule defined_at { condition: defined uint32(60) and uint8(0) == 0x4d }
+"#;
+
+const GLOBAL: &str = r#"
+global rule gate { strings: $a = "open sesame" condition: $a or filesize < 30 }
+rule behind { strings: $a = "number one" condition: $a }
+"#;
+
+/// What contents are made of.
+const FRAGMENTS: [&[u8]; 34] = [
+    b"long enough to be looked for",
+    b"mixed CASE Words",
+    b"w\0i\0d\0e\0 \0w\0o\0r\0d\0s\0 \0h\0e\0r\0e\0",
+    b"wide words here",
+    b"fullword",
+    b" fullword ",
+    b"|kv$pllw$p`|p",
+    b"YmFzZSBzaXh0eS1mb3Vy",
+    b"<?",
+    b"eval",
+    b"first alternative",
+    b"ab",
+    b"\x01\x02",
+    b"number one",
+    b"number two",
+    b"nr3",
+    b"xyz",
+    b"twice",
+    b"MZ",
+    b"MZ\0\0a1\x01\x05",
+    b"MZ....bc\x02\x03\x04",
+    b"\xaa\xbb\xcc\xdd",
+    b"\xee\xff\x11\x22",
+    b"abbbc123yz",
+    b"ac12x",
+    b"START it e\nEND",
+    b"hidden helper",
+    b"open sesame",
+    b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0",
+    b"\0\0\0\0\0\0\0\0",
+    b"PE\0\0",
+    b" ",
+    b"zyxwvutsrqponmlkjihgfedcba0123456789",
+    b"\n",
+];
+
+fn contents() -> impl Strategy<Value = Vec<u8>> {
+    let parts = prop::collection::vec(select(&FRAGMENTS[..]), 0..12);
+    let change = prop::option::weighted(0.3, (any::<prop::sample::Index>(), any::<u8>()));
+    (parts, change).prop_map(|(parts, change)| {
+        let mut bytes = parts.concat();
+        if let Some((at, byte)) = change.filter(|_| !bytes.is_empty()) {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        bytes
+    })
+}
+
+#[test]
+fn a_plan_loses_and_invents_nothing() {
+    let sources = [("rules", RULES), ("global", GLOBAL)]
+        .map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()));
+    let planned = Planned::compile(&sources).expect("planned");
+    let whole = Whole::compile(&sources).expect("whole");
+    let (mut by_plan, mut by_whole) = (planned.scanner().expect("scanner"), whole.scanner());
+    let mut seen = std::collections::BTreeSet::new();
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(4000));
+    let names = select(vec!["/tmp/evil.exe", "/tmp/plain.txt"]);
+    let scans = std::cell::RefCell::new((&mut by_plan, &mut by_whole, &mut seen));
+    runner
+        .run(&(contents(), names), |(bytes, name)| {
+            let (by_plan, by_whole, seen) = &mut *scans.borrow_mut();
+            let judged = by_plan.scan(&bytes, name.as_bytes()).expect("by plan");
+            let expected = by_whole.scan(&bytes, name.as_bytes()).expect("whole");
+            prop_assert_eq!(&judged.matches, &expected.matches);
+            seen.extend(expected.matches.into_iter().map(|(_, rule)| rule));
+            Ok(())
+        })
+        .expect("the same verdicts");
+    // Otherwise the contents would test nothing.
+    let never: Vec<_> = (0..planned.plan().len())
+        .map(|rule| planned.plan().name(rule).1)
+        .filter(|rule| !seen.contains(*rule) && *rule != "hidden")
+        .collect();
+    assert!(never.is_empty(), "never matched: {never:?}");
+}
