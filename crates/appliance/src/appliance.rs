@@ -30,10 +30,12 @@ use crate::scans::Scans;
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::state_dir::StateDir;
-use crate::verdicts::{StoreError, Verdicts};
+use crate::verdicts::{Verdicts, VerdictsError};
 
 /// How often gauges are set and engines are asked for their generation.
 const TICK: Duration = Duration::from_secs(1);
+/// How often verdict stores are brought back within their bounds.
+const TRIM_EVERY: Duration = Duration::from_secs(300);
 /// How long a guest that found no room shall stay away.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How long sessions may take what is queued for them when the appliance stops.
@@ -73,9 +75,9 @@ pub enum StartError {
     /// Engines.
     #[error(transparent)]
     Engines(#[from] EngineSetError),
-    /// The verdict store.
+    /// Verdict stores.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Verdicts(#[from] VerdictsError),
     /// The list of released contents.
     #[error(transparent)]
     Released(#[from] ReleaseError),
@@ -162,6 +164,7 @@ impl Appliance {
         let tasks = vec![
             tokio::spawn(accept(shared.clone(), listener, control.clone())),
             tokio::spawn(tick(shared.clone(), config.clone(), progress)),
+            tokio::spawn(trim_stores(shared.clone())),
         ];
         Ok(Self {
             shared,
@@ -262,12 +265,7 @@ pub(crate) fn build(
         name: config.name.clone().unwrap_or_else(host_name),
         started: Instant::now(),
         runtime: tokio::runtime::Handle::current(),
-        verdicts: Verdicts::open(
-            &state.verdicts(),
-            limits.verdict_memory_bytes_max.get(),
-            limits.verdict_store_entries_max.get(),
-            force.generation,
-        )?,
+        verdicts: Verdicts::open(config, state, registry)?,
         scans: Scans::new(limits.queue(engines.workers())),
         budget: Mutex::new(Budget::new(limits.budget())),
         spool: Spool::new(state.spool()),
@@ -303,7 +301,6 @@ fn host_name() -> String {
 pub(crate) fn put_in_force(shared: &Shared, force: Arc<Force>) {
     let before = std::mem::replace(&mut *shared.force.write(), force.clone());
     if before.generation != force.generation {
-        shared.verdicts.use_generation(force.generation);
         tracing::info!(generation = %force.generation, "another content generation is in force");
         shared.announce_content();
     }
@@ -471,6 +468,15 @@ async fn tick(shared: Arc<Shared>, config: Arc<AsyncMutex<Config>>, progress: Ar
     }
 }
 
+async fn trim_stores(shared: Arc<Shared>) {
+    let mut every = tokio::time::interval(TRIM_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        shared.verdicts.trim().await;
+    }
+}
+
 fn follow_engines(shared: &Shared) {
     let facts = shared.engines().facts();
     let force = shared.force();
@@ -510,10 +516,6 @@ fn set_gauges(shared: &Shared) {
             .set(gauge_of(entries));
         metrics.kept.verdict_bytes.with([tier]).set(gauge_of(bytes));
     }
-    metrics
-        .kept
-        .verdict_store_failures
-        .set(gauge_of(store.disk_failures));
     shared.set_allowlist_gauges();
     let lost = shared.detections.lines_lost();
     metrics.kept.detection_lines_lost.set(gauge_of(lost));

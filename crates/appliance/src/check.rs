@@ -1,9 +1,11 @@
-//! A check: known, under way, whole already, or to be sent.
+//! A check: known here or to a store, under way, whole already, or to be sent.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
-use scan_core::{CacheKey, Context, Place, Refusal, VerdictStore};
+use scan_core::{CacheKey, Context, Place, Refusal};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::answer::{OpenCheck, Waiter};
@@ -11,6 +13,7 @@ use crate::assembly::{INLINE_MAX_BYTES, prove_whole};
 use crate::force::Force;
 use crate::scans::ScanJob;
 use crate::session::{Breach, Session};
+use crate::shared::{Reservation, Shared};
 use crate::upload::Upload;
 
 /// A longer path is no path: the kernel's own limit is 4096 bytes for one call.
@@ -64,7 +67,7 @@ fn read(check: v1::Check) -> Result<Ask, CheckError> {
 }
 
 impl Session {
-    /// Answers at once what is known; otherwise begins what leads to an answer.
+    /// Answers at once what memory knows; otherwise begins what leads to an answer.
     pub(crate) fn check(&self, request_id: u64, check: v1::Check) -> Result<(), Breach> {
         let ask = read(check)?;
         let shared = &self.shared;
@@ -84,24 +87,34 @@ impl Session {
             waiter.answer(shared, &verdict, true);
             return Ok(());
         }
-        match ask.content {
-            Some(content) => {
-                let bytes = content.len() as u64;
-                shared
-                    .metrics
-                    .guests
-                    .content_bytes
-                    .with(["ride_along"])
-                    .inc_by(bytes);
-                self.judge_whole(key, ask.context, ask.size, content, waiter);
+        let held = match ask.content.map(|content| self.hold(content)).transpose() {
+            Ok(held) => held,
+            Err(limit) => {
+                waiter.refuse(shared, ask.size, limit);
+                return Ok(());
             }
-            None => {
-                if let Err(waiter) = shared.scans.join(shared, &key, ask.size, waiter) {
-                    self.ask_for_content(key, ask.context, ask.size, waiter);
-                }
-            }
-        }
+        };
+        let unknown = Unknown {
+            key,
+            context: ask.context,
+            size: ask.size,
+            held,
+            waiter,
+        };
+        shared.runtime.spawn(unknown.resolve(shared.clone()));
         Ok(())
+    }
+
+    /// Finds a place for content that came with its check.
+    fn hold(&self, content: Bytes) -> Result<Held, Refusal> {
+        let bytes = content.len() as u64;
+        let content_bytes = &self.shared.metrics.guests.content_bytes;
+        content_bytes.with(["ride_along"]).inc_by(bytes);
+        let reservation = self.shared.reserve(self.guest(), Place::Memory, bytes)?;
+        Ok(Held {
+            content,
+            reservation,
+        })
     }
 
     /// Enters the check among those that are owed a reply. True: there are too many.
@@ -120,28 +133,53 @@ impl Session {
         };
         Ok((waiter, is_over_limit))
     }
+}
 
-    fn judge_whole(
-        &self,
-        key: CacheKey,
-        context: Context,
-        size: u64,
-        content: Bytes,
-        waiter: Waiter,
-    ) {
-        let shared = &self.shared;
-        let held = content.len() as u64;
-        let reservation = match shared.reserve(waiter.asker.guest, Place::Memory, held) {
-            Ok(reservation) => reservation,
-            Err(limit) => return waiter.refuse(shared, size, limit),
-        };
-        match prove_whole(content, size, key.digest) {
+/// Content that came with its check, and its place.
+struct Held {
+    content: Bytes,
+    reservation: Reservation,
+}
+
+/// A check of what memory does not know.
+struct Unknown {
+    key: CacheKey,
+    context: Context,
+    size: u64,
+    held: Option<Held>,
+    waiter: Waiter,
+}
+
+impl Unknown {
+    /// A store may know it; otherwise it is judged.
+    async fn resolve(mut self, shared: Arc<Shared>) {
+        if let Some(verdict) = shared.verdicts.look_up(&self.key).await {
+            return self.waiter.answer(&shared, &verdict, true);
+        }
+        match self.held.take() {
+            Some(held) => self.judge_whole(&shared, held),
+            None => match shared.scans.join(&shared, &self.key, self.size, self.waiter) {
+                Ok(()) => {}
+                Err(waiter) => Self { waiter, ..self }.ask_for_content(&shared),
+            },
+        }
+    }
+
+    fn judge_whole(self, shared: &Arc<Shared>, held: Held) {
+        let Self {
+            key,
+            context,
+            size,
+            waiter,
+            ..
+        } = self;
+        match prove_whole(held.content, size, key.digest) {
             Ok(proved) => {
                 let job = ScanJob {
                     key,
                     context,
                     proved,
-                    reservation,
+                    reservation: held.reservation,
                 };
                 shared.scans.submit(shared, job, waiter);
             }
@@ -149,8 +187,14 @@ impl Session {
         }
     }
 
-    fn ask_for_content(&self, key: CacheKey, context: Context, size: u64, waiter: Waiter) {
-        let shared = &self.shared;
+    fn ask_for_content(self, shared: &Arc<Shared>) {
+        let Self {
+            key,
+            context,
+            size,
+            waiter,
+            ..
+        } = self;
         let limits = &shared.force().limits;
         let memory_max = limits.upload_memory_max_bytes.get().max(INLINE_MAX_BYTES);
         let place = if size <= memory_max {
@@ -163,8 +207,10 @@ impl Session {
             Err(limit) => return waiter.refuse(shared, size, limit),
         };
         let (to_upload, pieces) = unbounded_channel();
-        if let Some(open) = self.asker.open.lock().get_mut(&waiter.request_id) {
-            open.upload = Some(to_upload);
+        match waiter.asker.open.lock().get_mut(&waiter.request_id) {
+            Some(open) => open.upload = Some(to_upload),
+            // Cancelled meanwhile, or the session is over.
+            None => return,
         }
         let upload = Upload {
             key,

@@ -36,7 +36,7 @@ pub use identity::Identity;
 pub use released::ReleaseError;
 pub use session::Outbox;
 pub use state_dir::{StateDir, StateDirError, admin_socket};
-pub use verdicts::StoreError;
+pub use verdicts::VerdictsError;
 
 #[cfg(test)]
 mod tests;

@@ -159,7 +159,6 @@ impl ScanMetrics {
 pub(crate) struct KeptMetrics {
     pub(crate) verdict_entries: Gauges<1>,
     pub(crate) verdict_bytes: Gauges<1>,
-    pub(crate) verdict_store_failures: Gauge,
     pub(crate) detections: Counters<1>,
     pub(crate) detection_lines_lost: Gauge,
     pub(crate) orders: Counters<1>,
@@ -173,12 +172,8 @@ pub(crate) struct KeptMetrics {
 impl KeptMetrics {
     fn new(r: &Registry) -> Self {
         Self {
-            verdict_entries: r.gauges("lazaret_verdict_entries", "Verdicts kept.", ["tier"]),
+            verdict_entries: r.gauges("lazaret_verdict_entries", "Verdicts kept here.", ["tier"]),
             verdict_bytes: r.gauges("lazaret_verdict_bytes", "Size of kept verdicts.", ["tier"]),
-            verdict_store_failures: r.gauge(
-                "lazaret_verdict_store_failures",
-                "Reads, writes and damaged entries of the store that came to nothing.",
-            ),
             detections: r.counters(
                 "lazaret_detections",
                 "Malicious verdicts on guests' files: new, known, suppressed.",

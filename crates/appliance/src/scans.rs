@@ -13,11 +13,13 @@ use scan_core::{
     Task, generation_in_force, merge,
 };
 use tokio::time::Instant;
+use verdict_store::JudgedBy;
 
 use crate::answer::{Asker, Holder, Waiter};
 use crate::assembly::{Proved, sha256_of};
 use crate::engines::{EngineSet, SharedEngine};
 use crate::shared::{Reservation, Shared};
+use crate::verdicts;
 
 /// Content to be judged.
 pub(crate) struct ScanJob {
@@ -297,15 +299,29 @@ async fn run(shared: Arc<Shared>, started: Started<Box<ScanJob>>) {
     };
     let engines = shared.engines();
     let job = *started.job;
-    let (key, verdict) = judge(&shared, &engines, &job, &job.context).await;
+    let Judged {
+        key,
+        verdict,
+        engines: judged_by,
+    } = judge(&shared, &engines, &job, &job.context).await;
     shared.verdicts.keep_in_memory(&key, &verdict);
+    let entry = verdicts::entry(&job.proved, &key, &verdict, judged_by);
     if must_be_recalled(&shared, &engines, &job, &verdict).await {
         shared.recall([job.proved.digest]);
     }
     drop(job.proved);
     drop(job.reservation);
     running.finish(&verdict);
-    shared.verdicts.keep_on_disk(&key, &verdict);
+    if let Some(entry) = entry {
+        shared.verdicts.keep(&key, &entry).await;
+    }
+}
+
+/// What all engines together said, under the key that it is known by.
+struct Judged {
+    key: CacheKey,
+    verdict: Verdict,
+    engines: Vec<JudgedBy>,
 }
 
 /// A scan that runs. However it ends, those who wait are answered and its place is free again.
@@ -358,7 +374,7 @@ async fn must_be_recalled(
         return false;
     }
     let reads_names = engines.facts().iter().any(|it| it.context_sensitive);
-    !reads_names || is_bad(&judge(shared, engines, job, &Context::default()).await.1)
+    !reads_names || is_bad(&judge(shared, engines, job, &Context::default()).await.verdict)
 }
 
 /// All engines at once; SHA-256 of small content is computed while they work.
@@ -367,7 +383,7 @@ async fn judge(
     engines: &EngineSet,
     job: &ScanJob,
     context: &Context,
-) -> (CacheKey, Verdict) {
+) -> Judged {
     let ScanJob { key, proved, .. } = job;
     let facts = engines.facts();
     let scans = engines.engines.iter().zip(&facts).map(|(engine, facts)| {
@@ -397,7 +413,16 @@ async fn judge(
     };
     let digest = Some(proved.digest);
     let verdict = merge(proved.size, generation, digest, sha256, &findings);
-    (key, verdict)
+    let engines = facts.iter().zip(&findings).map(|(facts, finding)| JudgedBy {
+        name: facts.name.clone(),
+        version: facts.version.clone(),
+        generation: finding.generation,
+    });
+    Judged {
+        key,
+        verdict,
+        engines: engines.collect(),
+    }
 }
 
 async fn scan(shared: &Shared, engine: &SharedEngine, name: &str, task: Task<Content>) -> Finding {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use model::UnscannedReason;
 use proto::v1;
-use scan_core::{CacheKey, Context, Place, VerdictStore};
+use scan_core::{CacheKey, Context, Place};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};

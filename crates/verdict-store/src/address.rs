@@ -1,12 +1,16 @@
 //! Which shared store a URL names.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::{ConnectionInfo, IntoConnectionInfo};
+use sqlx::postgres::PgConnectOptions;
+
+use crate::VerdictStore;
 use crate::postgres::Postgres;
 use crate::redis::Redis;
-use crate::VerdictStore;
 
 /// What a shared store needs besides its address.
 #[derive(Clone)]
@@ -30,15 +34,20 @@ impl std::fmt::Debug for SharedSettings {
     }
 }
 
-/// The store cannot be named like this. Never holds a password.
+/// The store cannot be used. Never holds a password.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
     /// Of no store that there is.
     #[error("must begin with postgres://, postgresql://, redis://, rediss:// or unix:// (Redis by its socket)")]
     Scheme,
     /// The rest of the URL is wrong.
-    #[error("cannot be used: {0}")]
-    Url(String),
+    #[error("cannot be used as an address of {store}: {reason}")]
+    Url {
+        /// The store.
+        store: &'static str,
+        /// What the library says.
+        reason: String,
+    },
     /// The authority's certificate cannot be read.
     #[error("{}: cannot read the certificate", path.display())]
     Ca {
@@ -49,46 +58,97 @@ pub enum AddressError {
     },
 }
 
-/// The shared store at a URL. Nothing is connected yet. Must be called within a runtime.
-///
-/// # Errors
-/// [`AddressError`].
-pub fn shared_store(
-    url: &str,
-    settings: &SharedSettings,
-) -> Result<Arc<dyn VerdictStore>, AddressError> {
-    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-    Ok(match scheme {
-        Some("postgres" | "postgresql") => Arc::new(Postgres::new(url, settings)?),
-        Some("redis" | "rediss" | "unix") => Arc::new(Redis::new(url, settings)?),
-        _ => return Err(AddressError::Scheme),
-    })
+impl AddressError {
+    pub(crate) fn url(store: &'static str, reason: impl std::fmt::Display) -> Self {
+        let reason = reason.to_string();
+        Self::Url { store, reason }
+    }
+}
+
+/// The address of a shared store, read from a URL. May hold a password, and does not show it.
+#[derive(Clone)]
+pub struct Address(Server);
+
+#[derive(Clone)]
+enum Server {
+    Postgres(Box<PgConnectOptions>),
+    Redis(Box<ConnectionInfo>),
+}
+
+impl std::fmt::Debug for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Address").field(&self.store()).finish()
+    }
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+    fn from_str(url: &str) -> Result<Self, AddressError> {
+        let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+        Ok(Self(match scheme {
+            Some("postgres" | "postgresql") => {
+                let options = PgConnectOptions::from_str(url);
+                let options = options.map_err(|error| AddressError::url("postgres", error))?;
+                Server::Postgres(Box::new(options))
+            }
+            Some("redis" | "rediss" | "unix") => {
+                let info = url.into_connection_info();
+                let info = info.map_err(|error| AddressError::url("redis", error))?;
+                Server::Redis(Box::new(info))
+            }
+            _ => return Err(AddressError::Scheme),
+        }))
+    }
+}
+
+impl Address {
+    /// The kind of store: `postgres` or `redis`.
+    #[must_use]
+    pub fn store(&self) -> &'static str {
+        match self.0 {
+            Server::Postgres(_) => "postgres",
+            Server::Redis(_) => "redis",
+        }
+    }
+
+    /// The store. Nothing is connected yet: one that is down at the start is one that is down.
+    /// Must be called within a runtime.
+    ///
+    /// # Errors
+    /// [`AddressError`].
+    pub fn open(&self, settings: &SharedSettings) -> Result<Arc<dyn VerdictStore>, AddressError> {
+        Ok(match &self.0 {
+            Server::Postgres(options) => Arc::new(Postgres::new((**options).clone(), settings)),
+            Server::Redis(info) => Arc::new(Redis::new((**info).clone(), settings)?),
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn addresses() {
-        let settings = SharedSettings {
-            password: Some("hunter2".into()),
-            ca_file: None,
-            keep: Duration::from_secs(1),
-            entries_max: 1,
-            connections_max: 1,
-        };
-        let name = |url: &str| match shared_store(url, &settings) {
-            Ok(store) => store.name().to_owned(),
+    #[test]
+    fn addresses() {
+        let parsed = |url: &str| match url.parse::<Address>() {
+            Ok(address) => address.store().to_owned(),
             Err(error) => error.to_string(),
         };
-        assert_eq!(name("postgres://lazaret@db.example/lazaret"), "postgres");
-        assert_eq!(name("redis://cache.example:6379/3"), "redis");
-        assert_eq!(name("rediss://cache.example"), "redis");
-        assert_eq!(name("unix:///run/redis.sock"), "redis");
-        assert!(name("mysql://x").contains("must begin with"));
-        assert!(name("redis://:hunter2@").contains("cannot be used"));
-        assert!(!name("redis://:hunter2@").contains("hunter2"));
-        assert!(!format!("{settings:?}").contains("hunter2"));
+        assert_eq!(parsed("postgres://lazaret@db.example/lazaret"), "postgres");
+        assert_eq!(parsed("redis://cache.example:6379/3"), "redis");
+        assert_eq!(parsed("rediss://cache.example"), "redis");
+        assert_eq!(parsed("unix:///run/redis.sock"), "redis");
+        assert!(parsed("mysql://x").contains("must begin with"));
+        assert!(parsed("redis://:hunter2@").contains("cannot be used"));
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for url in ["redis://:hunter2@host/x", "postgres://u:hunter2@host:x/", "redis://:hunter2@"] {
+            let error = url.parse::<Address>().unwrap_err();
+            assert!(!format!("{error:?} {error}").contains("hunter2"), "{error}");
+        }
+        let good: Address = "postgres://u:hunter2@host/".parse().unwrap();
+        assert!(!format!("{good:?}").contains("hunter2"));
     }
 }

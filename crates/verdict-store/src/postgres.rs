@@ -1,8 +1,6 @@
 //! PostgreSQL, 15 or newer: one table, the oldest entries of which go.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use scan_core::CacheKey;
@@ -12,7 +10,7 @@ use tokio::sync::OnceCell;
 
 use crate::entry::{PLACE_BYTES, place};
 use crate::store::{StoreError, StoreFuture, VerdictStore, check_batch};
-use crate::{AddressError, Sealed, SharedSettings};
+use crate::{Sealed, SharedSettings};
 
 /// Version of the tables' layout.
 const LAYOUT: i32 = 1;
@@ -52,32 +50,26 @@ fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
 }
 
 impl Postgres {
-    /// Does not connect yet: a store that is down at the start is one that is down.
-    ///
-    /// # Errors
-    /// [`AddressError`].
-    pub(crate) fn new(url: &str, settings: &SharedSettings) -> Result<Self, AddressError> {
-        let options = PgConnectOptions::from_str(url);
-        let mut options = options.map_err(|error| AddressError::Url(error.to_string()))?;
-        options = options.application_name("lazaret");
+    pub(crate) fn new(options: PgConnectOptions, settings: &SharedSettings) -> Self {
+        let mut options = options.application_name("lazaret");
         if let Some(password) = &settings.password {
             options = options.password(password);
         }
         if let Some(ca) = &settings.ca_file {
             options = options
-                .ssl_root_cert::<&PathBuf>(ca)
+                .ssl_root_cert(ca)
                 .ssl_mode(PgSslMode::VerifyFull);
         }
         let pool = PgPoolOptions::new()
             .max_connections(settings.connections_max)
             .acquire_timeout(CONNECT_TIMEOUT)
             .connect_lazy_with(options);
-        Ok(Self {
+        Self {
             pool,
             entries_max: i64::try_from(settings.entries_max).unwrap_or(i64::MAX),
             keep_s: i64::try_from(settings.keep.as_secs()).unwrap_or(i64::MAX),
             layout: OnceCell::new(),
-        })
+        }
     }
 
     /// The pool, once the tables are known to be there.

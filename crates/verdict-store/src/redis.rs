@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, TlsCertificates};
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, TlsCertificates};
 use scan_core::CacheKey;
 use tokio::sync::Mutex;
 
@@ -27,13 +27,10 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// Does not connect yet.
-    ///
-    /// # Errors
-    /// [`AddressError`].
-    pub(crate) fn new(url: &str, settings: &SharedSettings) -> Result<Self, AddressError> {
-        let bad = |error: redis::RedisError| AddressError::Url(error.to_string());
-        let mut info = url.into_connection_info().map_err(bad)?;
+    pub(crate) fn new(
+        mut info: ConnectionInfo,
+        settings: &SharedSettings,
+    ) -> Result<Self, AddressError> {
         if let Some(password) = &settings.password {
             let with_password = info.redis_settings().clone().set_password(password);
             info = info.set_redis_settings(with_password);
@@ -53,7 +50,7 @@ impl Redis {
             }
         };
         Ok(Self {
-            client: client.map_err(bad)?,
+            client: client.map_err(|error| AddressError::url("redis", error))?,
             keep_s: settings.keep.as_secs().max(1),
             connection: Mutex::new(None),
         })

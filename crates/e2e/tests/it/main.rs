@@ -1,5 +1,5 @@
 //! The whole system, as shipped. Needs root, loop devices, clamav, git, cargo, dpkg-deb and
-//! iproute2; a test that lacks one fails and says so.
+//! iproute2, PostgreSQL and Redis; a test that lacks one fails and says so.
 
 mod clamav;
 mod failures;
@@ -7,4 +7,5 @@ mod golden;
 mod hostile;
 mod removal;
 mod scan;
+mod shared_verdicts;
 mod workloads;

@@ -11,8 +11,7 @@ use std::time::Duration;
 use model::{Coverage, Detection, Digest, Generation, Outcome, Verdict};
 use scan_core::{CacheKey, ContextClass, Settings};
 use verdict_store::{
-    Embedded, Entry, FleetKey, JudgedBy, Keyring, Sealed, SharedSettings, VerdictStore,
-    shared_store,
+    Address, Embedded, Entry, FleetKey, JudgedBy, Keyring, Sealed, SharedSettings, VerdictStore,
 };
 
 fn settings() -> SharedSettings {
@@ -26,7 +25,11 @@ fn settings() -> SharedSettings {
 }
 
 fn open(url: &str) -> Arc<dyn VerdictStore> {
-    shared_store(url, &settings()).unwrap()
+    open_with(url, &settings())
+}
+
+fn open_with(url: &str, settings: &SharedSettings) -> Arc<dyn VerdictStore> {
+    url.parse::<Address>().unwrap().open(settings).unwrap()
 }
 
 fn embedded(dir: &tempfile::TempDir) -> Arc<dyn VerdictStore> {
