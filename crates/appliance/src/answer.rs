@@ -61,6 +61,7 @@ struct Consequence {
 impl Waiter {
     /// Answers. Where nobody waits any more, a removal still reaches the guest's gate.
     pub(crate) fn answer(self, shared: &Shared, verdict: &Verdict, cached: bool) {
+        shared.sightings.note(self.asker.guest, verdict);
         let is_open = self.asker.open.lock().remove(&self.request_id).is_some();
         let (asker, request_id, class) = (self.asker.clone(), self.request_id, self.class);
         let holder = self.into_holder();

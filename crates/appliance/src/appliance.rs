@@ -29,6 +29,7 @@ use crate::removal::Orders;
 use crate::scans::Scans;
 use crate::session::Session;
 use crate::shared::Shared;
+use crate::sightings::SightingLog;
 use crate::state_dir::StateDir;
 use crate::verdicts::{Verdicts, VerdictsError};
 
@@ -159,12 +160,14 @@ impl Appliance {
             .await
             .map_err(|source| StartError::Bind { address, source })?;
         let address = listener.local_addr();
+        let flush_every = config.sightings.flush_every();
         let config = Arc::new(AsyncMutex::new(config));
         let control = Arc::new(ListenerControl::default());
         let tasks = vec![
             tokio::spawn(accept(shared.clone(), listener, control.clone())),
             tokio::spawn(tick(shared.clone(), config.clone(), progress)),
             tokio::spawn(trim_stores(shared.clone())),
+            tokio::spawn(record_sightings(shared.clone(), flush_every)),
         ];
         Ok(Self {
             shared,
@@ -242,6 +245,7 @@ impl Appliance {
             // Aborted, or ended by itself: either way it is over.
             let _over = task.await;
         }
+        self.shared.sightings.flush().await;
     }
 }
 
@@ -261,11 +265,13 @@ pub(crate) fn build(
     let force = Force::new(config, &engines.facts());
     let limits = &force.limits;
     let epoch = pki::random().map_err(StartError::NoRandomness)?;
+    let (verdicts, sightings) = Verdicts::open(config, state, registry)?;
     let shared = Arc::new(Shared {
         name: config.name.clone().unwrap_or_else(host_name),
         started: Instant::now(),
         runtime: tokio::runtime::Handle::current(),
-        verdicts: Verdicts::open(config, state, registry)?,
+        verdicts,
+        sightings: SightingLog::new(sightings, &config.sightings, registry),
         scans: Scans::new(limits.queue(engines.workers())),
         budget: Mutex::new(Budget::new(limits.budget())),
         spool: Spool::new(state.spool()),
@@ -474,6 +480,14 @@ async fn trim_stores(shared: Arc<Shared>) {
     loop {
         every.tick().await;
         shared.verdicts.trim().await;
+        shared.sightings.trim().await;
+    }
+}
+
+async fn record_sightings(shared: Arc<Shared>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        shared.sightings.flush().await;
     }
 }
 

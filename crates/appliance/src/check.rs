@@ -158,7 +158,10 @@ impl Unknown {
         }
         match self.held.take() {
             Some(held) => self.judge_whole(&shared, held),
-            None => match shared.scans.join(&shared, &self.key, self.size, self.waiter) {
+            None => match shared
+                .scans
+                .join(&shared, &self.key, self.size, self.waiter)
+            {
                 Ok(()) => {}
                 Err(waiter) => Self { waiter, ..self }.ask_for_content(&shared),
             },

@@ -23,6 +23,7 @@ mod removal;
 mod scans;
 mod session;
 mod shared;
+mod sightings;
 mod state_dir;
 mod upload;
 mod verdicts;

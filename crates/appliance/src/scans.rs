@@ -342,6 +342,7 @@ impl Running {
             waiter.answer(&self.shared, verdict, false);
         }
         for holder in late {
+            self.shared.sightings.note(holder.guest, verdict);
             holder.tell(&self.shared, verdict);
         }
         self.shared.scans.start_what_may(&self.shared);
@@ -374,16 +375,16 @@ async fn must_be_recalled(
         return false;
     }
     let reads_names = engines.facts().iter().any(|it| it.context_sensitive);
-    !reads_names || is_bad(&judge(shared, engines, job, &Context::default()).await.verdict)
+    !reads_names
+        || is_bad(
+            &judge(shared, engines, job, &Context::default())
+                .await
+                .verdict,
+        )
 }
 
 /// All engines at once; SHA-256 of small content is computed while they work.
-async fn judge(
-    shared: &Shared,
-    engines: &EngineSet,
-    job: &ScanJob,
-    context: &Context,
-) -> Judged {
+async fn judge(shared: &Shared, engines: &EngineSet, job: &ScanJob, context: &Context) -> Judged {
     let ScanJob { key, proved, .. } = job;
     let facts = engines.facts();
     let scans = engines.engines.iter().zip(&facts).map(|(engine, facts)| {
@@ -413,11 +414,14 @@ async fn judge(
     };
     let digest = Some(proved.digest);
     let verdict = merge(proved.size, generation, digest, sha256, &findings);
-    let engines = facts.iter().zip(&findings).map(|(facts, finding)| JudgedBy {
-        name: facts.name.clone(),
-        version: facts.version.clone(),
-        generation: finding.generation,
-    });
+    let engines = facts
+        .iter()
+        .zip(&findings)
+        .map(|(facts, finding)| JudgedBy {
+            name: facts.name.clone(),
+            version: facts.version.clone(),
+            generation: finding.generation,
+        });
     Judged {
         key,
         verdict,

@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::released::Released;
 use crate::removal::Orders;
 use crate::scans::Scans;
+use crate::sightings::SightingLog;
 use crate::verdicts::Verdicts;
 
 pub(crate) struct Shared {
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     pub(crate) force: RwLock<Arc<Force>>,
     pub(crate) engines: RwLock<Arc<EngineSet>>,
     pub(crate) verdicts: Verdicts,
+    pub(crate) sightings: SightingLog,
     pub(crate) scans: Scans,
     pub(crate) budget: Mutex<Budget>,
     pub(crate) spool: Spool,

@@ -7,6 +7,7 @@
 //!   pki/            the controller's CA, tokens and guests
 //!   verdicts/       the appliance's own verdict store; may be removed while nothing runs
 //!   verdict.key     what its entries are sealed with
+//!   sightings/      which guests were seen with which content
 //!   spool/          nameless files only, so it always looks empty
 //!   detections.jsonl, detections.jsonl.1 …
 //!   rules/          the rules built in, for a start without any configuration
@@ -93,6 +94,10 @@ impl StateDir {
 
     pub(crate) fn verdicts(&self) -> PathBuf {
         self.path.join("verdicts")
+    }
+
+    pub(crate) fn sightings(&self) -> PathBuf {
+        self.path.join("sightings")
     }
 
     pub(crate) fn verdict_key(&self) -> PathBuf {

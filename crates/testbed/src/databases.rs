@@ -38,7 +38,9 @@ impl Postgres {
         let mut initdb = Command::new("setpriv");
         initdb.args(AS_USER).arg(programs.join("initdb"));
         initdb.args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C"]);
-        run(initdb.args(["--username=lazaret", "--pgdata"]).arg(dir.path().join("data")))?;
+        run(initdb
+            .args(["--username=lazaret", "--pgdata"])
+            .arg(dir.path().join("data")))?;
         let mut server = Self {
             process: None,
             dir,
@@ -109,7 +111,8 @@ impl Postgres {
     pub fn sql(&self, statements: &str) -> Result<String> {
         let mut psql = Command::new(self.programs.join("psql"));
         psql.args(["-U", "lazaret", "-d", "postgres", "-X", "-q", "-A", "-t"]);
-        psql.args(["-v", "ON_ERROR_STOP=1", "-h"]).arg(self.dir.path());
+        psql.args(["-v", "ON_ERROR_STOP=1", "-h"])
+            .arg(self.dir.path());
         run(psql.arg("-c").arg(statements))
     }
 }
@@ -125,7 +128,8 @@ impl Drop for Postgres {
 /// Debian's folder of the newest version installed.
 fn newest_programs() -> Result<PathBuf> {
     let root = "/usr/lib/postgresql";
-    let versions = std::fs::read_dir(root).with_context(|| format!("{root}: is PostgreSQL installed?"))?;
+    let versions =
+        std::fs::read_dir(root).with_context(|| format!("{root}: is PostgreSQL installed?"))?;
     let newest = versions
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
@@ -147,7 +151,9 @@ impl Redis {
     /// # Errors
     /// `redis-server` is not installed, or does not answer within a minute.
     pub fn start() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("lazaret-redis-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("lazaret-redis-")
+            .tempdir()?;
         let mut server = Self { process: None, dir };
         server.restart()?;
         Ok(server)

@@ -8,9 +8,9 @@ use std::time::Duration;
 use redis::{ConnectionInfo, IntoConnectionInfo};
 use sqlx::postgres::PgConnectOptions;
 
-use crate::VerdictStore;
 use crate::postgres::Postgres;
 use crate::redis::Redis;
+use crate::{Sightings, VerdictStore};
 
 /// What a shared store needs besides its address.
 #[derive(Clone)]
@@ -24,6 +24,10 @@ pub struct SharedSettings {
     pub keep: Duration,
     /// PostgreSQL: beyond these the oldest go. Redis has its `maxmemory`.
     pub entries_max: u64,
+    /// PostgreSQL: beyond these the sightings go that were not seen again for longest.
+    pub sightings_max: u64,
+    /// PostgreSQL: sightings go this long after they were last seen.
+    pub sightings_keep: Duration,
     /// PostgreSQL: connections at most.
     pub connections_max: u32,
 }
@@ -38,7 +42,9 @@ impl std::fmt::Debug for SharedSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
     /// Of no store that there is.
-    #[error("must begin with postgres://, postgresql://, redis://, rediss:// or unix:// (Redis by its socket)")]
+    #[error(
+        "must begin with postgres://, postgresql://, redis://, rediss:// or unix:// (Redis by its socket)"
+    )]
     Scheme,
     /// The rest of the URL is wrong.
     #[error("cannot be used as an address of {store}: {reason}")]
@@ -63,6 +69,15 @@ impl AddressError {
         let reason = reason.to_string();
         Self::Url { store, reason }
     }
+}
+
+/// What appliances share at one address.
+#[derive(Debug, Clone)]
+pub struct SharedStores {
+    /// Always.
+    pub verdicts: Arc<dyn VerdictStore>,
+    /// In PostgreSQL only.
+    pub sightings: Option<Arc<dyn Sightings>>,
 }
 
 /// The address of a shared store, read from a URL. May hold a password, and does not show it.
@@ -111,15 +126,24 @@ impl Address {
         }
     }
 
-    /// The store. Nothing is connected yet: one that is down at the start is one that is down.
+    /// The stores there. Nothing is connected yet: one that is down at the start is one that is down.
     /// Must be called within a runtime.
     ///
     /// # Errors
     /// [`AddressError`].
-    pub fn open(&self, settings: &SharedSettings) -> Result<Arc<dyn VerdictStore>, AddressError> {
+    pub fn open(&self, settings: &SharedSettings) -> Result<SharedStores, AddressError> {
         Ok(match &self.0 {
-            Server::Postgres(options) => Arc::new(Postgres::new((**options).clone(), settings)),
-            Server::Redis(info) => Arc::new(Redis::new((**info).clone(), settings)?),
+            Server::Postgres(options) => {
+                let postgres = Arc::new(Postgres::new((**options).clone(), settings));
+                SharedStores {
+                    verdicts: postgres.clone(),
+                    sightings: Some(postgres),
+                }
+            }
+            Server::Redis(info) => SharedStores {
+                verdicts: Arc::new(Redis::new((**info).clone(), settings)?),
+                sightings: None,
+            },
         })
     }
 }
@@ -144,7 +168,11 @@ mod tests {
 
     #[test]
     fn passwords_are_not_shown() {
-        for url in ["redis://:hunter2@host/x", "postgres://u:hunter2@host:x/", "redis://:hunter2@"] {
+        for url in [
+            "redis://:hunter2@host/x",
+            "postgres://u:hunter2@host:x/",
+            "redis://:hunter2@",
+        ] {
             let error = url.parse::<Address>().unwrap_err();
             assert!(!format!("{error:?} {error}").contains("hunter2"), "{error}");
         }

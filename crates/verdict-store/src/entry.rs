@@ -181,7 +181,10 @@ mod tests {
         let unscanned = Outcome::unscanned(UnscannedReason::Deadline);
         assert!(!is_kept(&verdict(unscanned, whole.clone())));
         let message = "no".to_owned();
-        assert!(!is_kept(&verdict(Outcome::Error { message }, whole.clone())));
+        assert!(!is_kept(&verdict(
+            Outcome::Error { message },
+            whole.clone()
+        )));
         assert!(!is_kept(&verdict(Outcome::Clean, Coverage::none(9))));
         let some = Coverage {
             ranges: vec![(0, 4)],
@@ -210,9 +213,18 @@ mod tests {
     #[test]
     fn every_part_of_a_key_has_its_place() {
         let others = [
-            CacheKey { digest: Digest::of(b"y"), ..key() },
-            CacheKey { generation: Generation([2; 16]), ..key() },
-            CacheKey { settings: Settings::of(&[1]), ..key() },
+            CacheKey {
+                digest: Digest::of(b"y"),
+                ..key()
+            },
+            CacheKey {
+                generation: Generation([2; 16]),
+                ..key()
+            },
+            CacheKey {
+                settings: Settings::of(&[1]),
+                ..key()
+            },
         ];
         for other in others {
             assert_ne!(place(&other), place(&key()));

@@ -211,7 +211,10 @@ impl Guarded {
         let store = self.store.name();
         self.metrics.resting.with([store]).set(i64::from(resting));
         if resting {
-            tracing::error!(store, "the verdict store does not answer; it is left alone for a while");
+            tracing::error!(
+                store,
+                "the verdict store does not answer; it is left alone for a while"
+            );
         } else {
             tracing::info!(store, "the verdict store answers again");
         }
@@ -220,7 +223,12 @@ impl Guarded {
     fn log_failure(&self, error: &StoreError) {
         if let Some(suppressed) = FAILURES.allow(Instant::now()) {
             let error = daemon::log::escape(error.to_string().as_bytes()).to_string();
-            tracing::warn!(store = self.store.name(), error, suppressed, "verdict store");
+            tracing::warn!(
+                store = self.store.name(),
+                error,
+                suppressed,
+                "verdict store"
+            );
         }
     }
 

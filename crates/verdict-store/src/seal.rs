@@ -161,7 +161,12 @@ fn make(path: &Path) -> io::Result<()> {
     File::open("/dev/urandom")?.read_exact(&mut secret)?;
     let new = path.with_extension("new");
     let mut options = File::options();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
     file.write_all(&secret)?;
     file.sync_all()?;
     std::fs::rename(&new, path)
@@ -277,9 +282,18 @@ mod tests {
         let ring = Keyring::new(fleet_key(1), None);
         let good = ring.seal(&key(), &entry()).unwrap();
         let others = [
-            CacheKey { digest: Digest::of(b"malware"), ..key() },
-            CacheKey { generation: Generation([2; 16]), ..key() },
-            CacheKey { settings: Settings::of(&[1]), ..key() },
+            CacheKey {
+                digest: Digest::of(b"malware"),
+                ..key()
+            },
+            CacheKey {
+                generation: Generation([2; 16]),
+                ..key()
+            },
+            CacheKey {
+                settings: Settings::of(&[1]),
+                ..key()
+            },
         ];
         for other in others {
             assert_eq!(ring.open(&other, &good), Err(BadEntry::Mac));
@@ -316,7 +330,10 @@ mod tests {
         assert!(matches!(load(&[0; 33], 0o600), Err(KeyError::Length(_))));
         assert!(matches!(load(&[0; 32], 0o600), Err(KeyError::NotRandom(_))));
         let missing = dir.path().join("none");
-        assert!(matches!(FleetKey::load(&missing), Err(KeyError::Read { .. })));
+        assert!(matches!(
+            FleetKey::load(&missing),
+            Err(KeyError::Read { .. })
+        ));
         let made = FleetKey::load_or_make(&missing).unwrap();
         assert_eq!(FleetKey::load_or_make(&missing).unwrap().mac, made.mac);
     }

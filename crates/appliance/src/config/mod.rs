@@ -4,6 +4,7 @@
 mod engines;
 mod limits;
 mod policy;
+mod sightings;
 mod value;
 mod verdict_store;
 
@@ -17,6 +18,7 @@ use serde::Deserialize;
 pub use engines::{ClamdConfig, EngineLimits, EnginesConfig, UnpackConfig, YaraConfig};
 pub use limits::Limits;
 pub use policy::{PolicyConfig, RemovalAction, RemovalConfig};
+pub use sightings::SightingsConfig;
 pub use value::Ranged;
 pub use verdict_store::VerdictStoreConfig;
 
@@ -42,6 +44,8 @@ pub struct Config {
     pub allowlist: AllowlistConfig,
     /// Verdicts shared with other appliances.
     pub verdict_store: VerdictStoreConfig,
+    /// Which guests were seen with which content.
+    pub sightings: SightingsConfig,
     /// Engines. Unset: yara with the rules found beside the program or in `/etc/lazaret/rules`.
     pub engine: EnginesConfig,
     /// Limits of unpacking.

@@ -11,12 +11,12 @@ use model::Verdict;
 use quick_cache::Weighter;
 use scan_core::CacheKey;
 use verdict_store::{
-    AddressError, BreakerSettings, Embedded, Entry, FleetKey, Guarded, JudgedBy, KeyError, Keyring,
-    OpenError, SharedSettings, StoreMetrics,
+    AddressError, BreakerSettings, Embedded, EmbeddedSightings, Entry, FleetKey, Guarded, JudgedBy,
+    KeyError, Keyring, OpenError, SharedSettings, Sightings, StoreMetrics,
 };
 
 use crate::assembly::Proved;
-use crate::config::{Config, VerdictStoreConfig};
+use crate::config::Config;
 use crate::state_dir::StateDir;
 
 /// What our own disk may take for an answer; a disk that takes longer is worse than a scan.
@@ -53,6 +53,9 @@ pub(crate) struct Verdicts {
     shared: Option<Guarded>,
 }
 
+/// Where sightings go.
+pub(crate) type SightingStore = Arc<dyn Sightings>;
+
 /// The entry for a verdict, `None` where it must not be kept. Only content that arrived here whole
 /// and was proved makes one: what rests on a guest's claims is never shared.
 pub(crate) fn entry(
@@ -72,7 +75,7 @@ impl Verdicts {
         config: &Config,
         state: &StateDir,
         registry: &Registry,
-    ) -> Result<Self, VerdictsError> {
+    ) -> Result<(Self, SightingStore), VerdictsError> {
         let limits = &config.limits;
         let metrics = StoreMetrics::new(registry);
         let bytes_max = limits.verdict_store_bytes_max.get();
@@ -85,12 +88,24 @@ impl Verdicts {
             BreakerSettings::default(),
             metrics.clone(),
         );
-        Ok(Self {
+        let (shared, sightings) = match shared_stores(config, metrics)? {
+            Some((verdicts, sightings)) => (Some(verdicts), sightings),
+            None => (None, None),
+        };
+        let sightings = match sightings {
+            Some(sightings) => sightings,
+            None => {
+                let bytes_max = config.sightings.bytes_max.get();
+                Arc::new(EmbeddedSightings::open(&state.sightings(), bytes_max)?)
+            }
+        };
+        let verdicts = Self {
             memory: MemoryStore::new(limits.verdict_memory_bytes_max.get()),
             embedded,
             own: Arc::new(own),
-            shared: shared_store(&config.verdict_store, metrics)?,
-        })
+            shared,
+        };
+        Ok((verdicts, sightings))
     }
 
     /// What memory has.
@@ -146,10 +161,11 @@ impl Verdicts {
     }
 }
 
-fn shared_store(
-    config: &VerdictStoreConfig,
+fn shared_stores(
+    all: &Config,
     metrics: StoreMetrics,
-) -> Result<Option<Guarded>, VerdictsError> {
+) -> Result<Option<(Guarded, Option<SightingStore>)>, VerdictsError> {
+    let config = &all.verdict_store;
     let (Some(address), Some(key)) = (&config.url, &config.key_file) else {
         return Ok(None);
     };
@@ -164,16 +180,19 @@ fn shared_store(
         })?;
         Ok::<_, VerdictsError>(text.trim_end_matches(['\r', '\n']).to_owned())
     });
-    let store = address.open(&SharedSettings {
+    let stores = address.open(&SharedSettings {
         password: password.transpose()?,
         ca_file: config.ca_file.clone(),
         keep: config.keep(),
         entries_max: config.entries_max.get(),
+        sightings_max: all.sightings.rows_max.get(),
+        sightings_keep: all.sightings.keep(),
         connections_max: config.connections_max.u32(),
     })?;
     tracing::info!(store = address.store(), "verdicts are shared");
     let breaker = BreakerSettings::default();
-    Ok(Some(Guarded::new(store, keys, config.timeout(), breaker, metrics)))
+    let verdicts = Guarded::new(stores.verdicts, keys, config.timeout(), breaker, metrics);
+    Ok(Some((verdicts, stores.sightings)))
 }
 
 /// How full the store is.

@@ -31,7 +31,10 @@ impl Fleet {
         for n in 0..SMALL {
             std::fs::write(tree.join(format!("small{n}")), format!("plain text {n}\n"))?;
         }
-        std::fs::write(tree.join("large"), "a line of a large file\n".repeat(60_000))?;
+        std::fs::write(
+            tree.join("large"),
+            "a line of a large file\n".repeat(60_000),
+        )?;
         std::fs::write(tree.join("eicar.com"), samples::eicar())?;
         Ok(fleet)
     }
@@ -42,7 +45,7 @@ impl Fleet {
 
     fn appliance(&self, name: &str, rules: Vec<PathBuf>) -> Result<Server> {
         let extra = format!(
-            "[removal]\non_malicious = \"deny\"\n\n[verdict_store]\nurl = \"{}\"\nkey_file = {:?}\ntimeout_ms = 5000\n",
+            "[removal]\non_malicious = \"deny\"\n\n[verdict_store]\nurl = \"{}\"\nkey_file = {:?}\ntimeout_ms = 5000\n\n[sightings]\nflush_ms = 100\n",
             self.url,
             self.dir.path().join("fleet.key"),
         );
@@ -68,6 +71,28 @@ impl Fleet {
     }
 }
 
+/// Guests that hold EICAR, as `lazaret holders` says.
+fn holders(server: &Server) -> Result<usize> {
+    let detections = server.cli(&["detections", "--json"])?;
+    let detections: serde_json::Value = serde_json::from_str(&detections)?;
+    let digest = detections[0]["blake3"].as_str().unwrap_or_default();
+    let table = server.cli(&["holders", digest])?;
+    let json = server.cli(&["holders", digest, "--json"])?;
+    let json: serde_json::Value = serde_json::from_str(&json)?;
+    let holders = json["holders"].as_array().map_or(0, Vec::len);
+    ensure!(table.lines().count() == holders + 1, "{table}");
+    let first = &json["holders"][0];
+    ensure!(
+        table.contains(first["guest_id"].as_str().unwrap_or("?")),
+        "{table}"
+    );
+    ensure!(
+        first["first_seen_s"].as_u64() > Some(1_700_000_000),
+        "{first}"
+    );
+    Ok(holders)
+}
+
 fn scans(server: &Server) -> f64 {
     server_metric(server, "lazaret_scans_total", "").unwrap_or(0.0)
 }
@@ -88,7 +113,9 @@ fn the_second_profits(fleet: &Fleet) -> Result<(Server, Server)> {
     let first = fleet.appliance("first", rules())?;
     fleet.scan("guest1", &first, &fleet.tree())?;
     ensure!(scans(&first) == FILES, "{} scans", scans(&first));
-    let kept = wait_until(Duration::from_secs(30), || store(&first, "puts", "kept") == FILES);
+    let kept = wait_until(Duration::from_secs(30), || {
+        store(&first, "puts", "kept") == FILES
+    });
     ensure!(kept, "kept {} of {FILES}", store(&first, "puts", "kept"));
     // Another guest of the same appliance.
     fleet.scan("guest2", &first, &fleet.tree())?;
@@ -100,6 +127,7 @@ fn the_second_profits(fleet: &Fleet) -> Result<(Server, Server)> {
     ensure!(store(&second, "gets", "hit") == FILES);
     let uploaded = server_metric(&second, "lazaret_content_bytes_total", "upload");
     ensure!(uploaded.is_err(), "content travelled though it is known");
+    ensure!(holders(&first)? >= 2, "guests 1 and 2 hold EICAR");
     Ok((first, second))
 }
 
@@ -107,12 +135,23 @@ fn the_second_profits(fleet: &Fleet) -> Result<(Server, Server)> {
 fn through_postgres() -> Result<()> {
     let mut postgres = testbed::Postgres::start()?;
     let fleet = Fleet::new(postgres.url())?;
-    let _appliances = the_second_profits(&fleet)?;
+    let (first, second) = the_second_profits(&fleet)?;
+    // Whom anybody has seen, everybody knows.
+    let all = wait_until(Duration::from_secs(30), || {
+        holders(&first).is_ok_and(|n| n == 3) && holders(&second).is_ok_and(|n| n == 3)
+    });
+    ensure!(
+        all,
+        "{} and {} of 3 holders",
+        holders(&first)?,
+        holders(&second)?
+    );
 
     // Other rules: nothing of it counts.
     let rules = fleet.dir.path().join("rules");
     std::fs::create_dir(&rules)?;
-    let eicar = r#"rule Other { strings: $a = "EICAR-STANDARD-ANTIVIRUS-TEST-FILE" condition: $a }"#;
+    let eicar =
+        r#"rule Other { strings: $a = "EICAR-STANDARD-ANTIVIRUS-TEST-FILE" condition: $a }"#;
     std::fs::write(rules.join("other.yar"), eicar)?;
     let other = fleet.appliance("other", vec![rules])?;
     fleet.scan("guest4", &other, &fleet.tree())?;
@@ -132,7 +171,10 @@ fn through_postgres() -> Result<()> {
     postgres.stop()?;
     let more = fleet.dir.path().join("more");
     std::fs::create_dir(&more)?;
-    std::fs::write(more.join("eicar.com"), [samples::eicar(), b"\n".to_vec()].concat())?;
+    std::fs::write(
+        more.join("eicar.com"),
+        [samples::eicar(), b"\n".to_vec()].concat(),
+    )?;
     fleet.scan("guest6", &third, &more)?;
     ensure!(scans(&third) == FILES + 1.0);
     Ok(())
@@ -142,6 +184,8 @@ fn through_postgres() -> Result<()> {
 fn through_redis() -> Result<()> {
     let redis = testbed::Redis::start()?;
     let fleet = Fleet::new(redis.url())?;
-    let _appliances = the_second_profits(&fleet)?;
+    let (first, second) = the_second_profits(&fleet)?;
+    // Sightings are not shared there: each appliance knows its own guests.
+    ensure!((holders(&first)?, holders(&second)?) == (2, 1));
     Ok(())
 }

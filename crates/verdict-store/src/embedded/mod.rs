@@ -4,6 +4,7 @@
 //! It is a cache: one that cannot be read is put aside and begun anew.
 
 mod segments;
+mod sightings;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,12 +18,13 @@ use crate::Sealed;
 use crate::entry::place;
 use crate::store::{StoreError, StoreFuture, VerdictStore, check_batch};
 use segments::Segments;
+pub use sightings::EmbeddedSightings;
 
 /// The store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Written by a newer version of this software.
-    #[error("{}: the verdict store has format {found}, this version knows an older one only; remove the folder or use the newer version", path.display())]
+    #[error("{}: the store has format {found}, this version knows an older one only; remove the folder or use the newer version", path.display())]
     Newer {
         /// The folder.
         path: PathBuf,
@@ -30,10 +32,10 @@ pub enum OpenError {
         found: u32,
     },
     /// Another process has it open.
-    #[error("{}: the verdict store is in use by another process", .0.display())]
+    #[error("{}: the store is in use by another process", .0.display())]
     Locked(PathBuf),
     /// The folder cannot be read or written.
-    #[error("{}: cannot use the verdict store", path.display())]
+    #[error("{}: cannot use the store", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -41,7 +43,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// A new, empty store could not be made either.
-    #[error("{}: cannot begin a verdict store: {reason}", path.display())]
+    #[error("{}: cannot begin a store: {reason}", path.display())]
     Begin {
         /// The folder.
         path: PathBuf,
@@ -78,20 +80,27 @@ impl Embedded {
     pub fn disk_bytes(&self) -> u64 {
         self.segments.disk_bytes()
     }
+}
 
-    /// On a thread that may wait for the disk; goes on when nobody waits for it.
-    fn blocking<T: Send + 'static>(
-        &self,
-        doing: &'static str,
-        work: impl FnOnce(&Segments) -> Result<T, fjall::Error> + Send + 'static,
-    ) -> StoreFuture<'static, T> {
-        let segments = Arc::clone(&self.segments);
-        Box::pin(async move {
-            let worked = tokio::task::spawn_blocking(move || work(&segments)).await;
-            let worked = worked.map_err(|error| StoreError::failed(doing, error))?;
-            worked.map_err(|error| StoreError::failed(doing, format!("{error:?}")))
-        })
-    }
+/// On a thread that may wait for the disk; goes on when nobody waits for it.
+fn blocking<S: Send + Sync + 'static, T: Send + 'static>(
+    store: &Arc<S>,
+    doing: &'static str,
+    work: impl FnOnce(&S) -> Result<T, fjall::Error> + Send + 'static,
+) -> StoreFuture<'static, T> {
+    let store = Arc::clone(store);
+    Box::pin(async move {
+        let worked = tokio::task::spawn_blocking(move || {
+            let worked = work(&store);
+            // Before whoever waits goes on: they may want to open it anew.
+            drop(store);
+            worked
+        });
+        let worked = worked
+            .await
+            .map_err(|error| StoreError::failed(doing, error))?;
+        worked.map_err(|error| StoreError::failed(doing, format!("{error:?}")))
+    })
 }
 
 impl VerdictStore for Embedded {
@@ -104,7 +113,7 @@ impl VerdictStore for Embedded {
             return Box::pin(std::future::ready(Err(error)));
         }
         let keys = keys.to_vec();
-        self.blocking("get verdicts", move |segments| {
+        blocking(&self.segments, "get verdicts", move |segments| {
             let found = keys.iter().map(|key| {
                 let value = segments.newest(key.generation, &place(key))?;
                 Ok(value.map(|value| Sealed(value.to_vec())))
@@ -122,7 +131,7 @@ impl VerdictStore for Embedded {
             let item = (place(key).to_vec(), sealed.0.clone());
             of.entry(key.generation).or_default().push(item);
         }
-        self.blocking("keep verdicts", move |segments| {
+        blocking(&self.segments, "keep verdicts", move |segments| {
             of.into_iter()
                 .try_for_each(|(generation, items)| segments.insert(generation, items))
         })

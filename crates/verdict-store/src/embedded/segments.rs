@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -85,8 +85,18 @@ impl Segments {
     /// Entries, roughly.
     pub(super) fn len(&self) -> u64 {
         let segments = self.segments.read();
-        let lens = segments.iter().map(|segment| segment.keyspace.approximate_len());
+        let lens = segments
+            .iter()
+            .map(|segment| segment.keyspace.approximate_len());
         lens.map(|len| len as u64).sum()
+    }
+
+    /// The segments of a generation, newest first.
+    pub(super) fn of(&self, generation: Generation) -> Vec<Keyspace> {
+        let segments = self.segments.read();
+        let fitting = segments.iter().rev();
+        let fitting = fitting.filter(|segment| segment.generation == generation);
+        fitting.map(|segment| segment.keyspace.clone()).collect()
     }
 
     /// The value in the newest segment that has the key.
@@ -135,7 +145,11 @@ impl Segments {
         if let Some(segment) = self.newest_with_room(generation) {
             return Ok(segment);
         }
-        let newest = self.segments.read().last().map_or(0, |newest| newest.number);
+        let newest = self
+            .segments
+            .read()
+            .last()
+            .map_or(0, |newest| newest.number);
         let segment = Segment::open(&self.database, newest.wrapping_add(1), generation)?;
         let segment = Arc::new(segment);
         let gone: Vec<_> = {
@@ -206,7 +220,7 @@ fn open_or_begin_anew(dir: &Path) -> Result<(Database, Vec<Arc<Segment>>), OpenE
     };
     let aside = dir.join(format!("{DATABASE}.damaged"));
     tracing::error!(path = %path.display(), aside = %aside.display(), damage,
-        "the verdict store cannot be read; it is put aside and a new one begun");
+        "the store cannot be read; it is put aside and a new one begun");
     if aside.exists() {
         fs::remove_dir_all(&aside).map_err(io_failed(&aside))?;
     }
@@ -230,9 +244,8 @@ fn open_database(path: &Path) -> Result<(Database, Vec<Arc<Segment>>), OpenFailu
             .open()?;
         let names = database.list_keyspace_names();
         let named = names.iter().filter_map(|name| Segment::parse(name));
-        let segments = named.map(|(number, generation)| {
-            Segment::open(&database, number, generation).map(Arc::new)
-        });
+        let segments = named
+            .map(|(number, generation)| Segment::open(&database, number, generation).map(Arc::new));
         let mut segments = segments.collect::<fjall::Result<Vec<_>>>()?;
         segments.sort_by_key(|segment| segment.number);
         Ok((database, segments))
@@ -258,7 +271,10 @@ mod tests {
     }
 
     fn has(segments: &Segments, generation: Generation, n: u32) -> bool {
-        segments.newest(generation, &n.to_be_bytes()).unwrap().is_some()
+        segments
+            .newest(generation, &n.to_be_bytes())
+            .unwrap()
+            .is_some()
     }
 
     #[test]

@@ -65,15 +65,30 @@ async fn each_part_of_a_key_counts(store: &dyn VerdictStore) {
         ..scan_core::Context::default()
     };
     let others = [
-        CacheKey { digest: Digest::of(b"other"), ..base },
-        CacheKey { context: ContextClass::of(&context), ..base },
-        CacheKey { generation: Generation([2; 16]), ..base },
-        CacheKey { settings: Settings::of(&[2]), ..base },
+        CacheKey {
+            digest: Digest::of(b"other"),
+            ..base
+        },
+        CacheKey {
+            context: ContextClass::of(&context),
+            ..base
+        },
+        CacheKey {
+            generation: Generation([2; 16]),
+            ..base
+        },
+        CacheKey {
+            settings: Settings::of(&[2]),
+            ..base
+        },
     ];
     store.put(&[(base, sealed(b"base"))]).await.unwrap();
     assert_eq!(store.get(&others).await.unwrap(), vec![None; others.len()]);
     let all: Vec<_> = others.iter().enumerate().collect();
-    let all: Vec<_> = all.iter().map(|(n, key)| (**key, sealed(&[*n as u8]))).collect();
+    let all: Vec<_> = all
+        .iter()
+        .map(|(n, key)| (**key, sealed(&[*n as u8])))
+        .collect();
     store.put(&all).await.unwrap();
     for (key, value) in all {
         assert_eq!(get(store, key).await, Some(value));
@@ -84,7 +99,10 @@ async fn each_part_of_a_key_counts(store: &dyn VerdictStore) {
 async fn bytes_are_bytes(store: &dyn VerdictStore) {
     let every: Vec<u8> = (0..=255).collect();
     let longest = vec![0; VALUE_BYTES_MAX];
-    for (n, bytes) in [&every[..], b"\r\n$5\r\n'; --\\", b"", &longest].iter().enumerate() {
+    for (n, bytes) in [&every[..], b"\r\n$5\r\n'; --\\", b"", &longest]
+        .iter()
+        .enumerate()
+    {
         let key = key(30 + n as u32);
         store.put(&[(key, sealed(bytes))]).await.unwrap();
         assert_eq!(get(store, key).await, Some(sealed(bytes)));
@@ -93,10 +111,17 @@ async fn bytes_are_bytes(store: &dyn VerdictStore) {
 
 async fn batches_are_bounded(store: &dyn VerdictStore) {
     let keys: Vec<CacheKey> = (1000..1000 + BATCH_MAX as u32).map(key).collect();
-    let entries: Vec<_> = keys.iter().map(|key| (*key, sealed(&key.digest.0))).collect();
+    let entries: Vec<_> = keys
+        .iter()
+        .map(|key| (*key, sealed(&key.digest.0)))
+        .collect();
     store.put(&entries).await.unwrap();
     let found = store.get(&keys).await.unwrap();
-    assert!(found.into_iter().eq(entries.iter().map(|(_, it)| Some(it.clone()))));
+    assert!(
+        found
+            .into_iter()
+            .eq(entries.iter().map(|(_, it)| Some(it.clone())))
+    );
     let too_many = StoreError::TooMany(BATCH_MAX + 1);
     let keys = [&keys[..], &[key(1)]].concat();
     assert_eq!(store.get(&keys).await, Err(too_many.clone()));
@@ -122,5 +147,8 @@ async fn many_write_at_once(store: Arc<dyn VerdictStore>) {
         writer.await.unwrap();
     }
     let keys: Vec<_> = (0..300).map(|n| key(50_000 + n)).collect();
-    assert_eq!(store.get(&keys).await.unwrap(), vec![Some(sealed(b"x")); 300]);
+    assert_eq!(
+        store.get(&keys).await.unwrap(),
+        vec![Some(sealed(b"x")); 300]
+    );
 }

@@ -43,14 +43,19 @@ impl Rig {
 
     fn resting(&self, resting: u32) -> bool {
         let name = self.store.name();
-        self.count(&format!(r#"lazaret_verdict_store_resting{{store="{name}"}} {resting}"#))
+        self.count(&format!(
+            r#"lazaret_verdict_store_resting{{store="{name}"}} {resting}"#
+        ))
     }
 
     /// Until a call succeeds again.
     async fn recovers(&self, key: &CacheKey) {
         let over = std::time::Instant::now() + PATIENT;
         while !self.resting(0) {
-            assert!(std::time::Instant::now() < over, "the store does not come back");
+            assert!(
+                std::time::Instant::now() < over,
+                "the store does not come back"
+            );
             self.guarded.get(key).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -151,7 +156,11 @@ async fn a_store_that_hangs_is_not_waited_for() {
     store.get(&[key(1)]).await.unwrap();
     let rig = rig(store, Duration::from_millis(20));
     let pids = server.sql("SELECT pid FROM pg_stat_activity WHERE application_name = 'lazaret'");
-    let pids: Vec<u32> = pids.unwrap().lines().map(|pid| pid.parse().unwrap()).collect();
+    let pids: Vec<u32> = pids
+        .unwrap()
+        .lines()
+        .map(|pid| pid.parse().unwrap())
+        .collect();
     assert!(!pids.is_empty());
     server.process().freeze().unwrap();
     for pid in &pids {
@@ -163,7 +172,10 @@ async fn a_store_that_hangs_is_not_waited_for() {
     for pid in &pids {
         signal(*pid, "CONT");
     }
-    server.process().signal(rustix::process::Signal::CONT).unwrap();
+    server
+        .process()
+        .signal(rustix::process::Signal::CONT)
+        .unwrap();
     assert!(rig.gets("late", 2) && rig.resting(1));
 }
 

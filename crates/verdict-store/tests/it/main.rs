@@ -4,6 +4,7 @@
 mod conformance;
 mod guard;
 mod servers;
+mod sightings;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,8 @@ fn settings() -> SharedSettings {
         ca_file: None,
         keep: Duration::from_secs(3600),
         entries_max: 1_000_000,
+        sightings_max: 1_000_000,
+        sightings_keep: Duration::from_secs(3600),
         connections_max: 4,
     }
 }
@@ -29,7 +32,11 @@ fn open(url: &str) -> Arc<dyn VerdictStore> {
 }
 
 fn open_with(url: &str, settings: &SharedSettings) -> Arc<dyn VerdictStore> {
-    url.parse::<Address>().unwrap().open(settings).unwrap()
+    url.parse::<Address>()
+        .unwrap()
+        .open(settings)
+        .unwrap()
+        .verdicts
 }
 
 fn embedded(dir: &tempfile::TempDir) -> Arc<dyn VerdictStore> {

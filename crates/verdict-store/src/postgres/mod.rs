@@ -1,6 +1,9 @@
-//! PostgreSQL, 15 or newer: one table, the oldest entries of which go.
+//! PostgreSQL, 15 or newer: one table for each kind of thing, the oldest rows of which go.
+
+mod sightings;
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::time::Duration;
 
 use scan_core::CacheKey;
@@ -33,21 +36,35 @@ const TABLES: &str = "
         kept_at bigint NOT NULL DEFAULT extract(epoch FROM now())::bigint
     );
     CREATE INDEX IF NOT EXISTS lazaret_verdicts_kept_at ON lazaret_verdicts (kept_at);
+    CREATE TABLE IF NOT EXISTS lazaret_sightings (
+        digest bytea, guest bytea, first_s bigint NOT NULL, last_s bigint NOT NULL,
+        PRIMARY KEY (digest, guest)
+    );
     INSERT INTO lazaret_layout SELECT 1 WHERE NOT EXISTS (SELECT FROM lazaret_layout);
 ";
 
-/// A table that all appliances share.
+/// Tables that all appliances share.
 #[derive(Debug)]
 pub(crate) struct Postgres {
     pool: PgPool,
     entries_max: i64,
     keep_s: i64,
+    sightings_max: i64,
+    sightings_keep_s: i64,
     layout: OnceCell<()>,
 }
 
 fn failed(doing: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
     move |error| StoreError::failed(doing, error)
 }
+
+/// As the server takes it.
+fn number(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// What is done while no other appliance trims.
+type Trimming<'a> = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send + 'a>>;
 
 impl Postgres {
     pub(crate) fn new(options: PgConnectOptions, settings: &SharedSettings) -> Self {
@@ -56,9 +73,7 @@ impl Postgres {
             options = options.password(password);
         }
         if let Some(ca) = &settings.ca_file {
-            options = options
-                .ssl_root_cert(ca)
-                .ssl_mode(PgSslMode::VerifyFull);
+            options = options.ssl_root_cert(ca).ssl_mode(PgSslMode::VerifyFull);
         }
         let pool = PgPoolOptions::new()
             .max_connections(settings.connections_max)
@@ -66,8 +81,10 @@ impl Postgres {
             .connect_lazy_with(options);
         Self {
             pool,
-            entries_max: i64::try_from(settings.entries_max).unwrap_or(i64::MAX),
-            keep_s: i64::try_from(settings.keep.as_secs()).unwrap_or(i64::MAX),
+            entries_max: number(settings.entries_max),
+            keep_s: number(settings.keep.as_secs()),
+            sightings_max: number(settings.sightings_max),
+            sightings_keep_s: number(settings.sightings_keep.as_secs()),
             layout: OnceCell::new(),
         }
     }
@@ -86,48 +103,55 @@ impl Postgres {
         Ok(connection.map_err(failed("connect"))?.detach())
     }
 
-    async fn trim_all(&self) -> Result<(), StoreError> {
+    /// Runs `trim` if no other appliance does just now.
+    async fn trim_alone(
+        &self,
+        trim: impl for<'a> FnOnce(&'a mut PgConnection) -> Trimming<'a> + Send,
+    ) -> Result<(), StoreError> {
         let mut connection = self.alone().await?;
-        let trimming = failed("trim verdicts");
         let is_ours: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
             .bind(TRIM_LOCK)
             .fetch_one(&mut connection)
             .await
-            .map_err(trimming)?;
+            .map_err(failed("lock"))?;
         if is_ours {
-            self.trim_alone(&mut connection)
-                .await
-                .map_err(failed("trim verdicts"))?;
+            trim(&mut connection).await?;
         }
         connection.close().await.map_err(failed("close"))
     }
+}
 
-    async fn trim_alone(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM lazaret_verdicts")
-            .fetch_one(&mut *connection)
-            .await?;
-        let mut beyond = count.saturating_sub(self.entries_max).max(0);
-        for _ in 0..TRIM_STEPS_MAX {
-            let step = beyond.min(TRIM_STEP);
-            let deleted = sqlx::query(
-                "DELETE FROM lazaret_verdicts WHERE place IN (
-                    (SELECT place FROM lazaret_verdicts ORDER BY kept_at LIMIT $1)
-                    UNION
-                    (SELECT place FROM lazaret_verdicts
-                     WHERE kept_at < extract(epoch FROM now())::bigint - $2 LIMIT $3))",
-            )
-            .bind(step)
-            .bind(self.keep_s)
-            .bind(TRIM_STEP)
-            .execute(&mut *connection)
-            .await?;
-            beyond -= step;
-            if beyond == 0 && deleted.rows_affected() < TRIM_STEP as u64 {
-                break;
-            }
+async fn trim_verdicts(
+    connection: &mut PgConnection,
+    entries_max: i64,
+    keep_s: i64,
+) -> Result<(), StoreError> {
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM lazaret_verdicts")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(failed("trim verdicts"))?;
+    let mut beyond = count.saturating_sub(entries_max).max(0);
+    for _ in 0..TRIM_STEPS_MAX {
+        let step = beyond.min(TRIM_STEP);
+        let deleted = sqlx::query(
+            "DELETE FROM lazaret_verdicts WHERE place IN (
+                (SELECT place FROM lazaret_verdicts ORDER BY kept_at LIMIT $1)
+                UNION
+                (SELECT place FROM lazaret_verdicts
+                 WHERE kept_at < extract(epoch FROM now())::bigint - $2 LIMIT $3))",
+        )
+        .bind(step)
+        .bind(keep_s)
+        .bind(TRIM_STEP)
+        .execute(&mut *connection)
+        .await
+        .map_err(failed("trim verdicts"))?;
+        beyond -= step;
+        if beyond == 0 && deleted.rows_affected() < TRIM_STEP as u64 {
+            break;
         }
-        Ok(())
     }
+    Ok(())
 }
 
 async fn check_layout(pool: &PgPool) -> Result<(), StoreError> {
@@ -148,7 +172,10 @@ async fn check_layout(pool: &PgPool) -> Result<(), StoreError> {
                 .map_err(failed(doing))?;
             connection.execute(TABLES).await.map_err(failed(doing))?;
             connection.close().await.map_err(failed(doing))?;
-            version(pool).await.map_err(failed(doing))?.unwrap_or(LAYOUT)
+            version(pool)
+                .await
+                .map_err(failed(doing))?
+                .unwrap_or(LAYOUT)
         }
     };
     if found > LAYOUT {
@@ -192,7 +219,9 @@ impl VerdictStore for Postgres {
                     .await
                     .map_err(failed("get verdicts"))?;
             let found: BTreeMap<Vec<u8>, Vec<u8>> = rows.into_iter().collect();
-            let answers = places.iter().map(|place| found.get(place.as_slice()).cloned());
+            let answers = places
+                .iter()
+                .map(|place| found.get(place.as_slice()).cloned());
             Ok(answers.map(|found| found.map(Sealed)).collect())
         })
     }
@@ -229,6 +258,11 @@ impl VerdictStore for Postgres {
     }
 
     fn trim(&self) -> StoreFuture<'_, ()> {
-        Box::pin(self.trim_all())
+        let (entries_max, keep_s) = (self.entries_max, self.keep_s);
+        Box::pin(
+            self.trim_alone(move |connection| {
+                Box::pin(trim_verdicts(connection, entries_max, keep_s))
+            }),
+        )
     }
 }
