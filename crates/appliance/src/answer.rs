@@ -22,6 +22,8 @@ pub(crate) struct Asker {
     pub(crate) outbox: Arc<dyn Outbox>,
     /// Checks that are owed a reply. Whoever takes one out of it replies.
     pub(crate) open: Mutex<HashMap<u64, OpenCheck>>,
+    /// One for each check about which a store is asked, and this one.
+    pub(crate) unknown: Arc<()>,
 }
 
 /// A check that is owed a reply.

@@ -87,6 +87,11 @@ impl Session {
             waiter.answer(shared, &verdict, true);
             return Ok(());
         }
+        // Before any store is asked: in a storm all ask for the same.
+        let waiter = match shared.scans.join(shared, &key, ask.size, waiter) {
+            Ok(()) => return Ok(()),
+            Err(waiter) => waiter,
+        };
         let held = match ask.content.map(|content| self.hold(content)).transpose() {
             Ok(held) => held,
             Err(limit) => {
@@ -100,6 +105,7 @@ impl Session {
             size: ask.size,
             held,
             waiter,
+            _counted: self.asker.unknown.clone(),
         };
         shared.runtime.spawn(unknown.resolve(shared.clone()));
         Ok(())
@@ -123,7 +129,9 @@ impl Session {
         if open.contains_key(&request_id) {
             return Err(Breach::RequestOpen(request_id));
         }
-        let is_over_limit = open.len() >= force.limits.in_flight_max.count();
+        // A check that was cancelled while a store is asked about it counts until that is over.
+        let under_way = open.len().max(Arc::strong_count(&self.asker.unknown) - 1);
+        let is_over_limit = under_way >= force.limits.in_flight_max.count();
         open.insert(request_id, OpenCheck::default());
         let waiter = Waiter {
             asker: self.asker.clone(),
@@ -148,6 +156,8 @@ struct Unknown {
     size: u64,
     held: Option<Held>,
     waiter: Waiter,
+    /// Counts it, until a store has answered and more is known of it.
+    _counted: Arc<()>,
 }
 
 impl Unknown {

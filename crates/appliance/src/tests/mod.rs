@@ -6,6 +6,7 @@ mod coalescing;
 mod force;
 mod limits;
 mod rig;
+mod stores;
 mod uploads;
 
 use rig::{A, B, EVIL, Rig, check, clean, malicious, unscanned};
