@@ -24,8 +24,10 @@ use crate::guests::{Arrival, Guests, Turned};
 use crate::identity::Identity;
 use crate::listed;
 use crate::metrics::{Metrics, gauge_of};
+use crate::rejudge;
 use crate::released::{ReleaseError, Released};
 use crate::removal::Orders;
+use crate::retained::Retained;
 use crate::scans::Scans;
 use crate::session::Session;
 use crate::shared::Shared;
@@ -121,7 +123,8 @@ pub struct Appliance {
     listener: Arc<ListenerControl>,
     address: SocketAddr,
     tasks: Mutex<Vec<JoinHandle<()>>>,
-    _state: StateDir,
+    following: Mutex<Option<JoinHandle<()>>>,
+    state: StateDir,
 }
 
 /// What other tasks tell the one that accepts.
@@ -169,15 +172,19 @@ impl Appliance {
             tokio::spawn(trim_stores(shared.clone())),
             tokio::spawn(record_sightings(shared.clone(), flush_every)),
         ];
-        Ok(Self {
+        let in_force = config.lock().await.clone();
+        let appliance = Self {
             shared,
             source,
             config,
             listener: control,
             address,
             tasks: Mutex::new(tasks),
-            _state: state,
-        })
+            following: Mutex::new(None),
+            state,
+        };
+        appliance.follow_rules(in_force);
+        Ok(appliance)
     }
 
     /// Where agents connect to.
@@ -227,7 +234,22 @@ impl Appliance {
         *shared.engines.write() = engines;
         let generation = force.generation;
         put_in_force(shared, force);
+        self.follow_rules(config.clone());
         Ok(generation)
+    }
+
+    /// In the background: nobody waits until it is known what is new.
+    fn follow_rules(&self, config: Config) {
+        let following = rejudge::follow_rules(
+            self.shared.clone(),
+            self.source.clone(),
+            config,
+            self.state.rule_manifest(),
+        );
+        // One at a time: the one before is given up.
+        if let Some(before) = self.following.lock().replace(tokio::spawn(following)) {
+            before.abort();
+        }
     }
 
     /// Says Goodbye to everybody and stops. Scans that run are given up; detections are on disk.
@@ -239,7 +261,8 @@ impl Appliance {
         while Instant::now() < patience && !self.shared.guests.everybody().is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let tasks = std::mem::take(&mut *self.tasks.lock());
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        tasks.extend(self.following.lock().take());
         for task in tasks {
             task.abort();
             // Aborted, or ended by itself: either way it is over.
@@ -251,7 +274,12 @@ impl Appliance {
 
 impl Drop for Appliance {
     fn drop(&mut self) {
-        self.tasks.lock().iter().for_each(JoinHandle::abort);
+        let following = self.following.lock();
+        let tasks = self.tasks.lock();
+        tasks
+            .iter()
+            .chain(following.as_ref())
+            .for_each(JoinHandle::abort);
     }
 }
 
@@ -272,6 +300,8 @@ pub(crate) fn build(
         runtime: tokio::runtime::Handle::current(),
         verdicts,
         sightings: SightingLog::new(sightings, &config.sightings, registry),
+        retained: Retained::new(limits.retained_bytes_max.get()),
+        delta: RwLock::new(None),
         scans: Scans::new(limits.queue(engines.workers())),
         budget: Mutex::new(Budget::new(limits.budget())),
         spool: Spool::new(state.spool()),
@@ -530,6 +560,8 @@ fn set_gauges(shared: &Shared) {
             .set(gauge_of(entries));
         metrics.kept.verdict_bytes.with([tier]).set(gauge_of(bytes));
     }
+    let retained = shared.retained.bytes();
+    metrics.kept.retained_bytes.set(gauge_of(retained));
     shared.set_allowlist_gauges();
     let lost = shared.detections.lines_lost();
     metrics.kept.detection_lines_lost.set(gauge_of(lost));

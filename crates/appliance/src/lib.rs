@@ -18,8 +18,11 @@ mod guests;
 mod identity;
 mod listed;
 mod metrics;
+mod rejudge;
 mod released;
 mod removal;
+mod retained;
+mod rule_delta;
 mod scans;
 mod session;
 mod shared;
@@ -32,9 +35,13 @@ pub use admin::{AdminError, AdminServer, Reload, call as admin_call};
 pub use appliance::{Appliance, ReloadError, Setup, StartError};
 pub use config::Config;
 pub use detections::LogError;
-pub use engines::{EngineSetError, EngineSource, LoadFuture, ProcessEngines, SharedEngine};
+pub use engines::{
+    DeltaFuture, EngineSetError, EngineSource, LoadFuture, ManifestFuture, ProcessEngines,
+    SharedEngine,
+};
 pub use identity::Identity;
 pub use released::ReleaseError;
+pub use rule_delta::{Change, Manifest};
 pub use session::Outbox;
 pub use state_dir::{StateDir, StateDirError, admin_socket};
 pub use verdicts::VerdictsError;

@@ -159,6 +159,8 @@ impl ScanMetrics {
 pub(crate) struct KeptMetrics {
     pub(crate) verdict_entries: Gauges<1>,
     pub(crate) verdict_bytes: Gauges<1>,
+    pub(crate) retained_bytes: Gauge,
+    pub(crate) rejudged: Counters<2>,
     pub(crate) detections: Counters<1>,
     pub(crate) detection_lines_lost: Gauge,
     pub(crate) orders: Counters<1>,
@@ -174,6 +176,15 @@ impl KeptMetrics {
         Self {
             verdict_entries: r.gauges("lazaret_verdict_entries", "Verdicts kept here.", ["tier"]),
             verdict_bytes: r.gauges("lazaret_verdict_bytes", "Size of kept verdicts.", ["tier"]),
+            retained_bytes: r.gauge(
+                "lazaret_retained_bytes",
+                "Content kept to be judged again when rules change.",
+            ),
+            rejudged: r.counters(
+                "lazaret_rejudged",
+                "Verdicts of the rules before: kept, rerun (by the new rules alone), dropped (all rules must run); when: asked, background.",
+                ["when", "how"],
+            ),
             detections: r.counters(
                 "lazaret_detections",
                 "Malicious verdicts on guests' files: new, known, suppressed.",

@@ -18,6 +18,7 @@ use verdict_store::JudgedBy;
 use crate::answer::{Asker, Holder, Waiter};
 use crate::assembly::{Proved, sha256_of};
 use crate::engines::{EngineSet, SharedEngine};
+use crate::rejudge;
 use crate::shared::{Reservation, Shared};
 use crate::verdicts;
 
@@ -303,7 +304,11 @@ async fn run(shared: Arc<Shared>, started: Started<Box<ScanJob>>) {
         key,
         verdict,
         engines: judged_by,
-    } = judge(&shared, &engines, &job, &job.context).await;
+    } = match rejudge::brought_along(&shared, &engines, &job).await {
+        Some(judged) => judged,
+        None => judge(&shared, &engines, &job, &job.context).await,
+    };
+    shared.retained.keep(&key, &job.context, &job.proved);
     shared.verdicts.keep_in_memory(&key, &verdict);
     let entry = verdicts::entry(&job.proved, &key, &verdict, judged_by);
     if must_be_recalled(&shared, &engines, &job, &verdict).await {
@@ -318,10 +323,10 @@ async fn run(shared: Arc<Shared>, started: Started<Box<ScanJob>>) {
 }
 
 /// What all engines together said, under the key that it is known by.
-struct Judged {
-    key: CacheKey,
-    verdict: Verdict,
-    engines: Vec<JudgedBy>,
+pub(crate) struct Judged {
+    pub(crate) key: CacheKey,
+    pub(crate) verdict: Verdict,
+    pub(crate) engines: Vec<JudgedBy>,
 }
 
 /// A scan that runs. However it ends, those who wait are answered and its place is free again.
@@ -429,7 +434,12 @@ async fn judge(shared: &Shared, engines: &EngineSet, job: &ScanJob, context: &Co
     }
 }
 
-async fn scan(shared: &Shared, engine: &SharedEngine, name: &str, task: Task<Content>) -> Finding {
+pub(crate) async fn scan(
+    shared: &Shared,
+    engine: &SharedEngine,
+    name: &str,
+    task: Task<Content>,
+) -> Finding {
     let begun = Instant::now();
     let finding = engine.scan(task).await;
     let seconds = begun.elapsed().as_secs_f64();

@@ -7,6 +7,7 @@
 //!   pki/            the controller's CA, tokens and guests
 //!   verdicts/       the appliance's own verdict store; may be removed while nothing runs
 //!   verdict.key     what its entries are sealed with
+//!   rules.manifest  what identifies the rules in force, to know what is new in the next
 //!   sightings/      which guests were seen with which content
 //!   spool/          nameless files only, so it always looks empty
 //!   detections.jsonl, detections.jsonl.1 …
@@ -94,6 +95,10 @@ impl StateDir {
 
     pub(crate) fn verdicts(&self) -> PathBuf {
         self.path.join("verdicts")
+    }
+
+    pub(crate) fn rule_manifest(&self) -> PathBuf {
+        self.path.join("rules.manifest")
     }
 
     pub(crate) fn sightings(&self) -> PathBuf {

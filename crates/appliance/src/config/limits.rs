@@ -64,6 +64,9 @@ pub struct Limits {
     pub verdict_memory_bytes_max: Ranged<0>,
     /// Verdicts kept on disk; about 200 bytes each. 1 GiB.
     pub verdict_store_bytes_max: Ranged<65_536>,
+    /// Content kept in memory and on the spool after it was judged, so that it can be judged again
+    /// when rules change. 0: none. 256 MiB.
+    pub retained_bytes_max: Ranged<0>,
     /// Detections kept in memory for `lazaret detections`. 10,000.
     pub detections_kept_max: Ranged<1, 1_000_000>,
     /// New detections of one guest in a minute; what comes beyond is counted only. 600.
@@ -115,6 +118,7 @@ impl Default for Limits {
             guest_late_max: Ranged::new(512),
             verdict_memory_bytes_max: Ranged::new(64 * MIB),
             verdict_store_bytes_max: Ranged::new(GIB),
+            retained_bytes_max: Ranged::new(256 * MIB),
             detections_kept_max: Ranged::new(10_000),
             guest_detections_per_minute_max: Ranged::new(600),
             guest_detection_bytes_per_minute_max: Ranged::new(MIB),

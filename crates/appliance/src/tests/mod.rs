@@ -6,6 +6,7 @@ mod coalescing;
 mod force;
 mod limits;
 mod rig;
+mod rules;
 mod stores;
 mod uploads;
 

@@ -6,6 +6,7 @@ mod failures;
 mod golden;
 mod hostile;
 mod removal;
+mod rule_change;
 mod scan;
 mod shared_verdicts;
 mod workloads;
