@@ -67,15 +67,13 @@ pub trait EngineSource: Send + Sync {
 
     /// The rules of the engine whose rules can be told apart, as they lie there now. `None`: there
     /// is no such engine, or it cannot tell.
-    fn manifest<'a>(&'a self, config: &'a Config) -> ManifestFuture<'a> {
-        let _ = config;
+    fn manifest<'a>(&'a self, _config: &'a Config) -> ManifestFuture<'a> {
         Box::pin(std::future::ready(None))
     }
 
     /// That engine, beside those that run, with the rules alone that the manifest in this file does
     /// not have.
-    fn delta<'a>(&'a self, config: &'a Config, manifest: &'a Path) -> DeltaFuture<'a> {
-        let _ = (config, manifest);
+    fn delta<'a>(&'a self, _config: &'a Config, _manifest: &'a Path) -> DeltaFuture<'a> {
         Box::pin(std::future::ready(None))
     }
 }

@@ -37,7 +37,10 @@ fn only_new_rules_run_over_what_is_known() -> Result<()> {
     };
     let server = Server::start(&scratch.path().join("server"), &options)?;
     let scan = |guest: &str| -> Result<Option<i32>> {
-        let options = AgentOptions::default();
+        let options = AgentOptions {
+            guard: vec![tree.clone()],
+            ..AgentOptions::default()
+        };
         let agent = Agent::enrol(&scratch.path().join(guest), &server, &options, None)?;
         let mut scan = Command::new(testbed::binary("lazaret-agent")?);
         scan.arg("scan").arg(&tree).arg("--config");

@@ -59,7 +59,10 @@ impl Fleet {
 
     /// Joins a new guest and has it scan the tree: EICAR is found, everything is answered.
     fn scan(&self, guest: &str, server: &Server, tree: &Path) -> Result<()> {
-        let options = AgentOptions::default();
+        let options = AgentOptions {
+            guard: vec![tree.to_owned()],
+            ..AgentOptions::default()
+        };
         let agent = Agent::enrol(&self.dir.path().join(guest), server, &options, None)?;
         let mut scan = Command::new(testbed::binary("lazaret-agent")?);
         scan.args(["scan", "--json"]).arg(tree).arg("--config");
