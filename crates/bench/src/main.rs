@@ -5,6 +5,7 @@ mod corpora;
 mod corpus;
 mod differential;
 mod engine;
+mod fleet;
 mod holders;
 mod measure;
 mod noop;
@@ -33,6 +34,8 @@ enum Bench {
     Engine(engine::Options),
     /// Which guests hold a content, among ten million sightings, against plain tables.
     Holders(holders::Options),
+    /// Placement of 100,000 VMs, against what products do; how long an evacuation takes to place.
+    Fleet(fleet::Options),
     /// Verdicts by read plan against those of whole-file YARA-X, rule by rule.
     Differential(differential::Options),
     /// Answers every open below a mount point with yes; a part of `open`.
@@ -48,6 +51,7 @@ fn main() -> Result<ExitCode> {
         Bench::Open(options) => open::run(&options).map(|()| true),
         Bench::Engine(options) => engine::run(&options).map(|()| true),
         Bench::Holders(options) => holders::run(&options).map(|()| true),
+        Bench::Fleet(options) => fleet::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),
         Bench::Noop { at } => noop::run(&at).map(|()| true),
     };
