@@ -56,7 +56,7 @@ impl Fleet {
     fn digest(&self, guest: u64, file: u64) -> Digest {
         let owner = if file < self.files / 50 {
             u64::MAX
-        } else if file % 5 == 0 {
+        } else if file.is_multiple_of(5) {
             guest
         } else {
             u64::MAX / 2 + guest / POOL

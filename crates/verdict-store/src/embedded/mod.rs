@@ -17,7 +17,7 @@ use scan_core::CacheKey;
 use crate::Sealed;
 use crate::entry::place;
 use crate::store::{StoreError, StoreFuture, VerdictStore, check_batch};
-use segments::Segments;
+use segments::{Item, Segments};
 pub use sightings::EmbeddedSightings;
 
 /// The store cannot be used.
@@ -126,7 +126,7 @@ impl VerdictStore for Embedded {
         if let Err(error) = check_batch(entries.len()) {
             return Box::pin(std::future::ready(Err(error)));
         }
-        let mut of: BTreeMap<Generation, Vec<(Vec<u8>, Vec<u8>)>> = BTreeMap::new();
+        let mut of: BTreeMap<Generation, Vec<Item>> = BTreeMap::new();
         for (key, sealed) in entries {
             let item = (place(key).to_vec(), sealed.0.clone());
             of.entry(key.generation).or_default().push(item);

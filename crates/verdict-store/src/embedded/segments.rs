@@ -23,6 +23,9 @@ const MEMTABLE_BYTES: u64 = 8 << 20;
 const BLOCK_CACHE_BYTES: u64 = 32 << 20;
 const JOURNAL_BYTES_MAX: u64 = 128 << 20;
 
+/// Key and value.
+pub(super) type Item = (Vec<u8>, Vec<u8>);
+
 pub(super) struct Segments {
     database: Database,
     segment_bytes_max: u64,
@@ -119,11 +122,7 @@ impl Segments {
 
     /// All of it or nothing, even in a crash. The disk is not waited for: a verdict that a power
     /// failure takes is judged again.
-    pub(super) fn insert(
-        &self,
-        generation: Generation,
-        items: Vec<(Vec<u8>, Vec<u8>)>,
-    ) -> fjall::Result<()> {
+    pub(super) fn insert(&self, generation: Generation, items: Vec<Item>) -> fjall::Result<()> {
         let segment = self.with_room(generation)?;
         let mut batch = self.database.batch();
         let mut bytes = 0;
