@@ -210,8 +210,11 @@ impl Driver {
         let reason = chain(error);
         // The first failure of a row is news; what follows is the metric's.
         if self.failures == 0 {
-            let shown = escape(reason.as_bytes());
-            tracing::warn!(connector = %escape(self.name.as_bytes()), "connection lost: {shown}");
+            tracing::warn!(
+                connector = %escape(self.name.as_bytes()),
+                "connection lost: {}",
+                escape(reason.as_bytes())
+            );
             self.emit(Change::Lost { reason }).await?;
         }
         let wait = self.retry_wait(error);
