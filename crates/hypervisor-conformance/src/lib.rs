@@ -9,9 +9,9 @@ mod rig;
 mod scenarios;
 mod tls;
 
-pub use breaker::Breaker;
+pub use breaker::{Breaker, Upstream};
 pub use expect::{Expect, PATIENCE, counted_pace};
 pub use mirror::Mirror;
 pub use rig::{Abilities, Approach, Rig};
 pub use scenarios::conform;
-pub use tls::TlsFront;
+pub use tls::{TestCertificates, TlsFront};

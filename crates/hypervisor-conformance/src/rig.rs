@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use async_trait::async_trait;
-use hypervisor::{Connect, HostId, Pace, VmId};
+use hypervisor::{Connect, HostId, Pace, Power, VmId};
 
 /// How a connector approaches its hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub struct Abilities {
     pub moves: bool,
     /// It tells that a move has begun before it is done.
     pub tells_start: bool,
-    /// VMs can be paused.
-    pub pauses: bool,
+    /// What a VM does that is paused, where it can be.
+    pub pauses: Option<Power>,
     /// It says what a VM was cloned from.
     pub tells_clones: bool,
     /// The connector can tag.

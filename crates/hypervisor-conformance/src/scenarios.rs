@@ -93,9 +93,9 @@ async fn appear(rig: &mut dyn Rig, expect: &mut Expect) -> Result<VmId> {
 }
 
 async fn power(rig: &mut dyn Rig, expect: &mut Expect, vm: &VmId) -> Result<()> {
-    if rig.abilities().pauses {
+    if let Some(paused) = rig.abilities().pauses {
         rig.pause(vm).await?;
-        powered(expect, vm, Power::Paused).await?;
+        powered(expect, vm, paused).await?;
         rig.resume(vm).await?;
         powered(expect, vm, Power::Running).await?;
     }

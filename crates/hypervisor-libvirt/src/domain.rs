@@ -39,7 +39,8 @@ pub(crate) fn uuid_text(uuid: &[u8; 16]) -> String {
     parts.join("-")
 }
 
-fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+/// The uuid that this text writes.
+pub(crate) fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     let digits: Vec<u8> = text
         .bytes()
         .filter(|byte| *byte != b'-')

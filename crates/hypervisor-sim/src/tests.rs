@@ -31,7 +31,7 @@ impl Rig for SimRig {
         Abilities {
             moves: true,
             tells_start: true,
-            pauses: true,
+            pauses: Some(Power::Paused),
             tells_clones: true,
             tags: true,
             asks_password: true,

@@ -130,6 +130,12 @@ impl Differ {
                 to: vm.power,
             });
         }
+        if let (None, Some(from)) = (&known.vm.cloned_from, &vm.cloned_from) {
+            changes.push(Change::VmCloned {
+                vm: vm.id.clone(),
+                from: from.clone(),
+            });
+        }
         if known.is_described_differently(&vm) {
             changes.push(Change::VmChanged(vm.clone()));
         }
@@ -205,7 +211,6 @@ impl Known {
             || before.addresses != now.addresses
             || before.tags != now.tags
             || before.is_template != now.is_template
-            || before.cloned_from != now.cloned_from
     }
 }
 

@@ -35,7 +35,8 @@ pub enum Change {
     HostGone(HostId),
     /// A VM that was not known.
     VmAppeared(Vm),
-    /// The VM that has just appeared was made from another one.
+    /// A VM that has appeared since the first inventory was made from another one. Comes after
+    /// [`VmAppeared`](Self::VmAppeared), with some hypervisors a while after.
     VmCloned {
         /// The new one.
         vm: VmId,

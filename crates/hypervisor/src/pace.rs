@@ -30,6 +30,7 @@ impl Default for RateLimit {
 /// Makes callers wait until the next request may be made, in order.
 #[derive(Debug)]
 pub struct Pace {
+    limit: RateLimit,
     interval: Duration,
     burst: u32,
     /// When the budget will be whole again, by the requests already let through.
@@ -43,11 +44,19 @@ impl Pace {
     #[must_use]
     pub fn new(limit: RateLimit, requests: Counter) -> Self {
         Self {
+            limit,
             interval: Duration::from_secs(1) / limit.requests_per_s.max(1),
             burst: limit.burst.max(1),
             whole_at: Mutex::new(None),
             requests,
         }
+    }
+
+    /// A pace of its own with the same limit, which counts in the same counter: for connectors that
+    /// speak to many servers.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self::new(self.limit, self.requests.clone())
     }
 
     /// Returns when one request may be made.

@@ -4,6 +4,8 @@
 
 mod clam;
 mod daemons;
+mod host_net;
+mod libvirt;
 mod mount;
 mod netns;
 mod process;
@@ -13,6 +15,8 @@ mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{Agent, AgentOptions, Server, ServerOptions, binary, rules_dir};
+pub use host_net::HostNet;
+pub use libvirt::{LibvirtHost, LibvirtListen};
 pub use mount::{FileSystem, LoopMount};
 pub use netns::Netns;
 pub use process::{Pin, Process, Spawn, run, wait_until};
