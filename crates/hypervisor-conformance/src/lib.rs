@@ -4,14 +4,18 @@
 
 mod breaker;
 mod expect;
+mod fake_http;
 mod mirror;
 mod rig;
 mod scenarios;
+mod secret;
 mod tls;
 
 pub use breaker::{Breaker, Upstream};
 pub use expect::{Expect, PATIENCE, counted_pace};
+pub use fake_http::{FakeHttp, FakeRequest, FakeResponse};
 pub use mirror::Mirror;
 pub use rig::{Abilities, Approach, Rig};
 pub use scenarios::conform;
+pub use secret::write_secret;
 pub use tls::{TestCertificates, TlsFront};

@@ -49,6 +49,11 @@ pub trait Rig: Send {
     /// Its hosts; where [`Abilities::moves`], at least two.
     fn hosts(&self) -> Vec<HostId>;
 
+    /// Servers that the connector speaks to, each with the whole rate limit.
+    fn servers(&self) -> u32 {
+        1
+    }
+
     /// Makes a VM on the first host, and starts it.
     async fn create(&mut self, name: &str) -> Result<VmId>;
 

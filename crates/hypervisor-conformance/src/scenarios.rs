@@ -315,7 +315,7 @@ async fn rate_limit(rig: &mut dyn Rig) -> Result<()> {
     // Not a measure of speed: a bound that holds on the slowest machine.
     let allowed = start.elapsed().as_secs_f64() * f64::from(limit.requests_per_s);
     let made = pace.requests();
-    let most = allowed + f64::from(limit.burst) + 1.0;
+    let most = (allowed + f64::from(limit.burst) + 1.0) * f64::from(rig.servers());
     ensure!(
         made as f64 <= most,
         "{made} requests where {most} are allowed"

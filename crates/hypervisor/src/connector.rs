@@ -28,6 +28,23 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// What is to be observed by whoever knows `before`: for connectors that can only poll.
+    #[must_use]
+    pub fn observations_since(&self, before: &Self) -> Vec<Observation> {
+        let hosts = self.hosts.values().cloned().map(Observation::Host);
+        let gone = before.vms.keys().filter(|id| !self.vms.contains_key(*id));
+        let gone = gone.cloned().map(Observation::VmGone);
+        let vms = self.vms.values().cloned().map(Observation::Vm);
+        let gone_hosts = before
+            .hosts
+            .keys()
+            .filter(|id| !self.hosts.contains_key(*id));
+        let gone_hosts = gone_hosts.cloned().map(Observation::HostGone);
+        hosts.chain(gone).chain(vms).chain(gone_hosts).collect()
+    }
+}
+
 /// What a connector saw: how something *is*. What changed by that is the [`Differ`](crate::Differ)'s
 /// to say, so telling the same twice is harmless.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 
 mod clam;
 mod daemons;
+mod guest;
 mod host_net;
 mod libvirt;
 mod mount;
@@ -15,6 +16,7 @@ mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{Agent, AgentOptions, Server, ServerOptions, binary, rules_dir};
+pub use guest::{GuestImage, GuestTree};
 pub use host_net::HostNet;
 pub use libvirt::{LibvirtHost, LibvirtListen};
 pub use mount::{FileSystem, LoopMount};

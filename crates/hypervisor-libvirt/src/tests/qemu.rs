@@ -108,6 +108,10 @@ impl Rig for Qemu {
         ["h1", "h2"].map(|id| HostId::new(id).expect("an id")).into()
     }
 
+    fn servers(&self) -> u32 {
+        2
+    }
+
     async fn create(&mut self, name: &str) -> Result<VmId> {
         let path = self.dir.path().join(format!("{name}.xml"));
         let xml = format!(

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use hypervisor::{Connect, HostId, Pace, Power, VmId};
 use hypervisor_conformance::{
     Abilities, Approach, Breaker, Rig, TestCertificates, Upstream, conform, counted_pace,
+    write_secret,
 };
 use hypervisor_transport::{SecretSource, Trust};
 use testbed::{LibvirtHost, LibvirtListen};
@@ -41,8 +42,8 @@ impl TestDriver {
             ],
             login: ["lazaret".to_owned(), "the right password".to_owned()],
         };
-        secret(dir.path(), "right", "the right password")?;
-        secret(dir.path(), "wrong", "another password")?;
+        write_secret(dir.path(), "right", "the right password")?;
+        write_secret(dir.path(), "wrong", "another password")?;
         let host = LibvirtHost::start(&dir.path().join("host"), 1, None, &listen)?;
         let keeper = host
             .virsh_command(DRIVER)
@@ -70,14 +71,6 @@ impl Drop for TestDriver {
         let _gone = self.keeper.kill();
         let _reaped = self.keeper.wait();
     }
-}
-
-fn secret(dir: &Path, name: &str, text: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let path = dir.join(name);
-    std::fs::write(&path, text)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(())
 }
 
 #[async_trait]
