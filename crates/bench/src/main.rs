@@ -6,6 +6,7 @@ mod corpus;
 mod differential;
 mod engine;
 mod measure;
+mod migration;
 mod noop;
 mod open;
 mod plot;
@@ -30,6 +31,8 @@ enum Bench {
     Open(open::Options),
     /// What the appliance's engine takes for a MB, against plain YARA-X and yara 4.2.
     Engine(engine::Options),
+    /// A guest opens files while it is live-migrated between two hosts.
+    Migration(migration::Options),
     /// Verdicts by read plan against those of whole-file YARA-X, rule by rule.
     Differential(differential::Options),
     /// Answers every open below a mount point with yes; a part of `open`.
@@ -44,6 +47,7 @@ fn main() -> Result<ExitCode> {
     let good = match Cli::parse().bench {
         Bench::Open(options) => open::run(&options).map(|()| true),
         Bench::Engine(options) => engine::run(&options).map(|()| true),
+        Bench::Migration(options) => migration::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),
         Bench::Noop { at } => noop::run(&at).map(|()| true),
     };

@@ -16,8 +16,8 @@ use crate::run;
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 /// Modules that a guest needs for its network, in the order of loading.
 const MODULES: [&str; 9] = [
-    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_ring.ko",
+    "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",
     "drivers/virtio/virtio_pci.ko",
@@ -73,7 +73,7 @@ impl GuestTree {
             names.join(" ")
         );
         let tree = Self { root, kernel };
-        tree.write("init", &(prologue + init), 0o755)?;
+        tree.write("init", prologue + init, 0o755)?;
         Ok(tree)
     }
 
@@ -81,10 +81,10 @@ impl GuestTree {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(&self, path: &str, text: &str, mode: u32) -> Result<()> {
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]>, mode: u32) -> Result<()> {
         let path = self.root.join(path);
         std::fs::create_dir_all(path.parent().context("no folder")?)?;
-        std::fs::write(&path, text)?;
+        std::fs::write(&path, content)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
         Ok(())
     }
