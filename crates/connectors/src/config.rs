@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use daemon::metrics::Counter;
 use hypervisor::{Connect, ConnectorError, Pace, RateLimit, WatchOptions};
+use hypervisor_hyperv::{HypervConfig, HypervConnector};
 use hypervisor_libvirt::{LibvirtConfig, LibvirtConnector};
 use hypervisor_proxmox::{ProxmoxConfig, ProxmoxConnector};
 use hypervisor_vsphere::{VsphereConfig, VsphereConnector};
@@ -42,6 +43,8 @@ pub struct ConnectorConfig {
     pub proxmox: Option<ProxmoxConfig>,
     /// A pool of XenServer or XCP-ng.
     pub xapi: Option<XapiConfig>,
+    /// Hyper-V hosts.
+    pub hyperv: Option<HypervConfig>,
 }
 
 fn resync_every_s() -> u64 {
@@ -108,6 +111,9 @@ impl ConnectorConfig {
         if let Some(config) = &self.xapi {
             return Ok(Arc::new(XapiConnector::new(config.clone(), pace)?));
         }
+        if let Some(config) = &self.hyperv {
+            return Ok(Arc::new(HypervConnector::new(config.clone(), pace)?));
+        }
         Err(ConnectorError::Config("no hypervisor".to_owned()))
     }
 
@@ -129,10 +135,11 @@ impl ConnectorConfig {
             self.vsphere.is_some(),
             self.proxmox.is_some(),
             self.xapi.is_some(),
+            self.hyperv.is_some(),
         ];
         match tables.iter().filter(|is_there| **is_there).count() {
             1 => Ok(()),
-            _ => unusable("exactly one of libvirt, vsphere, proxmox, xapi is to be given"),
+            _ => unusable("exactly one of libvirt, vsphere, proxmox, xapi, hyperv is to be given"),
         }
     }
 

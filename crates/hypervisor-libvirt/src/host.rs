@@ -1,7 +1,6 @@
 //! One host: connect, list its domains, follow its events, and again after a failure.
 
 use std::collections::{BTreeMap, HashMap};
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 

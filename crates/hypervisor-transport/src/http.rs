@@ -1,5 +1,7 @@
 //! An HTTP client for one server: one connection, one request at a time, everything bounded.
 
+use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -162,10 +164,7 @@ impl HttpClient {
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, ConnectorError> {
         let endpoint = self.endpoint.clone();
         let failed = |error: hyper::Error| endpoint.unreachable(into_io(error));
-        let mut connection = match self.connection.take() {
-            Some(mut old) if old.sender.ready().await.is_ok() => old,
-            _ => self.connect().await?,
-        };
+        let mut connection = self.reuse_or_connect().await?;
         let answer = connection
             .sender
             .send_request(request)
@@ -182,6 +181,15 @@ impl HttpClient {
             headers: head.headers,
             body: body.to_bytes(),
         })
+    }
+
+    async fn reuse_or_connect(&mut self) -> Result<Connection, ConnectorError> {
+        if let Some(mut old) = self.connection.take()
+            && old.sender.ready().await.is_ok()
+        {
+            return Ok(old);
+        }
+        self.connect().await
     }
 
     async fn connect(&self) -> Result<Connection, ConnectorError> {
@@ -205,25 +213,18 @@ impl HttpClient {
                 limit: BODY_MAX_BYTES,
             };
         }
-        self.endpoint.unreachable(std::io::Error::other(error))
+        self.endpoint.unreachable(io::Error::other(error))
     }
 }
 
 /// The error of the connection itself, where there is one.
-fn into_io(error: hyper::Error) -> std::io::Error {
-    use std::error::Error as _;
-    let inner = error
-        .source()
-        .and_then(|source| source.downcast_ref::<std::io::Error>());
-    match inner.and_then(std::io::Error::get_ref) {
-        Some(tls) if tls.is::<rustls::Error>() => {
-            let tls = tls.downcast_ref::<rustls::Error>().cloned();
-            std::io::Error::other(tls.map_or_else(|| error.to_string().into(), box_error))
-        }
-        _ => std::io::Error::other(error),
+fn into_io(error: hyper::Error) -> io::Error {
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let tls = source
+        .and_then(io::Error::get_ref)
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(tls) => io::Error::other(tls.clone()),
+        None => io::Error::other(error),
     }
-}
-
-fn box_error(error: rustls::Error) -> Box<dyn std::error::Error + Send + Sync> {
-    Box::new(error)
 }

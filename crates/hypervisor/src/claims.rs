@@ -11,12 +11,16 @@ use crate::record::{HostId, Migration, Power, Vm, VmId};
 #[derive(Debug, Default)]
 pub struct Claims {
     by_vm: BTreeMap<VmId, BTreeMap<HostId, Claim>>,
+    /// Claims that said something new, ever.
+    news: u64,
 }
 
 #[derive(Debug, Clone)]
 struct Claim {
     vm: Vm,
     is_incoming: bool,
+    /// When the host began to say so, in [`Claims::news`].
+    since: u64,
 }
 
 impl Claims {
@@ -31,8 +35,18 @@ impl Claims {
     pub fn claim(&mut self, host: &HostId, mut vm: Vm, is_incoming: bool) -> Observation {
         let id = vm.id.clone();
         vm.host = Some(host.clone());
-        let claim = Claim { vm, is_incoming };
+        self.news += 1;
+        let mut claim = Claim {
+            vm,
+            is_incoming,
+            since: self.news,
+        };
         let claims = self.by_vm.entry(id.clone()).or_default();
+        if let Some(before) = claims.get(host)
+            && before.weight() == claim.weight()
+        {
+            claim.since = before.since;
+        }
         claims.insert(host.clone(), claim);
         self.best(&id)
     }
@@ -71,6 +85,12 @@ impl Claims {
         seen
     }
 
+    /// What a host claims.
+    pub fn of_host(&self, host: &HostId) -> impl Iterator<Item = &Vm> {
+        let claims = self.by_vm.values();
+        claims.filter_map(move |claims| Some(&claims.get(host)?.vm))
+    }
+
     /// The hosts that claim this VM.
     pub fn hosts_of(&self, vm: &VmId) -> impl Iterator<Item = &HostId> {
         self.by_vm.get(vm).into_iter().flat_map(BTreeMap::keys)
@@ -88,12 +108,13 @@ impl Claims {
 
     /// Where a VM runs by all that hosts say: a host that runs it beats one where it is paused,
     /// that one beats a destination which still waits for it, and that one a host that has only its
-    /// definition.
+    /// definition. Of two that say the same, the later is right: the other has not noticed yet, or
+    /// cannot be reached.
     fn best(&self, id: &VmId) -> Observation {
         let Some(claims) = self.by_vm.get(id) else {
             return Observation::VmGone(id.clone());
         };
-        let Some((_, best)) = claims.iter().max_by_key(|(_, claim)| claim.weight()) else {
+        let Some((_, best)) = claims.iter().max_by_key(|(_, claim)| (claim.weight(), claim.since)) else {
             return Observation::VmGone(id.clone());
         };
         let mut vm = best.vm.clone();
@@ -144,24 +165,32 @@ mod tests {
 
     #[test]
     fn a_move_as_two_hosts_tell_it() {
-        let (a, b) = (host("a"), host("b"));
         let mut claims = Claims::new();
-        let on = |name: &str, to: Option<&str>| {
-            (name.to_owned(), Power::Running, to.map(str::to_owned))
-        };
-        assert_eq!(placed(claims.claim(&a, vm(Power::Running), false)), on("a", None));
-        let seen = claims.claim(&b, vm(Power::Paused), true);
-        assert_eq!(placed(seen), on("a", Some("b")));
-        // The switch: the destination runs it, the source has it paused for a while.
-        assert_eq!(placed(claims.claim(&b, vm(Power::Running), false)), on("b", None));
-        assert_eq!(placed(claims.claim(&a, vm(Power::Paused), false)), on("b", None));
-        // A persistent VM leaves its definition behind.
-        assert_eq!(placed(claims.claim(&a, vm(Power::Off), false)), on("b", None));
-        assert_eq!(placed(claims.release(&a, &vm(Power::Off).id)), on("b", None));
-        assert!(matches!(
-            claims.release(&b, &vm(Power::Off).id),
-            Observation::VmGone(_)
-        ));
+        for [from, to] in [["a", "b"], ["b", "a"]] {
+            let (source, target) = (host(from), host(to));
+            let on = |name: &str, to: Option<&str>| {
+                (name.to_owned(), Power::Running, to.map(str::to_owned))
+            };
+            let seen = claims.claim(&source, vm(Power::Running), false);
+            assert_eq!(placed(seen), on(from, None));
+            let seen = claims.claim(&target, vm(Power::Paused), true);
+            assert_eq!(placed(seen), on(from, Some(to)));
+            // The switch: the source has not noticed, then has it paused for a while.
+            let seen = claims.claim(&target, vm(Power::Running), false);
+            assert_eq!(placed(seen), on(to, None));
+            let seen = claims.claim(&source, vm(Power::Running), false);
+            assert_eq!(placed(seen), on(to, None));
+            let seen = claims.claim(&source, vm(Power::Paused), false);
+            assert_eq!(placed(seen), on(to, None));
+            // A persistent VM leaves its definition behind.
+            let seen = claims.claim(&source, vm(Power::Off), false);
+            assert_eq!(placed(seen), on(to, None));
+        }
+        let id = vm(Power::Off).id;
+        assert_eq!(claims.hosts_of(&id).count(), 2);
+        claims.release(&host("b"), &id);
+        let gone = claims.release(&host("a"), &id);
+        assert!(matches!(gone, Observation::VmGone(_)));
     }
 
     #[test]
