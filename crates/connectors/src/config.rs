@@ -80,10 +80,7 @@ pub enum ConnectorsError {
 
 impl ConnectorConfig {
     /// The connector, which counts its requests in `requests`.
-    pub(crate) fn connector(
-        &self,
-        requests: Counter,
-    ) -> Result<Arc<dyn Connect>, ConnectorsError> {
+    pub(crate) fn connector(&self, requests: Counter) -> Result<Arc<dyn Connect>, ConnectorsError> {
         self.check()?;
         let default = match self.libvirt {
             Some(_) => LIBVIRT_RATE_LIMIT,

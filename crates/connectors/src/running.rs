@@ -26,7 +26,10 @@ impl Connectors {
     ///
     /// # Errors
     /// [`ConnectorsError`], naming the connector.
-    pub fn start(configs: &[ConnectorConfig], registry: &Registry) -> Result<Self, ConnectorsError> {
+    pub fn start(
+        configs: &[ConnectorConfig],
+        registry: &Registry,
+    ) -> Result<Self, ConnectorsError> {
         if configs.len() > CONNECTORS_MAX {
             return Err(ConnectorsError::TooMany(configs.len()));
         }
@@ -103,6 +106,10 @@ mod tests {
             assert!(matches!(event.change, Change::Lost { .. }), "{event:?}");
             lost.insert(event.connector.to_string());
         }
-        assert!(registry.render().contains("lazaret_connector_failures_total"));
+        assert!(
+            registry
+                .render()
+                .contains("lazaret_connector_failures_total")
+        );
     }
 }

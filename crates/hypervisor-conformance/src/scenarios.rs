@@ -143,9 +143,14 @@ async fn moves(rig: &mut dyn Rig, expect: &mut Expect, vm: &VmId) -> Result<()> 
 /// The phases told of a move of this VM between these hosts.
 fn phases(told: &[Change], moved: &VmId, source: &HostId, target: &HostId) -> Vec<MovePhase> {
     let phase = |change: &Change| match change {
-        Change::VmMoved { vm, from, to, phase } if vm == moved => {
-            let is_right = from.as_ref() == Some(source)
-                && to.as_ref().is_none_or(|to| to == target);
+        Change::VmMoved {
+            vm,
+            from,
+            to,
+            phase,
+        } if vm == moved => {
+            let is_right =
+                from.as_ref() == Some(source) && to.as_ref().is_none_or(|to| to == target);
             assert!(is_right, "another move: {change:?}");
             Some(*phase)
         }
@@ -158,7 +163,10 @@ async fn locate_and_tag(rig: &mut dyn Rig, expect: &mut Expect, vm: &VmId) -> Re
     let connector = rig.connector(Approach::Right, counted_pace(FAST))?;
     let mut session = connector.connect().await?;
     let place = session.locate(vm).await?;
-    ensure!(place.as_ref() == rig.hosts().first(), "located at {place:?}");
+    ensure!(
+        place.as_ref() == rig.hosts().first(),
+        "located at {place:?}"
+    );
     if !rig.abilities().tags {
         ensure!(session.tagger().is_none(), "it tags, but the rig says no");
         return Ok(());
@@ -178,7 +186,9 @@ async fn locate_and_tag(rig: &mut dyn Rig, expect: &mut Expect, vm: &VmId) -> Re
 async fn outage(rig: &mut dyn Rig, expect: &mut Expect, vm: VmId) -> Result<VmId> {
     let stays = rig.create("conformance-stays").await?;
     powered(expect, &stays, Power::Running).await?;
-    quiet(rig, expect).await.context("nothing happens meanwhile")?;
+    quiet(rig, expect)
+        .await
+        .context("nothing happens meanwhile")?;
 
     let before: Vec<VmId> = expect.mirror.vms.keys().cloned().collect();
     lose(rig, expect).await?;

@@ -68,7 +68,10 @@ impl HypervConfig {
             if host.url.scheme() != "https" {
                 return Err(bad("only https is spoken"));
             }
-            let address = host.url.host_str().ok_or_else(|| bad("a host is missing"))?;
+            let address = host
+                .url
+                .host_str()
+                .ok_or_else(|| bad("a host is missing"))?;
             let id = host.name.as_deref().unwrap_or(address);
             let port = host.url.port().unwrap_or(PORT);
             Ok(Target {

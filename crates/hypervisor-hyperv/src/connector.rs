@@ -122,7 +122,10 @@ type Found = Vec<(Vm, bool)>;
 
 impl Probe {
     async fn look(&mut self) -> Result<Found, ConnectorError> {
-        if self.hardware_until.is_none_or(|until| until < Instant::now()) {
+        if self
+            .hardware_until
+            .is_none_or(|until| until < Instant::now())
+        {
             let settings = self.wsman.query(NAMESPACE, SETTINGS).await?;
             let ports = self.wsman.query(NAMESPACE, PORTS).await?;
             self.hardware = Hardware::read(&settings, &ports);
@@ -140,7 +143,11 @@ impl Probe {
         }
         let found = self.look().await;
         self.retry_at = found.as_ref().err().map(|error| {
-            let wait = if error.is_lasting() { RETRY_LASTING } else { RETRY };
+            let wait = if error.is_lasting() {
+                RETRY_LASTING
+            } else {
+                RETRY
+            };
             Instant::now() + wait
         });
         Some(found)

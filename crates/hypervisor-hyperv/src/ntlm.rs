@@ -229,7 +229,11 @@ pub(crate) mod server {
     /// A challenge with a time stamp, as Windows makes it.
     pub(crate) fn challenge() -> Vec<u8> {
         let mut info = Vec::new();
-        for (id, value) in [(2_u16, utf16("DOMAIN")), (AV_TIMESTAMP, vec![7; 8]), (AV_END, vec![])] {
+        for (id, value) in [
+            (2_u16, utf16("DOMAIN")),
+            (AV_TIMESTAMP, vec![7; 8]),
+            (AV_END, vec![]),
+        ] {
             info.extend(id.to_le_bytes());
             info.extend((value.len() as u16).to_le_bytes());
             info.extend(value);

@@ -52,7 +52,9 @@ pub(crate) fn vms(
 ) -> Vec<(Vm, bool)> {
     let mut moving = BTreeMap::new();
     for job in migrations {
-        let to = job.get("DestinationHost").and_then(|to| HostId::new(to).ok());
+        let to = job
+            .get("DestinationHost")
+            .and_then(|to| HostId::new(to).ok());
         if let Some(vm) = job.get("VirtualSystemName") {
             moving.insert(vm.to_uppercase(), to);
         }
@@ -104,7 +106,9 @@ mod tests {
     use super::*;
 
     fn instance(pairs: &[(&str, &str)]) -> Instance {
-        let owned = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let owned = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         owned.collect()
     }
 
@@ -113,15 +117,25 @@ mod tests {
         let guid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
         let computers = [
             instance(&[("Name", "HV1"), ("EnabledState", "2")]),
-            instance(&[("Name", guid), ("ElementName", "web"), ("EnabledState", "32768")]),
+            instance(&[
+                ("Name", guid),
+                ("ElementName", "web"),
+                ("EnabledState", "32768"),
+            ]),
         ];
         let port = format!("Microsoft:{}\\0", guid.to_uppercase());
-        let ports = [instance(&[("InstanceID", &port), ("Address", "00155D010203")])];
+        let ports = [instance(&[
+            ("InstanceID", &port),
+            ("Address", "00155D010203"),
+        ])];
         let settings = [instance(&[
             ("VirtualSystemIdentifier", guid),
             ("BIOSGUID", "{00000000-0000-0000-0000-0000000000FF}"),
         ])];
-        let jobs = [instance(&[("VirtualSystemName", guid), ("DestinationHost", "HV2")])];
+        let jobs = [instance(&[
+            ("VirtualSystemName", guid),
+            ("DestinationHost", "HV2"),
+        ])];
         let found = vms(&computers, &jobs, &Hardware::read(&settings, &ports));
         let [(vm, false)] = &found[..] else {
             panic!("{found:?}")
@@ -129,7 +143,10 @@ mod tests {
         assert_eq!(vm.power, Power::Paused);
         assert_eq!(vm.macs.len(), 1);
         assert_eq!(vm.smbios_uuid.expect("a uuid")[15], 255);
-        let to = vm.migration.as_ref().and_then(|migration| migration.to.as_ref());
+        let to = vm
+            .migration
+            .as_ref()
+            .and_then(|migration| migration.to.as_ref());
         assert_eq!(to.map(HostId::as_str), Some("HV2"));
     }
 }

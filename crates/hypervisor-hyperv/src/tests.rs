@@ -79,16 +79,27 @@ async fn another_client_understands_the_fake() -> Result<()> {
 fn other_client() -> Result<PathBuf> {
     let cache = std::env::var_os("LAZARET_CACHE").map(PathBuf::from);
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/lazaret"));
-    let cache = cache.or_else(home).context("neither LAZARET_CACHE nor HOME")?;
+    let cache = cache
+        .or_else(home)
+        .context("neither LAZARET_CACHE nor HOME")?;
     let dir = cache.join("python-pypsrp");
     if !dir.join("pypsrp").exists() {
         let done = Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+            ])
             .arg("--target")
             .arg(&dir)
             .arg("pypsrp==0.8.1")
             .status()?;
-        ensure!(done.success(), "pip cannot install pypsrp: install python3-pip");
+        ensure!(
+            done.success(),
+            "pip cannot install pypsrp: install python3-pip"
+        );
     }
     Ok(dir)
 }

@@ -149,7 +149,9 @@ impl Wsman {
         let mut random = [0; 8];
         getrandom::fill(&mut random)
             .map_err(|error| ConnectorError::Config(format!("no random bytes: {error}")))?;
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let certificate = self.http.certificate();
         let fresh = Fresh {
             challenge: random,
@@ -246,7 +248,11 @@ fn read_page(text: &str) -> Result<Page, String> {
         .descendants()
         .find(|node| is_named(*node, "EnumerateResponse") || is_named(*node, "PullResponse"))
         .ok_or("an answer without instances")?;
-    let children = |name| response.children().filter(move |node| is_named(*node, name));
+    let children = |name| {
+        response
+            .children()
+            .filter(move |node| is_named(*node, name))
+    };
     let items = children("Items").flat_map(|items| items.children());
     let instances = items.filter(Node::is_element).map(read_instance).collect();
     let is_end = children("EndOfSequence").next().is_some();

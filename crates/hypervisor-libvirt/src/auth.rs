@@ -98,13 +98,13 @@ struct SaslAnswer {
 }
 
 async fn start(rpc: &Rpc, mechanism: &str, data: &str) -> Result<SaslAnswer, ConnectorError> {
-    let body = Writer::default().string(mechanism).i32(0).string(data);
+    let body = Writer::default().string(mechanism).i32(0).chars(data);
     sasl_call(rpc, SASL_START, body).await
 }
 
 async fn step(rpc: &Rpc, data: Option<&str>) -> Result<SaslAnswer, ConnectorError> {
     let nil = i32::from(data.is_none());
-    let body = Writer::default().i32(nil).string(data.unwrap_or_default());
+    let body = Writer::default().i32(nil).chars(data.unwrap_or_default());
     sasl_call(rpc, SASL_STEP, body).await
 }
 
@@ -116,7 +116,7 @@ async fn sasl_call(rpc: &Rpc, procedure: u32, body: Writer) -> Result<SaslAnswer
         let is_complete = reader.i32()? != 0;
         let _nil = reader.i32()?;
         // C programs count the final zero byte.
-        let text = reader.string()?.trim_end_matches('\0').to_owned();
+        let text = reader.chars()?.trim_end_matches('\0').to_owned();
         Ok(SaslAnswer { is_complete, text })
     };
     read().map_err(|error| rpc.garbled(error))

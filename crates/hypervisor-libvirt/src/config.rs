@@ -67,7 +67,11 @@ impl LibvirtConfig {
     /// Checks everything that can be checked without a connection.
     pub(crate) fn targets(&self) -> Result<Vec<Target>, ConnectorError> {
         let tls = tls_config(&self.trust, self.client_certificate.as_ref());
-        let tls = if self.hosts.iter().any(|host| host.uri.scheme().ends_with("+tls")) {
+        let tls = if self
+            .hosts
+            .iter()
+            .any(|host| host.uri.scheme().ends_with("+tls"))
+        {
             Some(tls?)
         } else {
             None
@@ -104,14 +108,14 @@ impl HostConfig {
             .ok_or_else(|| bad("a transport is missing: +tls, +unix or +tcp"))?;
         let address = match transport {
             "unix" => Address::Unix(self.socket()),
-            "tls" => Address::Tcp(self.endpoint(TLS_PORT, tls.cloned()).ok_or_else(|| {
-                bad("a host is missing")
-            })?),
-            "tcp" if self.is_loopback() => {
-                Address::Tcp(self.endpoint(TCP_PORT, None).ok_or_else(|| {
-                    bad("a host is missing")
-                })?)
-            }
+            "tls" => Address::Tcp(
+                self.endpoint(TLS_PORT, tls.cloned())
+                    .ok_or_else(|| bad("a host is missing"))?,
+            ),
+            "tcp" if self.is_loopback() => Address::Tcp(
+                self.endpoint(TCP_PORT, None)
+                    .ok_or_else(|| bad("a host is missing"))?,
+            ),
             "tcp" => return Err(bad("+tcp is not protected and for loopback only; use +tls")),
             _ => return Err(bad("this transport is not known: use +tls or +unix")),
         };
@@ -191,7 +195,10 @@ mod tests {
             (&["qemu+tcp://192.0.2.1/system"][..], "for loopback only"),
             (&["qemu://h/system"], "a transport is missing"),
             (&["qemu+ssh://h/system"], "transport is not known"),
-            (&["qemu+unix:///system", "test+unix:///default"], "two hosts"),
+            (
+                &["qemu+unix:///system", "test+unix:///default"],
+                "two hosts",
+            ),
             (&[], "no hosts"),
         ];
         for (uris, why) in cases {

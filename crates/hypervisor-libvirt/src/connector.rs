@@ -107,7 +107,13 @@ impl Connect for LibvirtConnector {
             down: BTreeMap::new(),
             _tasks: tasks,
         };
-        session.hear_all(self.targets.iter().map(|target| target.id.clone()).collect())
+        session
+            .hear_all(
+                self.targets
+                    .iter()
+                    .map(|target| target.id.clone())
+                    .collect(),
+            )
             .await?;
         Ok(Box::new(session))
     }

@@ -171,7 +171,11 @@ mod tests {
 
     #[test]
     fn a_description_that_is_none() {
-        for xml in ["", "<domain", "<!DOCTYPE x [<!ENTITY a 'b'>]><domain>&a;</domain>"] {
+        for xml in [
+            "",
+            "<domain",
+            "<!DOCTYPE x [<!ENTITY a 'b'>]><domain>&a;</domain>",
+        ] {
             let vm = record(&domain(), xml);
             assert_eq!(vm.smbios_uuid, Some(UUID));
             assert!(vm.macs.is_empty());

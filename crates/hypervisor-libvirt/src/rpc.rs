@@ -35,7 +35,10 @@ const TYPE_MESSAGE: u32 = 2;
 pub(crate) type Io = Box<dyn Duplex>;
 
 /// A connection's two directions.
-pub(crate) trait Duplex: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin {}
+pub(crate) trait Duplex:
+    tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin
+{
+}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// An error that the server reports.
@@ -250,11 +253,7 @@ async fn read_message(reader: &mut ReadHalf<Io>) -> io::Result<Vec<u8>> {
 }
 
 /// `None`: the connection is of no use any more.
-async fn handle(
-    shared: &Shared,
-    events: &mpsc::Sender<ServerEvent>,
-    message: &[u8],
-) -> Option<()> {
+async fn handle(shared: &Shared, events: &mpsc::Sender<ServerEvent>, message: &[u8]) -> Option<()> {
     let mut reader = Reader::new(message);
     let program = reader.u32().ok()?;
     let _version = reader.u32().ok()?;

@@ -41,11 +41,7 @@ impl Scram {
     }
 
     /// The proof, in answer to the server's first message.
-    pub(crate) fn answer(
-        &mut self,
-        password: &str,
-        challenge: &str,
-    ) -> Result<String, ScramError> {
+    pub(crate) fn answer(&mut self, password: &str, challenge: &str) -> Result<String, ScramError> {
         let field = |name| field(challenge, name).ok_or(ScramError::Message);
         let nonce = field('r')?;
         let is_ours = nonce.len() > self.nonce.len() && nonce.starts_with(&self.nonce);

@@ -66,10 +66,7 @@ pub(crate) struct DomainEvent {
 
 impl DomainRef {
     fn write(&self, writer: Writer) -> Writer {
-        writer
-            .string(&self.name)
-            .fixed(&self.uuid)
-            .i32(self.number)
+        writer.string(&self.name).fixed(&self.uuid).i32(self.number)
     }
 
     fn read(reader: &mut Reader<'_>) -> Result<Self, XdrError> {
@@ -100,7 +97,12 @@ impl DomainEvent {
 }
 
 impl Rpc {
-    async fn ask(&self, what: &str, procedure: u32, body: Writer) -> Result<Vec<u8>, ConnectorError> {
+    async fn ask(
+        &self,
+        what: &str,
+        procedure: u32,
+        body: Writer,
+    ) -> Result<Vec<u8>, ConnectorError> {
         let answer = self.call(procedure, body).await;
         answer.map_err(|error| self.explain(what, error))
     }
@@ -134,7 +136,8 @@ impl Rpc {
     pub(crate) async fn open(&self, name: &str, read_only: bool) -> Result<(), ConnectorError> {
         let flags = if read_only { OPEN_READ_ONLY } else { 0 };
         let body = Writer::default().optional_string(Some(name)).u32(flags);
-        self.ask("opening the driver", procedure::OPEN, body).await?;
+        self.ask("opening the driver", procedure::OPEN, body)
+            .await?;
         Ok(())
     }
 

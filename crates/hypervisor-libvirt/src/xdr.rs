@@ -36,6 +36,13 @@ impl Writer {
         self.bytes(text.as_bytes())
     }
 
+    /// An array of XDR's `char`, each of which takes four bytes.
+    pub(crate) fn chars(self, text: &str) -> Self {
+        let count = self.u32(text.len() as u32);
+        let each = |writer: Self, byte| writer.i32(i32::from(byte_as_char(byte)));
+        text.bytes().fold(count, each)
+    }
+
     pub(crate) fn optional_string(self, text: Option<&str>) -> Self {
         match text {
             None => self.u32(0),
@@ -86,12 +93,26 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.bytes()?).map_err(|_| XdrError("text"))
     }
 
+    /// An array of XDR's `char`.
+    pub(crate) fn chars(&mut self) -> Result<String, XdrError> {
+        let count = self.u32()?;
+        // The low byte, whatever the sign.
+        let bytes = (0..count).map(|_| Ok(self.u32()? as u8));
+        let bytes = bytes.collect::<Result<Vec<u8>, XdrError>>()?;
+        String::from_utf8(bytes).map_err(|_| XdrError("text"))
+    }
+
     pub(crate) fn optional_string(&mut self) -> Result<Option<&'a str>, XdrError> {
         match self.u32()? {
             0 => Ok(None),
             _ => self.string().map(Some),
         }
     }
+}
+
+/// C's `char` has a sign.
+fn byte_as_char(byte: u8) -> i8 {
+    byte.cast_signed()
 }
 
 #[cfg(test)]
@@ -107,6 +128,7 @@ mod tests {
             .string("abcde")
             .optional_string(None)
             .optional_string(Some("x"))
+            .chars("é")
             .into_bytes();
         assert_eq!(bytes.len() % 4, 0);
         let mut reader = Reader::new(&bytes);
@@ -116,6 +138,7 @@ mod tests {
         assert_eq!(reader.string(), Ok("abcde"));
         assert_eq!(reader.optional_string(), Ok(None));
         assert_eq!(reader.optional_string(), Ok(Some("x")));
+        assert_eq!(reader.chars(), Ok("é".to_owned()));
         assert_eq!(reader.u32(), Err(XdrError("a number")));
     }
 
@@ -123,6 +146,7 @@ mod tests {
     fn lengths_are_not_believed() {
         for bytes in [&[0xff; 4][..], &[0, 0, 0, 9, 1, 2, 3, 4], &[0, 0]] {
             Reader::new(bytes).bytes().expect_err("refused");
+            Reader::new(bytes).chars().expect_err("refused");
         }
     }
 }

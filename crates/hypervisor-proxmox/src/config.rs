@@ -52,9 +52,16 @@ impl ProxmoxConfig {
         if !self.token.contains('@') || !self.token.contains('!') {
             return Err(bad("token is user@realm!name"));
         }
-        let host = self.url.host_str().ok_or_else(|| bad("a host is missing"))?;
+        let host = self
+            .url
+            .host_str()
+            .ok_or_else(|| bad("a host is missing"))?;
         let port = self.url.port().unwrap_or(PORT);
-        Ok(Endpoint::new(host, port, Some(tls_config(&self.trust, None)?)))
+        Ok(Endpoint::new(
+            host,
+            port,
+            Some(tls_config(&self.trust, None)?),
+        ))
     }
 
     pub(crate) fn poll_every(&self) -> Duration {

@@ -86,9 +86,14 @@ impl ProxmoxSession {
         &mut self,
         resources: &[Resource],
     ) -> Result<BTreeMap<u32, Detail>, ConnectorError> {
-        let online = |row: &&Resource| row.kind == "node" && row.status.as_deref() == Some("online");
+        let online =
+            |row: &&Resource| row.kind == "node" && row.status.as_deref() == Some("online");
         let mut all = BTreeMap::new();
-        for node in resources.iter().filter(online).filter_map(|row| row.node.as_deref()) {
+        for node in resources
+            .iter()
+            .filter(online)
+            .filter_map(|row| row.node.as_deref())
+        {
             match self.api.details(node).await {
                 Ok(details) => all.extend(details.into_iter().map(|found| (found.vmid, found))),
                 // A node that has just gone: the cluster says so soon.

@@ -61,9 +61,7 @@ impl Poll<'_> {
         let is_locked = detail.is_some_and(|detail| detail.lock.as_deref() == Some("migrate"));
         let vmid = vmid.to_string();
         let is_task = |task: &Task| {
-            task.kind == "qmigrate"
-                && task.endtime.is_none()
-                && task.id.as_deref() == Some(&*vmid)
+            task.kind == "qmigrate" && task.endtime.is_none() && task.id.as_deref() == Some(&*vmid)
         };
         is_locked || self.tasks.iter().any(is_task)
     }

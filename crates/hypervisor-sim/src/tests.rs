@@ -39,11 +39,7 @@ impl Rig for SimRig {
         }
     }
 
-    fn connector(
-        &self,
-        approach: Approach,
-        pace: Arc<Pace>,
-    ) -> anyhow::Result<Arc<dyn Connect>> {
+    fn connector(&self, approach: Approach, pace: Arc<Pace>) -> anyhow::Result<Arc<dyn Connect>> {
         let credentials = match approach {
             Approach::Right => SimCredentials::Right,
             Approach::WrongPassword => SimCredentials::WrongPassword,
@@ -157,10 +153,7 @@ fn what_cannot_be_is_refused() {
     assert_eq!(twice, Err(SimError::VmExists(vm_id("v"))));
     let not_moving = sim.finish_move(&vm_id("v"));
     assert_eq!(not_moving, Err(SimError::NotMoving(vm_id("v"))));
-    assert_eq!(
-        sim.delete(&vm_id("w")),
-        Err(SimError::NoVm(vm_id("w")))
-    );
+    assert_eq!(sim.delete(&vm_id("w")), Err(SimError::NoVm(vm_id("w"))));
 }
 
 #[test]

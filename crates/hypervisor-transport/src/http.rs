@@ -219,7 +219,9 @@ impl HttpClient {
 
 /// The error of the connection itself, where there is one.
 fn into_io(error: hyper::Error) -> io::Error {
-    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let source = error
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>());
     let tls = source
         .and_then(io::Error::get_ref)
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());

@@ -39,7 +39,9 @@ impl SecretSource {
             })?,
         };
         if secret.is_empty() {
-            return Err(ConnectorError::Config(format!("{self}: the secret is empty")));
+            return Err(ConnectorError::Config(format!(
+                "{self}: the secret is empty"
+            )));
         }
         Ok(Secret(secret))
     }

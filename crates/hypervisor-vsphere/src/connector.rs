@@ -52,17 +52,23 @@ impl VsphereConnector {
             id: "ServiceInstance",
         };
         let services = soap
-            .call("RetrieveServiceContent", instance, "", REQUEST_TIME, |values| {
-                let content = *values.first()?;
-                let text = |name| Some(child(content, name)?.text()?.to_owned());
-                Some(Services {
-                    root: text("rootFolder")?,
-                    collector: text("propertyCollector")?,
-                    views: text("viewManager")?,
-                    sessions: text("sessionManager")?,
-                    events: text("eventManager").unwrap_or_default(),
-                })
-            })
+            .call(
+                "RetrieveServiceContent",
+                instance,
+                "",
+                REQUEST_TIME,
+                |values| {
+                    let content = *values.first()?;
+                    let text = |name| Some(child(content, name)?.text()?.to_owned());
+                    Some(Services {
+                        root: text("rootFolder")?,
+                        collector: text("propertyCollector")?,
+                        views: text("viewManager")?,
+                        sessions: text("sessionManager")?,
+                        events: text("eventManager").unwrap_or_default(),
+                    })
+                },
+            )
             .await?;
         let password = self.config.password.read()?;
         let login = format!(
@@ -117,7 +123,6 @@ pub(crate) struct VsphereSession {
 }
 
 impl VsphereSession {
-
     async fn create_filter(&mut self) -> Result<(), ConnectorError> {
         let types: String = WATCHED
             .iter()
@@ -133,9 +138,13 @@ impl VsphereSession {
         };
         let view = self
             .soap
-            .call("CreateContainerView", views, &arguments, REQUEST_TIME, |values| {
-                Some(values.first()?.text()?.to_owned())
-            })
+            .call(
+                "CreateContainerView",
+                views,
+                &arguments,
+                REQUEST_TIME,
+                |values| Some(values.first()?.text()?.to_owned()),
+            )
             .await?;
         let properties: String = WATCHED.iter().map(property_set).collect();
         let view = escape(&view);
@@ -282,14 +291,20 @@ impl Locate for VsphereSession {
             id: &self.services.collector,
         };
         self.soap
-            .call("RetrievePropertiesEx", collector, &spec, REQUEST_TIME, |values| {
-                let objects = values.iter().flat_map(|page| children(*page, "objects"));
-                let properties = objects.flat_map(|object| children(object, "propSet"));
-                let host = properties
-                    .filter_map(|property| child(property, "val")?.text())
-                    .next();
-                Some(host.and_then(|id| HostId::new(id).ok()))
-            })
+            .call(
+                "RetrievePropertiesEx",
+                collector,
+                &spec,
+                REQUEST_TIME,
+                |values| {
+                    let objects = values.iter().flat_map(|page| children(*page, "objects"));
+                    let properties = objects.flat_map(|object| children(object, "propSet"));
+                    let host = properties
+                        .filter_map(|property| child(property, "val")?.text())
+                        .next();
+                    Some(host.and_then(|id| HostId::new(id).ok()))
+                },
+            )
             .await
     }
 }

@@ -53,7 +53,10 @@ impl Soap {
         );
         let headers = [
             (header::CONTENT_TYPE, "text/xml; charset=utf-8"),
-            (header::HeaderName::from_static("soapaction"), "urn:vim25/6.7"),
+            (
+                header::HeaderName::from_static("soapaction"),
+                "urn:vim25/6.7",
+            ),
         ];
         let answer = self
             .http

@@ -105,28 +105,21 @@ impl Objects {
         Some(())
     }
 
-    fn take_vm(
-        &mut self,
-        id: VmId,
-        changes: &[(&str, Option<Node<'_, '_>>)],
-        page: &mut Page,
-    ) {
+    fn take_vm(&mut self, id: VmId, changes: &[(&str, Option<Node<'_, '_>>)], page: &mut Page) {
         if !self.vms.contains_key(&id) {
             page.new_vms.push(id.clone());
         }
-        let vm = self.vms.entry(id).or_insert_with_key(|id| Vm::new(id.clone(), ""));
+        let vm = self
+            .vms
+            .entry(id)
+            .or_insert_with_key(|id| Vm::new(id.clone(), ""));
         for (name, value) in changes {
             set_vm(vm, name, *value);
         }
         page.seen.push(Observation::Vm(vm.clone()));
     }
 
-    fn take_host(
-        &mut self,
-        id: HostId,
-        changes: &[(&str, Option<Node<'_, '_>>)],
-        page: &mut Page,
-    ) {
+    fn take_host(&mut self, id: HostId, changes: &[(&str, Option<Node<'_, '_>>)], page: &mut Page) {
         let host = self.hosts.entry(id).or_insert_with_key(|id| Host {
             id: id.clone(),
             name: String::new(),

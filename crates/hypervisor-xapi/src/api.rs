@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hypervisor::ConnectorError;
-use hypervisor_transport::{HttpClient, Method, REQUEST_TIME, StatusCode, Secret, header};
+use hypervisor_transport::{HttpClient, Method, REQUEST_TIME, Secret, StatusCode, header};
 
 use crate::xmlrpc::{Value, answer, call};
 
@@ -67,7 +67,11 @@ impl Api {
             return value.ok_or_else(|| self.garbled(method, "no value"));
         }
         let why = result.get("ErrorDescription").and_then(Value::list);
-        let why: Vec<&str> = why.unwrap_or_default().iter().filter_map(Value::text).collect();
+        let why: Vec<&str> = why
+            .unwrap_or_default()
+            .iter()
+            .filter_map(Value::text)
+            .collect();
         Err(self.explain(method, &why))
     }
 

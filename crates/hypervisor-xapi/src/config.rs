@@ -29,8 +29,15 @@ impl XapiConfig {
         if self.url.scheme() != "https" {
             return Err(bad("only https is spoken"));
         }
-        let host = self.url.host_str().ok_or_else(|| bad("a host is missing"))?;
+        let host = self
+            .url
+            .host_str()
+            .ok_or_else(|| bad("a host is missing"))?;
         let port = self.url.port().unwrap_or(443);
-        Ok(Endpoint::new(host, port, Some(tls_config(&self.trust, None)?)))
+        Ok(Endpoint::new(
+            host,
+            port,
+            Some(tls_config(&self.trust, None)?),
+        ))
     }
 }

@@ -123,7 +123,10 @@ impl Locate for XapiSession {
         if host.text().is_none_or(|host| host.ends_with(":NULL")) {
             return Ok(None);
         }
-        let uuid = self.api.call("host.get_uuid", &[host], REQUEST_TIME).await?;
+        let uuid = self
+            .api
+            .call("host.get_uuid", &[host], REQUEST_TIME)
+            .await?;
         Ok(uuid.text().and_then(|uuid| HostId::new(uuid).ok()))
     }
 }
@@ -132,7 +135,11 @@ impl Locate for XapiSession {
 impl Tag for XapiSession {
     async fn tag(&mut self, vm: &VmId, tag: &str, is_on: bool) -> Result<(), ConnectorError> {
         let reference = self.reference(vm).await?;
-        let method = if is_on { "VM.add_tags" } else { "VM.remove_tags" };
+        let method = if is_on {
+            "VM.add_tags"
+        } else {
+            "VM.remove_tags"
+        };
         let params = [Value::from(&*reference), Value::from(tag)];
         self.api.call(method, &params, REQUEST_TIME).await.map(drop)
     }

@@ -51,11 +51,7 @@ impl Objects {
     }
 
     /// Takes an answer of `event.from` in; the next token. `None` where it makes no sense.
-    pub(crate) fn take(
-        &mut self,
-        answer: &Value,
-        seen: &mut Vec<Observation>,
-    ) -> Option<String> {
+    pub(crate) fn take(&mut self, answer: &Value, seen: &mut Vec<Observation>) -> Option<String> {
         let mut touched = BTreeSet::new();
         for event in answer.get("events")?.list()? {
             let class = event.text_of("class")?;

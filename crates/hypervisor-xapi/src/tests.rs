@@ -62,16 +62,27 @@ async fn the_vendors_client_understands_the_fake() -> Result<()> {
 fn vendors_client() -> Result<PathBuf> {
     let cache = std::env::var_os("LAZARET_CACHE").map(PathBuf::from);
     let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/lazaret"));
-    let cache = cache.or_else(home).context("neither LAZARET_CACHE nor HOME")?;
+    let cache = cache
+        .or_else(home)
+        .context("neither LAZARET_CACHE nor HOME")?;
     let dir = cache.join("python-xenapi");
     if !dir.join("XenAPI").exists() && !dir.join("XenAPI.py").exists() {
         let done = Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+            ])
             .arg("--target")
             .arg(&dir)
             .arg("XenAPI==2.14")
             .status()?;
-        ensure!(done.success(), "pip cannot install XenAPI: install python3-pip");
+        ensure!(
+            done.success(),
+            "pip cannot install XenAPI: install python3-pip"
+        );
     }
     Ok(dir)
 }

@@ -160,11 +160,9 @@ fn parse(xml: &str) -> Result<Document<'_>, NotXmlRpc> {
     Document::parse_with_options(xml, options).map_err(|error| NotXmlRpc(error.to_string()))
 }
 
-fn children<'a, 'i>(
-    node: Node<'a, 'i>,
-    name: &'static str,
-) -> impl Iterator<Item = Node<'a, 'i>> {
-    node.children().filter(move |child| child.has_tag_name(name))
+fn children<'a, 'i>(node: Node<'a, 'i>, name: &'static str) -> impl Iterator<Item = Node<'a, 'i>> {
+    node.children()
+        .filter(move |child| child.has_tag_name(name))
 }
 
 fn child<'a, 'i>(node: Node<'a, 'i>, name: &'static str) -> Option<Node<'a, 'i>> {
@@ -210,7 +208,10 @@ mod tests {
     fn values_are_read_as_written() {
         let value = Value::Map(BTreeMap::from([
             ("a<b".to_owned(), Value::from("x & y")),
-            ("list".to_owned(), Value::List(vec![Value::Bool(true), Value::Double(1.5)])),
+            (
+                "list".to_owned(),
+                Value::List(vec![Value::Bool(true), Value::Double(1.5)]),
+            ),
         ]));
         let xml = server::write_answer(&value);
         assert_eq!(answer(&xml), Ok(value));

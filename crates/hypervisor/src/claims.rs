@@ -114,7 +114,10 @@ impl Claims {
         let Some(claims) = self.by_vm.get(id) else {
             return Observation::VmGone(id.clone());
         };
-        let Some((_, best)) = claims.iter().max_by_key(|(_, claim)| (claim.weight(), claim.since)) else {
+        let Some((_, best)) = claims
+            .iter()
+            .max_by_key(|(_, claim)| (claim.weight(), claim.since))
+        else {
             return Observation::VmGone(id.clone());
         };
         let mut vm = best.vm.clone();

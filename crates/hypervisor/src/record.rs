@@ -118,7 +118,8 @@ impl TryFrom<String> for Mac {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse().map_err(|()| "not the address of a network card")
+        text.parse()
+            .map_err(|()| "not the address of a network card")
     }
 }
 

@@ -52,7 +52,17 @@ impl GuestTree {
     pub fn new(dir: &Path, init: &str) -> Result<Self> {
         let root = dir.join("tree");
         let (kernel, modules) = kernel()?;
-        for folder in ["bin", "dev", "etc", "lib/modules", "proc", "sys", "tmp", "var", "run"] {
+        for folder in [
+            "bin",
+            "dev",
+            "etc",
+            "lib/modules",
+            "proc",
+            "sys",
+            "tmp",
+            "var",
+            "run",
+        ] {
             std::fs::create_dir_all(root.join(folder))?;
         }
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).context("busybox-static")?;
@@ -107,7 +117,9 @@ impl GuestTree {
         let to = self.root.join(to);
         run(Command::new("strip").arg("-o").arg(&to).arg(from))?;
         let listed = run(Command::new("ldd").arg(from))?;
-        let paths = listed.split_whitespace().filter(|word| word.starts_with('/'));
+        let paths = listed
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'));
         for library in paths {
             let to = self.root.join(library.trim_start_matches('/'));
             std::fs::create_dir_all(to.parent().context("no folder")?)?;

@@ -28,7 +28,9 @@ impl HostNet {
         for name in [&net.lan, &net.hosts[0], &net.hosts[1]] {
             ip(&format!("netns add {name}"))?;
             ip(&format!("-n {name} link set lo up"))?;
-            ip(&format!("-n {name} link add br0 type bridge forward_delay 0"))?;
+            ip(&format!(
+                "-n {name} link add br0 type bridge forward_delay 0"
+            ))?;
             ip(&format!("-n {name} link set br0 up"))?;
         }
         let lan = &net.lan;

@@ -61,7 +61,14 @@ impl LibvirtHost {
         }
         let script = dir.join("start.sh");
         std::fs::write(&script, start_script(dir, &name, listen))?;
-        let isolated = ["--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"];
+        let isolated = [
+            "--mount",
+            "--uts",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--kill-child",
+        ];
         let log = dir.join("libvirtd.log");
         let spawn = match netns {
             Some(netns) => Spawn::new(&name, "ip", &log).args(["netns", "exec", netns, "unshare"]),

@@ -78,7 +78,9 @@ impl Guest {
         std::fs::write(&xml, text)?;
         hosts.create(&xml)?;
         guest.wait(super::PATIENCE, "its agent has no link", |text| {
-            text.lines().any(|line| line.starts_with("LZ-READY")).then_some(())
+            text.lines()
+                .any(|line| line.starts_with("LZ-READY"))
+                .then_some(())
         })?;
         Ok(guest)
     }
@@ -94,7 +96,9 @@ impl Guest {
     /// The status of its agent, asked for after now.
     pub(super) fn status(&self, patience: Duration) -> Result<Value> {
         let statuses = |text: &str| -> Vec<String> {
-            let lines = text.lines().filter_map(|line| line.strip_prefix("LZ-STATUS "));
+            let lines = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("LZ-STATUS "));
             let whole = lines.filter_map(|line| line.trim_end().strip_suffix('.'));
             whole.map(str::to_owned).collect()
         };
@@ -137,7 +141,11 @@ impl Guest {
 fn last_tally(text: &str) -> Option<Tally> {
     text.lines().rev().find_map(|line| {
         let counts = line.strip_prefix("LZ ")?.trim_end().strip_suffix('.')?;
-        let counts: Vec<u64> = counts.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
+        let counts: Vec<u64> = counts
+            .split(' ')
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .ok()?;
         let [opens, failed, denied, let_through] = counts[..] else {
             return None;
         };

@@ -112,11 +112,18 @@ fn unscanned(status: &Value) -> Result<u64> {
 }
 
 fn check(after: &Tally, status: &Value) -> Result<()> {
-    ensure!(after.failed == 0, "{} opens of good files failed", after.failed);
+    ensure!(
+        after.failed == 0,
+        "{} opens of good files failed",
+        after.failed
+    );
     ensure!(after.let_through == 0, "a malicious file was opened");
     ensure!(after.denied > 0, "no malicious file was denied");
     let unscanned = unscanned(status)?;
-    ensure!(unscanned == 0, "{unscanned} opens were not scanned: {status}");
+    ensure!(
+        unscanned == 0,
+        "{unscanned} opens were not scanned: {status}"
+    );
     ensure!(status["link"] == "up", "the link is {}", status["link"]);
     Ok(())
 }

@@ -65,7 +65,12 @@ impl Lookout {
         let metrics = WatchMetrics::new(&Registry::new());
         let watcher = {
             let _inside = runtime.enter();
-            watch("bench", Arc::new(connector), WatchOptions::default(), metrics)
+            watch(
+                "bench",
+                Arc::new(connector),
+                WatchOptions::default(),
+                metrics,
+            )
         };
         let mut lookout = Self {
             runtime,
@@ -91,11 +96,7 @@ impl Lookout {
         Ok(())
     }
 
-    fn until(
-        &mut self,
-        patience: Duration,
-        is_it: impl Fn(&Change) -> bool,
-    ) -> Result<SystemTime> {
+    fn until(&mut self, patience: Duration, is_it: impl Fn(&Change) -> bool) -> Result<SystemTime> {
         let watcher = &mut self.watcher;
         let found = async {
             loop {
@@ -105,9 +106,9 @@ impl Lookout {
                 }
             }
         };
-        let found = self.runtime.block_on(async {
-            tokio::time::timeout(patience, found).await
-        });
+        let found = self
+            .runtime
+            .block_on(async { tokio::time::timeout(patience, found).await });
         found.ok().flatten().context("the connector does not tell")
     }
 

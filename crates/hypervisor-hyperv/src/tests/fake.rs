@@ -171,7 +171,11 @@ impl Machine {
             Some("Msvm_MigrationJob") => self.jobs(),
             Some("Msvm_VirtualSystemSettingData") => self.settings(),
             Some("Msvm_SyntheticEthernetPortSettingData") => self.ports(),
-            _ => return fault("The WS-Management service cannot process the request: no such class."),
+            _ => {
+                return fault(
+                    "The WS-Management service cannot process the request: no such class.",
+                );
+            }
         };
         self.opened += 1;
         let context = format!("uuid:{:08}", self.opened);
@@ -195,7 +199,9 @@ impl Machine {
             self.open.insert(context.to_owned(), rest);
             format!("<n:EnumerationContext>{context}</n:EnumerationContext>")
         };
-        respond(&format!("<n:PullResponse>{next}<n:Items>{items}</n:Items></n:PullResponse>"))
+        respond(&format!(
+            "<n:PullResponse>{next}<n:Items>{items}</n:Items></n:PullResponse>"
+        ))
     }
 
     fn computers(&self) -> Vec<String> {
@@ -396,7 +402,10 @@ impl Rig for Fakes {
 
     async fn delete(&mut self, vm: &VmId) -> Result<()> {
         let holder = self.holder(vm)?;
-        self.machine(holder).vms.remove(vm.as_str()).context("no VM")?;
+        self.machine(holder)
+            .vms
+            .remove(vm.as_str())
+            .context("no VM")?;
         Ok(())
     }
 

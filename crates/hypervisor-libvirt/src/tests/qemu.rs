@@ -105,7 +105,9 @@ impl Rig for Qemu {
     }
 
     fn hosts(&self) -> Vec<HostId> {
-        ["h1", "h2"].map(|id| HostId::new(id).expect("an id")).into()
+        ["h1", "h2"]
+            .map(|id| HostId::new(id).expect("an id"))
+            .into()
     }
 
     fn servers(&self) -> u32 {

@@ -127,7 +127,11 @@ fn resources(cluster: &Cluster) -> Value {
         })
     };
     let vm = |(vmid, vm): (&u32, &FakeVm)| {
-        let status = if vm.status == "stopped" { "stopped" } else { "running" };
+        let status = if vm.status == "stopped" {
+            "stopped"
+        } else {
+            "running"
+        };
         let mut row = json!({
             "id": format!("qemu/{vmid}"), "type": "qemu", "vmid": vmid, "node": vm.node,
             "name": vm.name, "status": status, "template": 0, "maxcpu": 1, "cpu": 0,
@@ -167,7 +171,11 @@ fn tasks(cluster: &Cluster) -> Value {
 fn details(cluster: &Cluster, node: &str) -> Value {
     let here = cluster.vms.iter().filter(|(_, vm)| vm.node == node);
     here.map(|(vmid, vm)| {
-        let status = if vm.status == "stopped" { "stopped" } else { "running" };
+        let status = if vm.status == "stopped" {
+            "stopped"
+        } else {
+            "running"
+        };
         let mut row = json!({
             "vmid": vmid, "name": vm.name, "status": status, "qmpstatus": vm.status,
         });
@@ -222,7 +230,9 @@ impl Rig for Fake {
     }
 
     fn hosts(&self) -> Vec<HostId> {
-        ["pve1", "pve2"].map(|id| HostId::new(id).expect("an id")).into()
+        ["pve1", "pve2"]
+            .map(|id| HostId::new(id).expect("an id"))
+            .into()
     }
 
     async fn create(&mut self, name: &str) -> Result<VmId> {

@@ -8,8 +8,7 @@ use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use hypervisor::{Connect, HostId, Pace, Power, RateLimit, VmId};
 use hypervisor_conformance::{
-    Abilities, Approach, Breaker, Rig, TestCertificates, Upstream, counted_pace,
-    write_secret,
+    Abilities, Approach, Breaker, Rig, TestCertificates, Upstream, counted_pace, write_secret,
 };
 use hypervisor_transport::{REQUEST_TIME, SecretSource, Trust};
 
@@ -47,7 +46,10 @@ impl Drop for Vcsim {
 fn program() -> Result<PathBuf> {
     let cache = std::env::var_os("LAZARET_CACHE").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/lazaret"));
-    let dir = cache.or_else(home).context("neither LAZARET_CACHE nor HOME")?.join("vcsim");
+    let dir = cache
+        .or_else(home)
+        .context("neither LAZARET_CACHE nor HOME")?
+        .join("vcsim");
     std::fs::create_dir_all(&dir)?;
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("vcsim");
     let built = Command::new("go")
@@ -83,7 +85,9 @@ impl Vcsim {
         BufReader::new(child.stdout.take().context("its output")?).read_line(&mut address)?;
         let addr: std::net::SocketAddr = address.trim().parse()?;
         let config = config(&certificates, dir.path(), addr.port(), Approach::Right)?;
-        let direct = VsphereConnector::new(config, counted_pace(FAST))?.login().await?;
+        let direct = VsphereConnector::new(config, counted_pace(FAST))?
+            .login()
+            .await?;
         let breaker = Breaker::start(Upstream::Tcp(addr)).await?;
         let mut rig = Self {
             child,
@@ -96,7 +100,11 @@ impl Vcsim {
             folder: String::new(),
         };
         rig.hosts = rig.find("HostSystem", "DC0_C0_H").await?;
-        rig.pool = rig.find("ResourcePool", "Resources").await?.pop().context("a pool")?;
+        rig.pool = rig
+            .find("ResourcePool", "Resources")
+            .await?
+            .pop()
+            .context("a pool")?;
         rig.folder = rig.find("Folder", "vm").await?.pop().context("a folder")?;
         Ok(rig)
     }
@@ -114,9 +122,13 @@ impl Vcsim {
         );
         let soap = &mut self.direct.soap;
         let view = soap
-            .call("CreateContainerView", views, &arguments, REQUEST_TIME, |values| {
-                Some(values.first()?.text()?.to_owned())
-            })
+            .call(
+                "CreateContainerView",
+                views,
+                &arguments,
+                REQUEST_TIME,
+                |values| Some(values.first()?.text()?.to_owned()),
+            )
             .await?;
         let spec = format!(
             "<specSet><propSet><type>{kind}</type><pathSet>name</pathSet></propSet><objectSet>\
@@ -129,20 +141,32 @@ impl Vcsim {
             id: "propertyCollector",
         };
         let found = soap
-            .call("RetrieveProperties", collector, &spec, REQUEST_TIME, |values| {
-                let named = values.iter().filter_map(|object| {
-                    let shown = child(children(*object, "propSet").next()?, "val")?.text()?;
-                    let id = child(*object, "obj")?.text()?;
-                    shown.starts_with(name).then(|| id.to_owned())
-                });
-                Some(named.collect())
-            })
+            .call(
+                "RetrieveProperties",
+                collector,
+                &spec,
+                REQUEST_TIME,
+                |values| {
+                    let named = values.iter().filter_map(|object| {
+                        let shown = child(children(*object, "propSet").next()?, "val")?.text()?;
+                        let id = child(*object, "obj")?.text()?;
+                        shown.starts_with(name).then(|| id.to_owned())
+                    });
+                    Some(named.collect())
+                },
+            )
             .await?;
         Ok(found)
     }
 
     /// Runs a task to its end and gives its result.
-    async fn task(&mut self, method: &str, kind: &str, id: &str, arguments: &str) -> Result<String> {
+    async fn task(
+        &mut self,
+        method: &str,
+        kind: &str,
+        id: &str,
+        arguments: &str,
+    ) -> Result<String> {
         let this = Ref { kind, id };
         let soap = &mut self.direct.soap;
         let task = soap
@@ -160,11 +184,17 @@ impl Vcsim {
         };
         for _ in 0..500 {
             let (state, result) = soap
-                .call("RetrieveProperties", collector, &spec, REQUEST_TIME, |values| {
-                    let info = child(child(*values.first()?, "propSet")?, "val")?;
-                    let text = |name| Some(child(info, name)?.text()?.to_owned());
-                    Some((text("state")?, text("result").unwrap_or_default()))
-                })
+                .call(
+                    "RetrieveProperties",
+                    collector,
+                    &spec,
+                    REQUEST_TIME,
+                    |values| {
+                        let info = child(child(*values.first()?, "propSet")?, "val")?;
+                        let text = |name| Some(child(info, name)?.text()?.to_owned());
+                        Some((text("state")?, text("result").unwrap_or_default()))
+                    },
+                )
                 .await?;
             match &*state {
                 "success" => return Ok(result),
@@ -176,7 +206,8 @@ impl Vcsim {
     }
 
     async fn vm_task(&mut self, method: &str, vm: &VmId, arguments: &str) -> Result<String> {
-        self.task(method, "VirtualMachine", vm.as_str(), arguments).await
+        self.task(method, "VirtualMachine", vm.as_str(), arguments)
+            .await
     }
 }
 
@@ -235,7 +266,9 @@ impl Rig for Vcsim {
             self.pool, self.hosts[0]
         );
         let folder = self.folder.clone();
-        let id = self.task("CreateVM_Task", "Folder", &folder, &arguments).await?;
+        let id = self
+            .task("CreateVM_Task", "Folder", &folder, &arguments)
+            .await?;
         let vm = VmId::new(&id)?;
         self.power_on(&vm).await?;
         Ok(vm)
@@ -270,7 +303,9 @@ impl Rig for Vcsim {
              <template>false</template></spec>",
             self.folder, self.pool
         );
-        Ok(VmId::new(&self.vm_task("CloneVM_Task", vm, &arguments).await?)?)
+        Ok(VmId::new(
+            &self.vm_task("CloneVM_Task", vm, &arguments).await?,
+        )?)
     }
 
     async fn delete(&mut self, vm: &VmId) -> Result<()> {

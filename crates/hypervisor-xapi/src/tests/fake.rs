@@ -71,27 +71,29 @@ impl Pool {
 
     /// Everything that changed since a token: the last state of each object alone, as XAPI does.
     fn since(&self, token: u64) -> Vec<Value> {
-        let changed = self.objects.iter().filter(|(_, (at, record))| {
-            *at > token && (token > 0 || record.is_some())
-        });
-        let event = |((class, reference), (at, record)): (&(String, String), &(u64, Option<Record>))| {
-            let operation = match (record, token) {
-                (None, _) => "del",
-                (Some(_), 0) => "add",
-                (Some(_), _) => "mod",
+        let changed = self
+            .objects
+            .iter()
+            .filter(|(_, (at, record))| *at > token && (token > 0 || record.is_some()));
+        let event =
+            |((class, reference), (at, record)): (&(String, String), &(u64, Option<Record>))| {
+                let operation = match (record, token) {
+                    (None, _) => "del",
+                    (Some(_), 0) => "add",
+                    (Some(_), _) => "mod",
+                };
+                let mut event = Record::from([
+                    ("id".to_owned(), Value::Text(at.to_string())),
+                    ("timestamp".to_owned(), Value::from("0.0")),
+                    ("class".to_owned(), Value::from(&**class)),
+                    ("operation".to_owned(), Value::from(operation)),
+                    ("ref".to_owned(), Value::from(&**reference)),
+                ]);
+                if let Some(record) = record {
+                    event.insert("snapshot".to_owned(), Value::Map(record.clone()));
+                }
+                Value::Map(event)
             };
-            let mut event = Record::from([
-                ("id".to_owned(), Value::Text(at.to_string())),
-                ("timestamp".to_owned(), Value::from("0.0")),
-                ("class".to_owned(), Value::from(&**class)),
-                ("operation".to_owned(), Value::from(operation)),
-                ("ref".to_owned(), Value::from(&**reference)),
-            ]);
-            if let Some(record) = record {
-                event.insert("snapshot".to_owned(), Value::Map(record.clone()));
-            }
-            Value::Map(event)
-        };
         changed.map(event).collect()
     }
 }
@@ -112,7 +114,10 @@ impl Shared {
             ]),
             Err(why) => Record::from([
                 ("Status".to_owned(), Value::from("Failure")),
-                ("ErrorDescription".to_owned(), Value::List(vec![Value::from(why)])),
+                (
+                    "ErrorDescription".to_owned(),
+                    Value::List(vec![Value::from(why)]),
+                ),
             ]),
         };
         FakeResponse::body("text/xml", write_answer(&Value::Map(result)))
@@ -147,13 +152,20 @@ impl Shared {
     }
 
     fn events(&self, classes: Option<&Value>, token: &str) -> Result<Value, &'static str> {
-        let classes = classes.and_then(Value::list).ok_or("MESSAGE_PARAMETER_COUNT_MISMATCH")?;
+        let classes = classes
+            .and_then(Value::list)
+            .ok_or("MESSAGE_PARAMETER_COUNT_MISMATCH")?;
         let known: BTreeSet<&str> = ["vm", "host", "vif", "pool"].into();
-        if !classes.iter().all(|class| class.text().is_some_and(|class| known.contains(class))) {
+        if !classes
+            .iter()
+            .all(|class| class.text().is_some_and(|class| known.contains(class)))
+        {
             return Err("EVENT_FROM_TOKEN_PARSE_FAILURE");
         }
         let since: u64 = match token.strip_prefix("00,") {
-            Some(number) => number.parse().map_err(|_| "EVENT_FROM_TOKEN_PARSE_FAILURE")?,
+            Some(number) => number
+                .parse()
+                .map_err(|_| "EVENT_FROM_TOKEN_PARSE_FAILURE")?,
             None if token.is_empty() => 0,
             None => return Err("EVENT_FROM_TOKEN_PARSE_FAILURE"),
         };
@@ -168,14 +180,21 @@ impl Shared {
         Ok(Value::Map(Record::from([
             ("events".to_owned(), Value::List(pool.since(since))),
             ("valid_ref_counts".to_owned(), Value::Map(counts)),
-            ("token".to_owned(), Value::Text(format!("00,{}", pool.changes))),
+            (
+                "token".to_owned(),
+                Value::Text(format!("00,{}", pool.changes)),
+            ),
         ])))
     }
 
     fn tag(&self, vm: &str, tag: &str, is_on: bool) -> Result<Value, &'static str> {
         let changed = self.pool().change_vm(vm, |record| {
             let old = record["tags"].list().unwrap_or_default();
-            let mut tags: Vec<Value> = old.iter().filter(|old| old.text() != Some(tag)).cloned().collect();
+            let mut tags: Vec<Value> = old
+                .iter()
+                .filter(|old| old.text() != Some(tag))
+                .cloned()
+                .collect();
             if is_on {
                 tags.push(Value::from(tag));
             }
@@ -199,11 +218,19 @@ impl Fake {
                 ("name_label".to_owned(), Value::Text(format!("xen{i}"))),
                 ("enabled".to_owned(), Value::Bool(true)),
             ]);
-            shared.pool().set("host", &format!("OpaqueRef:{uuid}"), Some(host));
+            shared
+                .pool()
+                .set("host", &format!("OpaqueRef:{uuid}"), Some(host));
         }
         let dom0 = Record::from([
-            ("uuid".to_owned(), Value::from("00000000-0000-0000-0000-00000000d000")),
-            ("name_label".to_owned(), Value::from("Control domain on host: xen0")),
+            (
+                "uuid".to_owned(),
+                Value::from("00000000-0000-0000-0000-00000000d000"),
+            ),
+            (
+                "name_label".to_owned(),
+                Value::from("Control domain on host: xen0"),
+            ),
             ("power_state".to_owned(), Value::from("Running")),
             ("is_control_domain".to_owned(), Value::Bool(true)),
         ]);
@@ -282,8 +309,14 @@ impl Rig for Fake {
             ("uuid".to_owned(), Value::from(&*uuid)),
             ("name_label".to_owned(), Value::from(name)),
             ("power_state".to_owned(), Value::from("Running")),
-            ("resident_on".to_owned(), Value::Text(format!("OpaqueRef:{}", HOSTS[0]))),
-            ("scheduled_to_be_resident_on".to_owned(), Value::from(NOTHING)),
+            (
+                "resident_on".to_owned(),
+                Value::Text(format!("OpaqueRef:{}", HOSTS[0])),
+            ),
+            (
+                "scheduled_to_be_resident_on".to_owned(),
+                Value::from(NOTHING),
+            ),
             ("is_a_template".to_owned(), Value::Bool(false)),
             ("is_a_snapshot".to_owned(), Value::Bool(false)),
             ("is_control_domain".to_owned(), Value::Bool(false)),
@@ -310,7 +343,13 @@ impl Rig for Fake {
 
     async fn power_on(&mut self, vm: &VmId) -> Result<()> {
         let there = Value::Text(format!("OpaqueRef:{}", HOSTS[0]));
-        self.change(vm, &[("power_state", Value::from("Running")), ("resident_on", there)])
+        self.change(
+            vm,
+            &[
+                ("power_state", Value::from("Running")),
+                ("resident_on", there),
+            ],
+        )
     }
 
     async fn pause(&mut self, vm: &VmId) -> Result<()> {

@@ -169,7 +169,12 @@ impl Mirror {
                 row.0 = vm.host;
                 row.2 = vm.name;
             }
-            Change::VmMoved { vm, from, to, phase } => {
+            Change::VmMoved {
+                vm,
+                from,
+                to,
+                phase,
+            } => {
                 let row = self.vms.get_mut(&vm).expect("known");
                 if phase == MovePhase::Switched {
                     assert_ne!(row.0, to, "an invented move");
@@ -211,7 +216,9 @@ fn any_vm() -> impl Strategy<Value = Vm> {
         let mut vm = Vm::new(vm_id(n), &name);
         vm.host = on.map(host_id);
         vm.power = power;
-        vm.migration = to.map(|to| Migration { to: to.map(host_id) });
+        vm.migration = to.map(|to| Migration {
+            to: to.map(host_id),
+        });
         vm
     })
 }
