@@ -74,8 +74,8 @@ pub(crate) fn authenticate(
     let session_key = mac(&key, &[&proof]);
     let nt_response = [&proof[..], &blob].concat();
 
-    let mut payload = Vec::new();
-    let mut fields = Vec::new();
+    let mut payload: Vec<u8> = Vec::new();
+    let mut fields: Vec<u8> = Vec::new();
     let header_len = MIC_AT + 16;
     for part in [
         &[0; 24][..],

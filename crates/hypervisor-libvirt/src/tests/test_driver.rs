@@ -1,7 +1,6 @@
 //! libvirtd's own test driver, over TLS with a password.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 
