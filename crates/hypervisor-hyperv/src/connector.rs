@@ -17,7 +17,7 @@ use crate::config::{HypervConfig, Target};
 use crate::records::{COMPUTERS, Hardware, MIGRATIONS, NAMESPACE, PORTS, SETTINGS, vms};
 use crate::wsman::{Login, Wsman};
 
-/// Network cards and firmware uuids are asked for again this often.
+/// Network cards and firmware uuids are asked for again this often, and when a VM is new.
 const HARDWARE_EVERY: Duration = Duration::from_secs(300);
 /// A host that did not answer is left alone this long.
 const RETRY: Duration = Duration::from_secs(5);
@@ -91,6 +91,7 @@ impl Connect for HypervConnector {
                 id: target.id.clone(),
                 wsman: Wsman::new(http, login.clone()),
                 hardware: Hardware::default(),
+                hardware_of: BTreeSet::new(),
                 hardware_until: None,
                 retry_at: None,
                 missing: BTreeSet::new(),
@@ -111,6 +112,8 @@ struct Probe {
     id: HostId,
     wsman: Wsman,
     hardware: Hardware,
+    /// Names of the machines that were there when it was asked for.
+    hardware_of: BTreeSet<String>,
     hardware_until: Option<Instant>,
     /// It did not answer; not before then again.
     retry_at: Option<Instant>,
@@ -122,17 +125,23 @@ type Found = Vec<(Vm, bool)>;
 
 impl Probe {
     async fn look(&mut self) -> Result<Found, ConnectorError> {
-        if self
+        // Moves first: one that ends in between is told by its result.
+        let migrations = self.wsman.query(NAMESPACE, MIGRATIONS).await?;
+        let computers = self.wsman.query(NAMESPACE, COMPUTERS).await?;
+        let names = computers
+            .iter()
+            .filter_map(|found| found.get("Name").cloned());
+        let names: BTreeSet<String> = names.collect();
+        let is_due = self
             .hardware_until
-            .is_none_or(|until| until < Instant::now())
-        {
+            .is_none_or(|until| until < Instant::now());
+        if is_due || !names.is_subset(&self.hardware_of) {
             let settings = self.wsman.query(NAMESPACE, SETTINGS).await?;
             let ports = self.wsman.query(NAMESPACE, PORTS).await?;
             self.hardware = Hardware::read(&settings, &ports);
+            self.hardware_of = names;
             self.hardware_until = Some(Instant::now() + HARDWARE_EVERY);
         }
-        let migrations = self.wsman.query(NAMESPACE, MIGRATIONS).await?;
-        let computers = self.wsman.query(NAMESPACE, COMPUTERS).await?;
         Ok(vms(&computers, &migrations, &self.hardware))
     }
 

@@ -18,6 +18,8 @@ use crate::{HypervConfig, HypervConnector, HypervHost};
 pub(super) const PASSWORD: &str = "the <right> password";
 const NAMES: [&str; 2] = ["hv1", "hv2"];
 const SOAP: &str = "application/soap+xml;charset=UTF-8";
+/// Stands for the id of the message that is answered.
+const ASKED: &str = "@asked@";
 /// Instances in one answer: few, so that there are several.
 const PAGE: usize = 2;
 
@@ -130,12 +132,17 @@ impl Machine {
             let rest = &rest[rest.find('>')? + 1..];
             Some(rest[..rest.find(to)?].to_owned())
         };
-        if let Some(context) = between("EnumerationContext", "<") {
-            return self.pull(&context);
-        }
-        match between("Filter", "<") {
-            Some(wql) => self.enumerate(&wql),
-            None => fault("The request is not supported."),
+        let made = if let Some(context) = between("EnumerationContext", "<") {
+            self.pull(&context)
+        } else if let Some(wql) = between("Filter", "<") {
+            self.enumerate(&wql)
+        } else {
+            fault("The request is not supported.")
+        };
+        let asked = between("MessageID", "<").unwrap_or_default();
+        FakeResponse {
+            body: made.body.replace(ASKED, &asked),
+            ..made
         }
     }
 
@@ -304,7 +311,7 @@ fn envelope(body: &str) -> String {
          xmlns:a=\"http://schemas.xmlsoap.org/ws/2004/08/addressing\" \
          xmlns:n=\"http://schemas.xmlsoap.org/ws/2004/09/enumeration\" \
          xmlns:w=\"http://schemas.dmtf.org/wbem/wsman/1/wsman.xsd\"><s:Header>\
-         <a:MessageID>uuid:1</a:MessageID></s:Header><s:Body>{body}</s:Body></s:Envelope>"
+         <a:MessageID>uuid:1</a:MessageID><a:RelatesTo>{ASKED}</a:RelatesTo></s:Header><s:Body>{body}</s:Body></s:Envelope>"
     )
 }
 
