@@ -145,6 +145,11 @@ impl Shared {
                 let vm = self.pool().vm(text(1)).ok_or("HANDLE_INVALID")?;
                 Ok(vm["resident_on"].clone())
             }
+            // The vendor's client asks for these when it logs in.
+            "pool.get_all" => Ok(Value::List(vec![Value::from("OpaqueRef:pool")])),
+            "pool.get_master" => Ok(Value::Text(format!("OpaqueRef:{}", HOSTS[0]))),
+            "host.get_API_version_major" => Ok(Value::from("2")),
+            "host.get_API_version_minor" => Ok(Value::from("16")),
             "host.get_uuid" => Ok(Value::from(text(1).trim_start_matches("OpaqueRef:"))),
             "VM.add_tags" | "VM.remove_tags" => self.tag(text(1), text(2), method == "VM.add_tags"),
             _ => Err("MESSAGE_METHOD_UNKNOWN"),
