@@ -5,8 +5,8 @@ mod corpora;
 mod corpus;
 mod differential;
 mod engine;
+mod fleet;
 mod measure;
-mod migration;
 mod noop;
 mod open;
 mod plot;
@@ -31,8 +31,8 @@ enum Bench {
     Open(open::Options),
     /// What the appliance's engine takes for a MB, against plain YARA-X and yara 4.2.
     Engine(engine::Options),
-    /// A guest opens files while it is live-migrated between two hosts.
-    Migration(migration::Options),
+    /// Placement of 100,000 VMs, against what products do; how long an evacuation takes to place.
+    Fleet(fleet::Options),
     /// Verdicts by read plan against those of whole-file YARA-X, rule by rule.
     Differential(differential::Options),
     /// Answers every open below a mount point with yes; a part of `open`.
@@ -47,7 +47,7 @@ fn main() -> Result<ExitCode> {
     let good = match Cli::parse().bench {
         Bench::Open(options) => open::run(&options).map(|()| true),
         Bench::Engine(options) => engine::run(&options).map(|()| true),
-        Bench::Migration(options) => migration::run(&options).map(|()| true),
+        Bench::Fleet(options) => fleet::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),
         Bench::Noop { at } => noop::run(&at).map(|()| true),
     };
