@@ -41,18 +41,18 @@ try:
     raise SystemExit("a wrong password was accepted")
 except AuthenticationError:
     pass
+def all_of(node, name):
+    return [found for found in node.iter() if found.tag.endswith("}" + name)]
+
 wsman = client(sys.argv[2])
 found = enumerate(wsman)
-names = [node.text for node in found.iter() if node.tag.endswith("}ElementName")]
-context = found.find("{%s}EnumerationContext" % NS)
-while context is not None and context.text:
+names = [node.text for node in all_of(found, "ElementName")]
+while not all_of(found, "EndOfSequence"):
     pull = E.Element("{%s}Pull" % NS)
-    E.SubElement(pull, "{%s}EnumerationContext" % NS).text = context.text
+    context = E.SubElement(pull, "{%s}EnumerationContext" % NS)
+    context.text = all_of(found, "EnumerationContext")[0].text
     found = wsman.pull(URI, pull)
-    names += [node.text for node in found.iter() if node.tag.endswith("}ElementName")]
-    if found.find("{%s}EndOfSequence" % NS) is not None:
-        break
-    context = found.find("{%s}EnumerationContext" % NS)
+    names += [node.text for node in all_of(found, "ElementName")]
 assert "checked" in names, names
 print("good")
 "#;
