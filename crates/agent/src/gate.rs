@@ -63,6 +63,7 @@ pub(crate) struct Gate {
     /// Copies of policy's switches, so that the reader needs no lock to read them.
     context_sensitive: AtomicBool,
     scan_on_close: AtomicBool,
+    compress: AtomicBool,
     /// Counts changes of what is mounted, so that the reader knows when to look anew.
     mount_changes: AtomicU64,
     queues: Queues,
@@ -137,6 +138,7 @@ impl Gate {
             next_ticket: AtomicU64::new(1),
             context_sensitive: AtomicBool::new(policy.context_sensitive),
             scan_on_close: AtomicBool::new(policy.scan_on_close),
+            compress: AtomicBool::new(false),
             mount_changes: AtomicU64::new(0),
             queues,
             client: OnceLock::new(),
@@ -187,6 +189,10 @@ impl Gate {
 
     pub(crate) fn scans_on_close(&self) -> bool {
         self.scan_on_close.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn compresses(&self) -> bool {
+        self.compress.load(Ordering::Relaxed)
     }
 
     /// A file system came. Device numbers are used again, so nothing counts any more that was
@@ -249,9 +255,9 @@ impl Gate {
     }
 
     /// The appliance wants content.
-    pub(crate) fn needed(&self, request_id: u64, ranges: Vec<v1::ByteRange>) {
+    pub(crate) fn needed(&self, request_id: u64, need: v1::Need) {
         let at_hand = AtHand {
-            ranges,
+            need,
             ..AtHand::default()
         };
         let state = self.lock();
@@ -302,6 +308,7 @@ impl Gate {
             .store(policy.context_sensitive, Ordering::Relaxed);
         self.scan_on_close
             .store(policy.scan_on_close, Ordering::Relaxed);
+        self.compress.store(policy.compress, Ordering::Relaxed);
         deeds
     }
 

@@ -204,7 +204,7 @@ impl Handler for Session {
         let request_id = envelope.request_id;
         match envelope.body {
             Some(Body::CheckReply(reply)) => self.replied(request_id, reply),
-            Some(Body::Need(need)) => self.gate.needed(request_id, need.ranges),
+            Some(Body::Need(need)) => self.gate.needed(request_id, need),
             Some(Body::ContentChanged(changed)) => {
                 if let Some(generation) = Generation::from_slice(&changed.generation) {
                     self.gate.input(Input::ContentChanged { generation });

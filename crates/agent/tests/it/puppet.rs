@@ -207,8 +207,8 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
                     Some(content) => reply(&shared, &sender, id, &check, &content),
                     None => {
                         let need = Body::Need(v1::Need {
-                            ranges: Vec::new(),
                             credit_bytes: 64 << 20,
+                            ..v1::Need::default()
                         });
                         let priority = Priority::from(class_of(&check));
                         let _ = sender.send(priority, enclose(id, need));

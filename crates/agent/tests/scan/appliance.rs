@@ -224,8 +224,8 @@ impl Session {
             Say::Need => self.send(
                 id,
                 Body::Need(v1::Need {
-                    ranges: Vec::new(),
                     credit_bytes: CREDIT_BYTES,
+                    ..v1::Need::default()
                 }),
             ),
             Say::Nothing => {}

@@ -26,7 +26,7 @@ async fn content_of_every_size_is_judged_whole() {
 
 #[tokio::test]
 async fn credit_comes_back_as_data_is_taken() {
-    let rig = Rig::limited("[limits]\nupload_credit_bytes = 65536\n");
+    let rig = Rig::limited("[limits]\nupload_credit_bytes = 131072\n");
     let mut guest = rig.guest(A);
     let bytes = vec![1; 300_000];
     guest.check(1, claim(&bytes));
