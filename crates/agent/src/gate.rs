@@ -27,6 +27,7 @@ use model::Policy;
 
 use crate::books::Books;
 use crate::config::Limits;
+use crate::foresight::Foresight;
 use crate::{AgentConfig, allow};
 use content::{Content, Hashed};
 use deeds::{AtHand, Deed, Preparation};
@@ -67,6 +68,7 @@ pub(crate) struct Gate {
     /// Counts changes of what is mounted, so that the reader knows when to look anew.
     mount_changes: AtomicU64,
     queues: Queues,
+    pub(crate) foresight: Foresight,
     client: OnceLock<Client>,
     /// `None`: there are no allowlists.
     shelf: Option<Arc<Shelf>>,
@@ -141,6 +143,7 @@ impl Gate {
             compress: AtomicBool::new(false),
             mount_changes: AtomicU64::new(0),
             queues,
+            foresight: Foresight::default(),
             client: OnceLock::new(),
             shelf,
             delivery: Mutex::new(Delivery::new(names.clone(), limits.allowlist_bytes_max)),
@@ -316,7 +319,9 @@ impl Gate {
     pub(crate) fn size_limits(&self) -> (u64, u64) {
         let state = self.lock();
         let policy = state.core.policy();
-        (policy.ride_along_max_bytes.into(), policy.size_max_bytes)
+        let ride_along_max = policy.ride_along_max_bytes.into();
+        let ride_along_max = self.foresight.ride_along_max(ride_along_max);
+        (ride_along_max, policy.size_max_bytes)
     }
 
     pub(crate) fn policy(&self) -> Policy {

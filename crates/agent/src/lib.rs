@@ -12,6 +12,7 @@ pub mod cli;
 mod config;
 pub mod control;
 pub mod credentials;
+mod foresight;
 mod gate;
 mod guard;
 mod keeper;

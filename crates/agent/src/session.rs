@@ -53,6 +53,7 @@ impl Session {
     }
 
     fn replied(&self, request_id: u64, reply: v1::CheckReply) {
+        self.gate.foresight.learn(reply.cached);
         let contents = self.gate.contents_of(request_id);
         let verdict = verdict_of(reply.verdict);
         let changed = match verdict.outcome {

@@ -287,7 +287,11 @@ mod tests {
         assert_eq!(list(&&bytes[..], 1 << 40, Digest::of(&bytes)), Ok(None));
         // What was appended meanwhile is not part of it.
         let grown = [&bytes[..], b"more"].concat();
-        assert!(list(&&grown[..], size, Digest::of(&bytes)).unwrap().is_some());
+        assert!(
+            list(&&grown[..], size, Digest::of(&bytes))
+                .unwrap()
+                .is_some()
+        );
     }
 
     #[test]

@@ -199,11 +199,7 @@ impl ChunkLimits {
 
     /// Whose chunks a guest's are.
     fn owner(&self, guest: GuestId) -> GuestId {
-        if self.shared {
-            GuestId([0; 16])
-        } else {
-            guest
-        }
+        if self.shared { GuestId([0; 16]) } else { guest }
     }
 }
 
@@ -291,7 +287,10 @@ mod tests {
 
     fn content(seed: u8, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
+        blake3::Hasher::new()
+            .update(&[seed])
+            .finalize_xof()
+            .fill(&mut bytes);
         bytes
     }
 
@@ -402,9 +401,18 @@ mod tests {
     #[test]
     fn zero_is_none() {
         for limits in [
-            ChunkLimits { size_min_bytes: 0, ..LIMITS },
-            ChunkLimits { bytes_max: 0, ..LIMITS },
-            ChunkLimits { guest_bytes_max: 0, ..LIMITS },
+            ChunkLimits {
+                size_min_bytes: 0,
+                ..LIMITS
+            },
+            ChunkLimits {
+                bytes_max: 0,
+                ..LIMITS
+            },
+            ChunkLimits {
+                guest_bytes_max: 0,
+                ..LIMITS
+            },
         ] {
             assert!(rig(limits).store.wait(A, 1 << 20).is_none());
         }

@@ -115,9 +115,7 @@ impl Session {
         let request_id = envelope.request_id;
         match envelope.body {
             Some(Body::Check(check)) => return self.check(request_id, check),
-            Some(Body::Data(data)) => self.piece(
-                request_id,
-                Piece::Data(data)),
+            Some(Body::Data(data)) => self.piece(request_id, Piece::Data(data)),
             Some(Body::Manifest(manifest)) => self.piece(request_id, Piece::Manifest(manifest)),
             Some(Body::DataEnd(end)) => {
                 let failed = (end.failed != 0).then(|| end.failed().into());

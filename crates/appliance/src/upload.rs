@@ -168,7 +168,11 @@ impl Upload {
         } else {
             false
         };
-        let granted = if asked { self.first_credit() } else { self.ask() };
+        let granted = if asked {
+            self.first_credit()
+        } else {
+            self.ask()
+        };
         let proved = self.whole(shared, pieces, batch, granted).await?;
         Ok(Assembled {
             proved,

@@ -1,6 +1,7 @@
 //! Side-by-side measurements of the real programs against their peers, on one machine, in one
 //! run, alternating. `./x bench NAME` builds and runs this.
 
+mod bytes;
 mod corpora;
 mod corpus;
 mod differential;
@@ -28,6 +29,8 @@ struct Cli {
 enum Bench {
     /// What a guarded open costs: unguarded, no-op handler, Lazaret, clamonacc.
     Open(open::Options),
+    /// What a fleet of clones sends and costs the appliance, one means after the other.
+    Bytes(bytes::Options),
     /// What the appliance's engine takes for a MB, against plain YARA-X and yara 4.2.
     Engine(engine::Options),
     /// Verdicts by read plan against those of whole-file YARA-X, rule by rule.
@@ -43,6 +46,7 @@ enum Bench {
 fn main() -> Result<ExitCode> {
     let good = match Cli::parse().bench {
         Bench::Open(options) => open::run(&options).map(|()| true),
+        Bench::Bytes(options) => bytes::run(&options).map(|()| true),
         Bench::Engine(options) => engine::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),
         Bench::Noop { at } => noop::run(&at).map(|()| true),

@@ -116,10 +116,18 @@ mod tests {
         let plain = vec![0; PLAIN_BYTES_MAX];
         let bomb = compress(&plain).unwrap();
         assert!(bomb.len() < 100);
-        refused(&bomb, PLAIN_BYTES_MAX - 1, DecompressError::Broken(PLAIN_BYTES_MAX - 1));
+        refused(
+            &bomb,
+            PLAIN_BYTES_MAX - 1,
+            DecompressError::Broken(PLAIN_BYTES_MAX - 1),
+        );
         refused(&bomb, 1, DecompressError::Broken(1));
         let twice = bomb.repeat(2);
-        refused(&twice, PLAIN_BYTES_MAX, DecompressError::Broken(PLAIN_BYTES_MAX));
+        refused(
+            &twice,
+            PLAIN_BYTES_MAX,
+            DecompressError::Broken(PLAIN_BYTES_MAX),
+        );
         refused(&bomb, 0, DecompressError::Announced(0));
         let more = PLAIN_BYTES_MAX + 1;
         refused(&bomb, more, DecompressError::Announced(more));

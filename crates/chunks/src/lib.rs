@@ -8,14 +8,15 @@
 //! [`compress`] makes data smaller for the wire, and nothing else may undo that but [`decompress`], which
 //! has a hard limit.
 
+mod compression;
 mod cut;
 mod groups;
 mod kind;
 mod lister;
 mod manifest;
 mod plan;
-mod compression;
 
+pub use compression::{DecompressError, PLAIN_BYTES_MAX, PieceCompressor, compress, decompress};
 pub use groups::GROUP_BYTES;
 pub use kind::{HEAD_BYTES, Kind, PAGE_BYTES};
 pub use lister::Lister;
@@ -23,4 +24,3 @@ pub use manifest::{
     CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Chunk, ChunkId, MANIFEST_BYTES_MAX, Manifest, ManifestError,
 };
 pub use plan::{Copy, Plan, RANGES_MAX, Range, plan};
-pub use compression::{DecompressError, PLAIN_BYTES_MAX, PieceCompressor, decompress, compress};

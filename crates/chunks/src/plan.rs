@@ -125,7 +125,10 @@ mod tests {
         let page = |n: u8| vec![n; 4096];
         let bytes = [page(1), page(2), page(1), page(3), page(2), vec![2; 9]].concat();
         let manifest = list(Kind::Pages, &bytes);
-        let plan = plan(&manifest, |chunk| Ok::<_, Infallible>(chunk.offset == 12_288)).unwrap();
+        let plan = plan(&manifest, |chunk| {
+            Ok::<_, Infallible>(chunk.offset == 12_288)
+        })
+        .unwrap();
         let ranges = [(0, 8192), (20_480, 9)].map(|(offset, len)| Range { offset, len });
         assert_eq!(plan.ranges, ranges);
         let copies = [(0, 8192), (4096, 16_384)].map(|(from, to)| Copy {
@@ -139,7 +142,9 @@ mod tests {
 
     #[test]
     fn there_are_never_too_many_ranges() {
-        let bytes: Vec<u8> = (0..4096 * 4 * 4096u32).map(|i| (i >> 12) as u8 ^ (i >> 20) as u8).collect();
+        let bytes: Vec<u8> = (0..4096 * 4 * 4096u32)
+            .map(|i| (i >> 12) as u8 ^ (i >> 20) as u8)
+            .collect();
         let mut n = 0u32;
         let manifest = list(Kind::Pages, &bytes);
         let distinct = |chunk: &Chunk| {

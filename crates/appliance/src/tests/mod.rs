@@ -2,6 +2,7 @@
 
 mod allowlist;
 mod checks;
+mod chunks;
 mod coalescing;
 mod force;
 mod limits;

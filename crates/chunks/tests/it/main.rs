@@ -15,7 +15,9 @@ fn list(kind: Kind, bytes: &[u8], pieces: usize) -> (Manifest, [u8; 32]) {
 /// Content that is the same for a seed, with runs, repeats and signatures of members in it.
 fn content(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    let mut xof = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
+    let mut xof = blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof();
     xof.fill(&mut bytes);
     for (n, at) in (0..len).step_by(9000).enumerate() {
         let end = len.min(at + 3000);

@@ -160,7 +160,11 @@ mod tests {
         assert!(exchanges.sending(&check(1)));
         assert_eq!(exchanges.take(1, 10, 1), Grant::NotWanted, "before Need");
         exchanges.received(&credit(1, 100));
-        assert_eq!(exchanges.take(1, 10, 1), Grant::NotWanted, "credit is no Need");
+        assert_eq!(
+            exchanges.take(1, 10, 1),
+            Grant::NotWanted,
+            "credit is no Need"
+        );
         assert!(exchanges.received(&need(1, 15)));
         assert_eq!(exchanges.take(1, 10, 1), Grant::Bytes(10));
         assert_eq!(exchanges.take(1, 10, 1), Grant::Bytes(5));

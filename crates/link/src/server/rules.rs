@@ -249,7 +249,9 @@ fn plain_bytes(data: &v1::Data) -> Result<u64, Violation> {
     let (on_wire, plain) = (data.bytes.len(), data.plain_bytes as usize);
     match plain {
         0 => Ok(on_wire as u64),
-        _ if plain < on_wire => Err(Violation("a compressed piece that is longer than the plain")),
+        _ if plain < on_wire => Err(Violation(
+            "a compressed piece that is longer than the plain",
+        )),
         _ if plain > proto::DATA_PLAIN_MAX_BYTES => {
             Err(Violation("a compressed piece of more than 128 KiB"))
         }
