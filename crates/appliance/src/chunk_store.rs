@@ -153,7 +153,7 @@ impl ChunkStore {
         let (ring, guest_bytes_max) = (entry.ring.clone(), state.limits.guest_bytes_max);
         drop(state);
         let mut held = ring.lock();
-        held.write(kind.name(offset, bytes), bytes);
+        held.write(kind.name(offset, bytes), bytes, guest_bytes_max);
         held.evict(guest_bytes_max);
         let bytes = held.bytes();
         drop(held);
@@ -366,9 +366,7 @@ mod tests {
         for seed in 0..5 {
             rig.keep(A, &content(seed, 400_000));
         }
-        for guest in 10..12 {
-            rig.keep(GuestId([guest; 16]), &content(guest, 300_000));
-        }
+        rig.keep(GuestId([10; 16]), &content(10, 300_000));
         assert!(rig.store.totals().0 <= LIMITS.bytes_max);
         assert_eq!(rig.held(B, &modest), 300_000, "A held more");
     }
@@ -396,6 +394,19 @@ mod tests {
         assert!(rig.store.wait(A, 5000).is_some());
         rig.store.forget_idle();
         assert_eq!(rig.store.state.lock().guests.len(), 0);
+    }
+
+    #[test]
+    fn what_is_not_what_it_is_called_is_not_there() {
+        let rig = rig(LIMITS);
+        let bytes = content(1, 300_000);
+        rig.keep(A, &bytes);
+        let ring = rig.store.state.lock().guests[&A].ring.clone();
+        let manifest = list(&bytes);
+        let damaged = manifest.chunks()[2];
+        ring.lock().damage(damaged.id, damaged.len);
+        let left = 300_000 - u64::from(damaged.len);
+        assert_eq!(rig.held(A, &bytes), left);
     }
 
     #[test]

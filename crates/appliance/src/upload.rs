@@ -168,12 +168,7 @@ impl Upload {
         } else {
             false
         };
-        let granted = if asked {
-            self.first_credit()
-        } else {
-            self.ask()
-        };
-        let proved = self.whole(shared, pieces, batch, granted).await?;
+        let proved = self.whole(shared, pieces, batch, asked).await?;
         Ok(Assembled {
             proved,
             manifest: None,
@@ -194,13 +189,14 @@ impl Upload {
         granted
     }
 
-    /// Takes the whole content, of which `batch` is the beginning.
+    /// Makes place, asks unless that was done, and takes the whole content, of which `batch` is the
+    /// beginning.
     async fn whole(
         &self,
         shared: &Shared,
         pieces: &mut UnboundedReceiver<Piece>,
         mut batch: Vec<Piece>,
-        mut granted: u64,
+        was_asked: bool,
     ) -> Result<Proved, UploadError> {
         let (size, memory_max, spool) = (self.size, self.memory_max, shared.spool.clone());
         let begin = move || Assembly::begin(size, memory_max, &spool);
@@ -209,6 +205,11 @@ impl Upload {
             Place::Spool => spawn_blocking(begin)
                 .await
                 .map_err(|_| UploadError::Broken)??,
+        };
+        let mut granted = if was_asked {
+            self.first_credit()
+        } else {
+            self.ask()
         };
         let time_max = shared.force().limits.upload_time_max(self.size);
         let begun = Instant::now();

@@ -260,35 +260,13 @@ mod tests {
         refused(Kind::Content, 9, &entry(9)[1..], Cut);
         refused(Kind::Pages, 9, &[0; 7], Cut);
         refused(Kind::Groups, 9, &[0; 31], Cut);
-        refused(Kind::Content, 9, &entry(8), Sum { size: 9, chunks: 8 });
-        refused(
-            Kind::Content,
-            9,
-            &entry(10),
-            Sum {
-                size: 9,
-                chunks: 10,
-            },
-        );
-        refused(Kind::Content, 9, &[], Sum { size: 9, chunks: 0 });
-        refused(
-            Kind::Pages,
-            4097,
-            &[0; 8],
-            Sum {
-                size: 4097,
-                chunks: 4096,
-            },
-        );
-        refused(
-            Kind::Pages,
-            u64::MAX,
-            &[0; 16],
-            Sum {
-                size: u64::MAX,
-                chunks: 8192,
-            },
-        );
+        let sum = |size, chunks| Sum { size, chunks };
+        refused(Kind::Content, 2001, &entry(2000), sum(2001, 2000));
+        refused(Kind::Content, 1999, &entry(2000), sum(1999, 2000));
+        refused(Kind::Content, 9, &[], sum(9, 0));
+        refused(Kind::Pages, 4097, &[0; 8], sum(4097, 4096));
+        refused(Kind::Pages, u64::MAX, &[0; 16], sum(u64::MAX, 8192));
+        refused(Kind::Content, 9, &entry(8), Short(8));
         // As many entries as there is room for, of one byte each: none is read beyond the first.
         let many = [0].repeat(at_most / 10 * 10);
         refused(Kind::Members, 80_000, &many, Short(1));

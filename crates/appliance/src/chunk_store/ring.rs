@@ -47,14 +47,14 @@ impl Ring {
         Some(bytes)
     }
 
-    /// Writes a chunk, unless it is there and will be for long: what is about to go is written once
-    /// more. A disk that is full keeps nothing.
-    pub(super) fn write(&mut self, id: ChunkId, bytes: &[u8]) {
+    /// Writes a chunk, unless it is there and will be for long: what is among the oldest quarter of
+    /// `bytes_max` is written once more. A disk that is full keeps nothing.
+    pub(super) fn write(&mut self, id: ChunkId, bytes: &[u8], bytes_max: u64) {
         let Ok(len) = u32::try_from(bytes.len()) else {
             return;
         };
         let name = (id, len);
-        let old_before = self.head + self.bytes() / 4;
+        let old_before = self.tail.saturating_sub(bytes_max / 4 * 3);
         let is_young = |offset: &u64| *offset >= old_before;
         if self.offsets.get(&name).is_some_and(is_young) {
             return;
@@ -101,6 +101,15 @@ impl Ring {
 }
 
 #[cfg(test)]
+impl Ring {
+    /// Overwrites what lies under this name.
+    pub(super) fn damage(&self, id: ChunkId, len: u32) {
+        let offset = self.offsets[&(id, len)];
+        self.file.write_all_at(b"damaged", offset).unwrap();
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
@@ -113,7 +122,7 @@ mod tests {
     fn what_goes_gives_its_room_back() {
         let mut ring = Ring::new(tempfile::tempfile().unwrap());
         for n in 0..200 {
-            ring.write(id(n), &[n as u8; 10_000]);
+            ring.write(id(n), &[n as u8; 10_000], 100_000);
             ring.evict(100_000);
             assert_eq!(ring.bytes(), u64::from(n + 1).min(10) * 10_000);
         }
@@ -129,13 +138,13 @@ mod tests {
     #[test]
     fn the_same_is_not_written_twice_unless_it_is_about_to_go() {
         let mut ring = Ring::new(tempfile::tempfile().unwrap());
-        ring.write(id(0), &[0; 1000]);
-        ring.write(id(0), &[0; 1000]);
+        ring.write(id(0), &[0; 1000], 10_000);
+        ring.write(id(0), &[0; 1000], 10_000);
         assert_eq!(ring.bytes(), 1000);
         for n in 1..10 {
-            ring.write(id(n), &[n as u8; 1000]);
+            ring.write(id(n), &[n as u8; 1000], 10_000);
         }
-        ring.write(id(0), &[0; 1000]);
+        ring.write(id(0), &[0; 1000], 10_000);
         assert_eq!(ring.bytes(), 11_000);
         ring.evict(5000);
         assert_eq!(ring.read(id(0), 1000), Some(vec![0; 1000]));
@@ -145,7 +154,7 @@ mod tests {
     fn a_disk_that_fails_keeps_nothing() {
         let read_only = File::open("/dev/null").unwrap();
         let mut ring = Ring::new(read_only);
-        ring.write(id(0), &[0; 1000]);
+        ring.write(id(0), &[0; 1000], 10_000);
         assert_eq!((ring.bytes(), ring.read(id(0), 1000)), (0, None));
     }
 }

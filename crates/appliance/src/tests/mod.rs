@@ -1,8 +1,8 @@
 //! The appliance without sockets: sessions are driven by hand, engines are doubles.
 
 mod allowlist;
+mod by_chunks;
 mod checks;
-mod chunks;
 mod coalescing;
 mod force;
 mod limits;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -10,6 +11,9 @@ use testbed::{Agent, AgentOptions, Relay, Server, ServerOptions, binary};
 /// Exit codes of a scan that came to its end: nothing found, something found. Public rules find
 /// something in most systems.
 const DONE: [i32; 2] = [0, 1];
+
+/// Thousands of rules are compiled on a machine that may have other things to do.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// How a fleet is set up.
 pub(crate) struct Setup<'a> {
@@ -48,12 +52,15 @@ impl Fleet {
         let options = ServerOptions {
             rules: vec![setup.rules.to_owned()],
             extra: setup.server.to_owned(),
+            patience: PATIENCE,
             ..ServerOptions::default()
         };
         let mut server = Server::start(&dir.join("server"), &options)?;
         let relay = Relay::start(server.link.parse()?)?;
         server.link = relay.addr().to_string();
         let options = AgentOptions {
+            // It must guard something; nothing is: only scans run.
+            guard: vec![dir.to_owned()],
             extra: setup.agents.to_owned(),
             ..AgentOptions::default()
         };

@@ -151,6 +151,7 @@ async fn nobody_learns_what_another_guest_has_sent() {
     let new = next_version(&old, b"x");
     other.check(1, claim(&new));
     assert!(!other.needed(1).await.manifest, "B has sent nothing");
+    other.send(1, Body::Cancel(v1::Cancel {})).unwrap();
     let own = content(1, 600_000);
     other.teach(&rig, 3, &own).await;
     let asked = other.list(5, &new, message(&list(&new))).await;
