@@ -510,7 +510,7 @@ fn one_need_is_served_at_a_time() {
         ticket,
         class: OPEN,
     };
-    assert_eq!(gate.last, [upload]);
+    assert_eq!(gate.last, [upload.clone()]);
     gate.input(Input::Needed { request_id });
     assert_eq!(gate.last, []);
     gate.input(Input::Sent { request_id });
