@@ -52,6 +52,8 @@ pub struct ServerOptions {
     pub extra: String,
     /// Runs in this network namespace, on ports of its own choice.
     pub netns: Option<String>,
+    /// How long it may take to be ready; large rule sets are compiled first.
+    pub patience: Duration,
 }
 
 impl Default for ServerOptions {
@@ -63,6 +65,7 @@ impl Default for ServerOptions {
             yara_extra: String::new(),
             extra: String::new(),
             netns: None,
+            patience: PATIENCE,
         }
     }
 }
@@ -71,6 +74,7 @@ impl Default for ServerOptions {
 #[derive(Debug)]
 pub struct Server {
     process: Option<Process>,
+    patience: Duration,
     dir: PathBuf,
     netns: Option<String>,
     /// Where agents connect, host:port.
@@ -100,6 +104,7 @@ impl Server {
         let address = |port| format!("{}:{port}", options.address);
         let mut server = Self {
             process: None,
+            patience: options.patience,
             dir: dir.to_owned(),
             netns: options.netns.clone(),
             link: address(link),
@@ -155,7 +160,7 @@ impl Server {
         let process = spawn
             .args(["up", "--config"])
             .arg(self.config())
-            .start_ready(PATIENCE)?;
+            .start_ready(self.patience)?;
         self.process = Some(process);
         Ok(())
     }
