@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use chunks::DecompressError;
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
 use scan_core::{CacheKey, Context, Place, Refusal};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::answer::{OpenCheck, Waiter};
-use crate::assembly::{INLINE_MAX_BYTES, prove_whole};
+use crate::assembly::{AssemblyError, INLINE_MAX_BYTES, prove_whole};
 use crate::force::Force;
 use crate::scans::ScanJob;
 use crate::session::{Breach, Session};
@@ -41,6 +42,8 @@ struct Ask {
     class: AccessClass,
     context: Context,
     content: Option<Bytes>,
+    /// `content` is a zstd frame.
+    compressed: bool,
 }
 
 fn read(check: v1::Check) -> Result<Ask, CheckError> {
@@ -53,6 +56,10 @@ fn read(check: v1::Check) -> Result<Ask, CheckError> {
     if check.content.as_ref().is_some_and(is_long) {
         return Err(CheckError::Content);
     }
+    let is_long = check.size > u64::from(model::RIDE_ALONG_MAX);
+    if check.content_compressed && is_long {
+        return Err(CheckError::Content);
+    }
     Ok(Ask {
         digest: Digest::from_slice(&check.blake3).ok_or(CheckError::Digest)?,
         size: check.size,
@@ -63,6 +70,7 @@ fn read(check: v1::Check) -> Result<Ask, CheckError> {
             mode: context.mode,
         },
         content: check.content.or_else(|| (check.size == 0).then(Bytes::new)),
+        compressed: check.content_compressed,
     })
 }
 
@@ -92,7 +100,9 @@ impl Session {
             Ok(()) => return Ok(()),
             Err(waiter) => waiter,
         };
-        let held = match ask.content.map(|content| self.hold(content)).transpose() {
+        let (size, compressed) = (ask.size, ask.compressed);
+        let held = ask.content.map(|bytes| self.hold(bytes, size, compressed));
+        let held = match held.transpose() {
             Ok(held) => held,
             Err(limit) => {
                 waiter.refuse(shared, ask.size, limit);
@@ -112,13 +122,16 @@ impl Session {
     }
 
     /// Finds a place for content that came with its check.
-    fn hold(&self, content: Bytes) -> Result<Held, Refusal> {
-        let bytes = content.len() as u64;
+    fn hold(&self, bytes: Bytes, size: u64, compressed: bool) -> Result<Held, Refusal> {
+        let came = bytes.len() as u64;
         let content_bytes = &self.shared.metrics.guests.content_bytes;
-        content_bytes.with(["ride_along"]).inc_by(bytes);
-        let reservation = self.shared.reserve(self.guest(), Place::Memory, bytes)?;
+        content_bytes.with(["ride_along"]).inc_by(came);
+        // Compressed content's size is bounded by `read`.
+        let held = if compressed { size.max(came) } else { came };
+        let reservation = self.shared.reserve(self.guest(), Place::Memory, held)?;
         Ok(Held {
-            content,
+            bytes,
+            compressed,
             reservation,
         })
     }
@@ -145,8 +158,20 @@ impl Session {
 
 /// Content that came with its check, and its place.
 struct Held {
-    content: Bytes,
+    bytes: Bytes,
+    compressed: bool,
     reservation: Reservation,
+}
+
+impl Held {
+    /// The content, of at most `size` bytes where it is compressed.
+    fn content(&self, size: u64) -> Result<Bytes, DecompressError> {
+        if self.compressed {
+            let size = usize::try_from(size).unwrap_or(usize::MAX);
+            return chunks::decompress(&self.bytes, size).map(Bytes::from);
+        }
+        Ok(self.bytes.clone())
+    }
 }
 
 /// A check of what memory does not know.
@@ -186,13 +211,20 @@ impl Unknown {
             waiter,
             ..
         } = self;
-        match prove_whole(held.content, size, key.digest) {
+        let content = match held.content(size) {
+            Ok(content) => content,
+            Err(error) => {
+                let reason = AssemblyError::from(error).reason();
+                return waiter.unscanned(shared, size, reason, error.to_string());
+            }
+        };
+        match prove_whole(content, size, key.digest) {
             Ok(proved) => {
                 let job = ScanJob {
                     key,
                     context,
                     proved,
-                    reservation: held.reservation,
+                    reservation: Arc::new(held.reservation),
                 };
                 shared.scans.submit(shared, job, waiter);
             }
@@ -233,7 +265,7 @@ impl Unknown {
             memory_max,
             credit_bytes: limits.upload_credit_bytes.get(),
             idle_timeout: limits.upload_idle_timeout(),
-            reservation,
+            reservation: Arc::new(reservation),
             waiter,
         };
         shared.runtime.spawn(upload.receive(shared.clone(), pieces));
