@@ -44,6 +44,9 @@ pub(crate) fn ci() -> Result<Tally> {
     tally.step("bench holders --quick", || bench("holders", true, false));
     tally.step("bench bytes --quick", || bench("bytes", true, false));
     tally.step("bench fleet --quick", || bench("fleet", true, false));
+    tally.step("bench migration --quick", || {
+        bench("migration", true, false)
+    });
     Ok(tally)
 }
 
