@@ -51,6 +51,10 @@ pub struct Guard {
     pub include: Vec<PathBuf>,
     /// Files and folders below those that are let through unseen.
     pub exclude: Vec<PathBuf>,
+    /// Where file systems are mounted whose files may be held open while a verdict on them stands
+    /// in the kernel, which makes opening them cost nothing. One that holds open files cannot be
+    /// unmounted, so name only those that stay. Verdicts on others are cached by the agent.
+    pub standing_filesystems: Vec<PathBuf>,
     /// Types of file systems that are not marked, as in `/proc/filesystems`.
     pub exclude_filesystems: Vec<String>,
     /// Programs, by the path of their executable, whose opens are let through unseen. Whoever
@@ -86,6 +90,8 @@ pub struct Limits {
     pub kept_max: usize,
     /// Verdicts remembered.
     pub cache_entries_max: usize,
+    /// Verdicts that stand in the kernel; each holds a descriptor. 0: none do.
+    pub standing_max: usize,
     /// Milliseconds that openers wait for a lost link.
     pub link_grace_ms: u64,
     /// Seconds that a scan nobody waits for may go on.
@@ -199,6 +205,9 @@ impl Default for Guard {
         Self {
             include: vec!["/".into()],
             exclude: Vec::new(),
+            standing_filesystems: ["/", "/usr", "/var", "/home", "/opt", "/srv"]
+                .map(PathBuf::from)
+                .to_vec(),
             exclude_filesystems: excluded.split_whitespace().map(str::to_owned).collect(),
             exclude_programs: Vec::new(),
         }
@@ -215,6 +224,7 @@ impl Default for Limits {
             background_in_flight_max: core.background_in_flight_max,
             kept_max: core.kept_max,
             cache_entries_max: core.cache_entries_max,
+            standing_max: core.standing_max,
             link_grace_ms: core.link_grace.as_millis() as u64,
             scan_time_max_s: core.scan_time_max.as_secs(),
             attempts_max: core.attempts_max,
@@ -255,6 +265,7 @@ impl Limits {
             background_in_flight_max: self.background_in_flight_max,
             kept_max: self.kept_max,
             cache_entries_max: self.cache_entries_max,
+            standing_max: self.standing_max,
             link_grace: Duration::from_millis(self.link_grace_ms),
             scan_time_max: Duration::from_secs(self.scan_time_max_s),
             attempts_max: self.attempts_max,
@@ -275,6 +286,7 @@ impl Limits {
             ),
             ("kept_max", self.kept_max, 1, MANY),
             ("cache_entries_max", self.cache_entries_max, 0, 1 << 24),
+            ("standing_max", self.standing_max, 0, MANY),
             ("digest_threads", self.digest_threads, 1, 64),
             ("upload_threads", self.upload_threads, 1, 64),
             ("ledger_entries_max", self.ledger_entries_max, 1, MANY),
@@ -340,6 +352,10 @@ impl AgentConfig {
         let lists = [
             ("guard.include", &self.guard.include),
             ("guard.exclude", &self.guard.exclude),
+            (
+                "guard.standing_filesystems",
+                &self.guard.standing_filesystems,
+            ),
             ("guard.exclude_programs", &self.guard.exclude_programs),
             ("allowlist.files", &self.allowlist.files),
         ];

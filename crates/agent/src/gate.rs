@@ -8,11 +8,12 @@ pub(crate) mod deeds;
 mod delivery;
 mod listed;
 pub(crate) mod reader;
+pub(crate) mod standing;
 pub(crate) mod tally;
 pub(crate) mod timer;
 pub(crate) mod workers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -32,6 +33,7 @@ use content::{Content, Hashed};
 use deeds::{AtHand, Deed, Preparation};
 use delivery::Delivery;
 use proto::v1;
+use standing::Standing;
 use tally::Tally;
 use workers::Queues;
 
@@ -65,6 +67,9 @@ pub(crate) struct Gate {
     scan_on_close: AtomicBool,
     /// Counts changes of what is mounted, so that the reader knows when to look anew.
     mount_changes: AtomicU64,
+    /// The file systems whose files may be held open for as long as their verdicts stand.
+    may_stand_on: Mutex<HashSet<u64>>,
+    pub(crate) standing: Standing,
     queues: Queues,
     client: OnceLock<Client>,
     /// `None`: there are no allowlists.
@@ -107,6 +112,7 @@ pub(crate) struct Snapshot {
     pub(crate) queued: usize,
     pub(crate) kept: usize,
     pub(crate) cached: usize,
+    pub(crate) standing: usize,
     pub(crate) counters: agent_core::Counters,
 }
 
@@ -116,6 +122,7 @@ impl Gate {
         queues: Queues,
         books: Books,
         shelf: Option<Arc<Shelf>>,
+        standing: Standing,
     ) -> Self {
         let limits = &config.limits;
         let names = &config.allowlist.names;
@@ -138,6 +145,8 @@ impl Gate {
             context_sensitive: AtomicBool::new(policy.context_sensitive),
             scan_on_close: AtomicBool::new(policy.scan_on_close),
             mount_changes: AtomicU64::new(0),
+            may_stand_on: Mutex::default(),
+            standing,
             queues,
             client: OnceLock::new(),
             shelf,
@@ -196,7 +205,22 @@ impl Gate {
         self.input(Input::EventsLost);
     }
 
-    /// How often a file system came.
+    /// The marks know which file systems are mounted where verdicts may stand.
+    pub(crate) fn may_stand_on(&self, devices: HashSet<u64>) {
+        let mut known = self.may_stand_on.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != devices {
+            *known = devices;
+            self.mount_changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Whether verdicts on this file system's files may stand.
+    pub(crate) fn stands_on(&self, device: u64) -> bool {
+        let known = self.may_stand_on.lock().unwrap_or_else(PoisonError::into_inner);
+        known.contains(&device)
+    }
+
+    /// How often what is known of file systems changed.
     pub(crate) fn mount_changes(&self) -> u64 {
         self.mount_changes.load(Ordering::Acquire)
     }
@@ -215,6 +239,7 @@ impl Gate {
             key: content.key,
             context: content.context_hash,
             writer_free,
+            may_stand: content.medium.stands,
         };
         let held = Held {
             event,
@@ -284,7 +309,12 @@ impl Gate {
             ..
         } = state;
         core.handle(self.now(), input, actions);
-        let mut preparation = Preparation { held, at_hand };
+        let standing = &self.standing;
+        let mut preparation = Preparation {
+            held,
+            at_hand,
+            standing,
+        };
         let deeds = actions.drain(..);
         let deeds = deeds
             .filter_map(|action| preparation.deed(action))
@@ -346,6 +376,7 @@ impl Gate {
             queued: core.queue_len(),
             kept: core.kept_len(),
             cached: core.cache_len(),
+            standing: core.standing_len(),
             counters: core.counters().clone(),
         }
     }

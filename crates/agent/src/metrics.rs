@@ -253,6 +253,31 @@ fn core_counters(registry: &Registry) -> Vec<Reading<agent_core::Counters>> {
         ),
         (
             counter(
+                "standing_placed",
+                "Clean verdicts that were to stand in the kernel.",
+            ),
+            |c| c.standing_placed,
+        ),
+        (
+            counter(
+                "standing_refused",
+                "Of those, which were not placed: a writer was there, or the kernel would not.",
+            ),
+            |c| c.standing_refused,
+        ),
+        (
+            counter("standing_broken", "Of those, which a writer brought down."),
+            |c| c.standing_broken,
+        ),
+        (
+            counter(
+                "standing_displaced",
+                "Of those, which gave their place up to another file's.",
+            ),
+            |c| c.standing_displaced,
+        ),
+        (
+            counter(
                 "kept_dropped",
                 "Scans after a deadline left to the ledger for want of room.",
             ),
@@ -332,6 +357,10 @@ fn gauges(registry: &Registry) -> Vec<GaugeReading<Snapshot>> {
         (gauge("cache_entries", "Verdicts remembered."), |s| {
             s.cached as u64
         }),
+        (
+            gauge("standing", "Verdicts that stand in the kernel."),
+            |s| s.standing as u64,
+        ),
     ]
 }
 

@@ -65,6 +65,13 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
             "hits": counters.cache_hits,
             "misses": counters.cache_misses,
         },
+        "standing": {
+            "entries": snapshot.standing,
+            "placed": counters.standing_placed,
+            "refused": counters.standing_refused,
+            "broken": counters.standing_broken,
+            "displaced": counters.standing_displaced,
+        },
         "allowlist": {
             "lists": lists.collect::<Value>(),
             "recalled": recalled,
@@ -115,6 +122,13 @@ pub(crate) fn render(status: &Value) -> String {
         number("/cache/entries"),
         number("/cache/hits"),
         number("/cache/misses")
+    );
+    let _ = writeln!(
+        out,
+        "kernel     {} verdicts stand, {} taken down by writers, {} not placed",
+        number("/standing/entries"),
+        number("/standing/broken"),
+        number("/standing/refused")
     );
     for list in status["allowlist"]["lists"]
         .as_array()

@@ -11,7 +11,9 @@ use rustix::io::Errno;
 
 use crate::event::{Answer, Answering, CloseEvent, Event, OpenKind, PermissionEvent};
 use crate::filesystem::FilesystemKind;
+use crate::identity::FileIdentity;
 use crate::parse::{METADATA_LEN, ParseError};
+use crate::standing::{BreakOwner, NotPlaced, StandingVerdict};
 use crate::sys::{self, ReadFailure, ReceivedEvent};
 
 /// How a group behaves.
@@ -321,6 +323,35 @@ impl Group {
             return None;
         }
         Some(Event::Permission(event))
+    }
+
+    /// Places a clean verdict in the kernel: from now on opens of this file raise no event, until
+    /// a writer comes or the verdict is dropped. See [`crate::standing`] for why it is sound.
+    ///
+    /// `file` is the descriptor of the file's event. `is_judged` says whether the content with this
+    /// identity is the one that the verdict is about; it is asked while no writer can be.
+    ///
+    /// # Errors
+    /// Then opens go on raising events.
+    pub fn place(
+        &self,
+        file: Arc<OwnedFd>,
+        breaks: BreakOwner,
+        is_judged: impl FnOnce(&FileIdentity) -> bool,
+    ) -> Result<StandingVerdict, NotPlaced> {
+        StandingVerdict::place(Arc::clone(&self.answering), file, breaks, is_judged)
+    }
+
+    /// Takes every standing verdict of this group out of the kernel, by whichever process it was
+    /// placed; the file systems stay guarded. For whoever goes on with the group of a process that
+    /// died: the leases that watched over those verdicts died with it.
+    ///
+    /// # Errors
+    /// As `fanotify_mark`.
+    pub fn lift_all(&self) -> io::Result<()> {
+        let group = &self.answering.group;
+        // A flush looks at neither descriptor nor path; without a kind it is about inodes.
+        sys::mark(group, libc::FAN_MARK_FLUSH, 0, group.as_fd(), c".")
     }
 
     /// What ends a blocked [`Group::read`], for another thread.

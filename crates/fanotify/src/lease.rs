@@ -77,9 +77,9 @@ pub fn is_unwritten(fd: BorrowedFd<'_>) -> bool {
     ReadLease::try_take(fd).is_ok()
 }
 
-fn take(fd: BorrowedFd<'_>) -> Result<(), LeaseRefused> {
+pub(crate) fn take(fd: BorrowedFd<'_>) -> Result<(), LeaseRefused> {
     static SIGIO_IGNORED: OnceLock<Result<(), Errno>> = OnceLock::new();
-    let ignored = *SIGIO_IGNORED.get_or_init(sys::ignore_sigio);
+    let ignored = *SIGIO_IGNORED.get_or_init(|| sys::ignore_signal(libc::SIGIO));
     ignored
         .and_then(|()| sys::set_lease(fd, libc::F_RDLCK))
         .map_err(|errno| match errno {

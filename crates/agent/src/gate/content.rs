@@ -44,6 +44,8 @@ pub(crate) struct Medium {
     pub(crate) cacheable: bool,
     /// Its time stamps tell any two changes apart; those of others follow the clock's tick.
     pub(crate) fine_stamps: bool,
+    /// Verdicts on its files may stand in the kernel.
+    pub(crate) stands: bool,
 }
 
 /// What hashing gives.
@@ -183,6 +185,7 @@ impl Content {
         let Medium {
             cacheable,
             fine_stamps,
+            ..
         } = self.medium;
         cacheable && (fine_stamps || is_settled(identity))
     }
@@ -271,6 +274,7 @@ mod tests {
             medium: Medium {
                 cacheable: true,
                 fine_stamps: true,
+                stands: false,
             },
             ..Content::new(Arc::new(fd), &identity, AccessClass::Open, 1)
         }

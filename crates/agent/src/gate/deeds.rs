@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_core::{Action, Answered, Input, Source, Ticket, Why};
+use agent_core::{Action, Answered, Fallen, FileKey, Input, Source, StandingId, Ticket, Why};
 use bytes::Bytes;
 use daemon::log::escape;
 use fanotify::{Answer, PermissionEvent};
@@ -14,6 +14,7 @@ use model::{AccessClass, Digest, Disposition, Outcome, UnscannedReason};
 use proto::v1::{self, envelope::Body};
 
 use super::content::Content;
+use super::standing::Standing;
 use super::workers::{HashTask, UploadTask};
 use super::{Gate, Held};
 
@@ -34,6 +35,12 @@ pub(super) enum Deed {
         why: Why,
         waited: Duration,
     },
+    Place {
+        standing: StandingId,
+        key: FileKey,
+        content: Arc<Content>,
+    },
+    Lift,
     Hash(HashTask),
     Check {
         check: Question,
@@ -65,6 +72,7 @@ pub(super) struct Question {
 pub(super) struct Preparation<'a> {
     pub(super) held: &'a mut HashMap<Ticket, Held>,
     pub(super) at_hand: &'a mut AtHand,
+    pub(super) standing: &'a Standing,
 }
 
 impl Preparation<'_> {
@@ -81,6 +89,22 @@ impl Preparation<'_> {
                 disposition,
                 why,
             } => self.answer(ticket, disposition, why)?,
+            Action::Place {
+                ticket,
+                standing,
+                key,
+            } => {
+                self.standing.announce(standing);
+                Deed::Place {
+                    standing,
+                    key,
+                    content: self.content(ticket)?,
+                }
+            }
+            Action::Lift(taken) => {
+                self.standing.take_back(taken);
+                Deed::Lift
+            }
             Action::Digest { ticket, class } => Deed::Hash(HashTask {
                 ticket,
                 class,
@@ -165,6 +189,19 @@ impl Gate {
                 waited,
             } => {
                 self.answer(event, disposition, why, waited);
+                None
+            }
+            Deed::Place {
+                standing,
+                key,
+                content,
+            } => {
+                let stands = self.standing.place(standing, &key, &content);
+                let why = Fallen::NotPlaced;
+                (!stands).then_some(Input::Fallen { standing, why })
+            }
+            Deed::Lift => {
+                self.standing.wake();
                 None
             }
             Deed::Hash(task) => {

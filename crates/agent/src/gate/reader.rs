@@ -196,8 +196,10 @@ impl<'a> Reader<'a> {
             self.media.clear();
         }
         let kind = FilesystemKind::of(file).unwrap_or(FilesystemKind::Unknown);
+        let cacheable = kind.verdicts_may_be_cached();
         let medium = Medium {
-            cacheable: kind.verdicts_may_be_cached(),
+            cacheable,
+            stands: cacheable && self.gate.stands_on(dev),
             fine_stamps: self.fine_kernel && stamps_finely(file),
         };
         self.media.insert(dev, medium);
@@ -220,6 +222,7 @@ impl<'a> Reader<'a> {
         self.gate.tally.descriptors_exhausted.add(1);
         self.gate.books.overflowed();
         self.reserve.release();
+        self.gate.input(Input::DescriptorsScarce);
         self.shedding = true;
         if let Some(suppressed) = self.gate.lines.lost.allow(Instant::now()) {
             tracing::error!(

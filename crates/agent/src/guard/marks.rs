@@ -1,6 +1,6 @@
 //! Which file systems carry a mark, kept up to date as mounts come and go.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
@@ -105,10 +105,21 @@ impl<'a> Marks<'a> {
                 // An error is logged; nobody can be told here.
                 is_new |= self.mark(mount).unwrap_or(false);
             }
+            gate.may_stand_on(self.may_stand_on());
             if is_new {
                 gate.mounts_changed();
             }
         }
+    }
+
+    /// The file systems whose files may be held open: those mounted at the places configured.
+    pub(crate) fn may_stand_on(&self) -> HashSet<u64> {
+        let places = self.guard.standing_filesystems.iter();
+        let device = |place: &PathBuf| {
+            let stat = rustix::fs::stat(place).ok()?;
+            Some(stat.st_dev)
+        };
+        places.filter_map(device).collect()
     }
 
     /// Takes all marks off: no opener comes any more.

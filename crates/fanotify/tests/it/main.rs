@@ -12,4 +12,5 @@ mod opener;
 mod raw;
 mod reader;
 mod scratch;
+mod standing;
 mod writers;
