@@ -213,11 +213,19 @@ mod tests {
         assert_eq!(here(cache), [Some(as_known(Known::Listed)), None, None]);
         let mut cache = fill();
         cache.forget_contents(&HashSet::from([as_known(Known::Clean).digest]));
-        let others = [Some(as_known(Known::Listed)), None, Some(as_known(Known::Malicious))];
+        let others = [
+            Some(as_known(Known::Listed)),
+            None,
+            Some(as_known(Known::Malicious)),
+        ];
         assert_eq!(here(cache), others);
         let mut cache = fill();
         cache.forget_listed();
-        let verdicts = [None, Some(as_known(Known::Clean)), Some(as_known(Known::Malicious))];
+        let verdicts = [
+            None,
+            Some(as_known(Known::Clean)),
+            Some(as_known(Known::Malicious)),
+        ];
         assert_eq!(here(cache), verdicts);
     }
 

@@ -114,7 +114,7 @@ impl Core {
             Input::Written { node } => self.written(node, actions),
             Input::EventsLost => self.events_lost(),
             Input::Fallen { standing, why } => self.fell(standing, why),
-            Input::DescriptorsScarce => self.lift(self.standing.keep(|_, _| false), actions),
+            Input::DescriptorsScarce => lift(self.standing.keep(|_, _| false), actions),
             Input::Digested {
                 ticket,
                 key,
@@ -248,7 +248,7 @@ impl Core {
     fn set_policy(&mut self, policy: Policy, actions: &mut Vec<Action>) {
         if policy != self.policy {
             self.cache.clear();
-            self.lift(self.standing.keep(|_, _| false), actions);
+            lift(self.standing.keep(|_, _| false), actions);
             self.policy = policy;
         }
     }
@@ -256,8 +256,8 @@ impl Core {
     fn set_generation(&mut self, generation: Generation, actions: &mut Vec<Action>) {
         if self.generation != Some(generation) {
             self.cache.forget_verdicts();
-            let judged_by_rules = |known| known != Known::Listed;
-            self.lift(self.standing.keep(|known, _| !judged_by_rules(known)), actions);
+            let stays = |known, _: &_| known == Known::Listed;
+            lift(self.standing.keep(stays), actions);
             self.generation = Some(generation);
         }
     }
@@ -267,7 +267,7 @@ impl Core {
         self.cache.forget_listed();
         let allowlist = &self.allowlist;
         let stays = |known, digest: &_| known != Known::Listed || allowlist.lists(digest);
-        self.lift(self.standing.keep(stays), actions);
+        lift(self.standing.keep(stays), actions);
     }
 
     /// Recalled content may have been judged clean before, by other rules elsewhere.
@@ -275,20 +275,14 @@ impl Core {
         let digests: HashSet<Digest> = digests.into_iter().collect();
         self.cache.forget_contents(&digests);
         let stays = |_, digest: &_| !digests.contains(digest);
-        self.lift(self.standing.keep(stays), actions);
-    }
-
-    fn lift(&self, taken: Vec<StandingId>, actions: &mut Vec<Action>) {
-        if !taken.is_empty() {
-            actions.push(Action::Lift(taken));
-        }
+        lift(self.standing.keep(stays), actions);
     }
 
     /// The cached verdict goes, and what is being judged is no longer what is there. A standing
     /// verdict fell when the writer came; should it not have, it does now.
     fn written(&mut self, node: FileNode, actions: &mut Vec<Action>) {
         self.cache.forget(node);
-        self.lift(self.standing.forget(node).into_iter().collect(), actions);
+        lift(self.standing.forget(node).into_iter().collect(), actions);
         let here = (node, Ticket(0))..=(node, Ticket(u64::MAX));
         for (_, lead) in self.by_node.range(here) {
             if let Some(job) = self.jobs.get_mut(lead) {
@@ -356,5 +350,11 @@ impl Core {
             _ => self.policy.open_budget,
         };
         now + budget * DEADLINE_PERCENT / 100
+    }
+}
+
+fn lift(taken: Vec<StandingId>, actions: &mut Vec<Action>) {
+    if !taken.is_empty() {
+        actions.push(Action::Lift(taken));
     }
 }

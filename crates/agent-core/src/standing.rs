@@ -199,7 +199,11 @@ mod tests {
         assert_eq!(admit(&mut set, 99, 12, Use::First), None, "opened once");
         assert_eq!(admit(&mut set, 9, 12, Use::Again), None, "too early");
         assert_eq!(admit(&mut set, 10, 12, Use::Again), Some((3, Some(1))));
-        assert_eq!(admit(&mut set, 10, 13, Use::Again), None, "the next one is younger");
+        assert_eq!(
+            admit(&mut set, 10, 13, Use::Again),
+            None,
+            "the next one is younger"
+        );
         assert_eq!(admit(&mut set, 11, 13, Use::Again), Some((4, Some(2))));
         assert_eq!(set.len(), 2);
     }

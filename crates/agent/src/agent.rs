@@ -414,7 +414,10 @@ fn spawn_standing(gate: &Arc<Gate>, group: &Arc<Group>) -> Result<JoinHandle<()>
     let (gate, group) = (Arc::clone(gate), Arc::clone(group));
     let (ready, is_ready) = bounded(1);
     let thread = spawn("standing", move || {
-        let watched = standing::watch(&gate, group, || drop(ready.send(())));
+        let watched = standing::watch(&gate, group, || {
+            // Nobody waits any more only where the start failed.
+            let _ = ready.send(());
+        });
         if let Err(error) = watched {
             tracing::error!(%error, "no verdict stands in the kernel; opens cost more");
         }
@@ -458,10 +461,12 @@ fn spawn_marks(
     let (marked, is_marked) = bounded(1);
     let thread = spawn("marks", move || {
         let marks = Marks::new(&group, &config.guard)
-            .and_then(|mut marks| marks.mark_all().map(|()| marks));
+            .and_then(|mut marks| marks.mark_all(&gate).map(|()| marks));
         match marks {
             Ok(mut marks) => {
-                gate.may_stand_on(marks.may_stand_on());
+                if let Err(error) = marks.probe_all(&gate) {
+                    tracing::error!(%error, "no fast path is used");
+                }
                 let _ = marked.send(Ok(()));
                 marks.follow(&gate, &stop);
                 stop.wait();

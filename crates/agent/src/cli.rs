@@ -15,6 +15,7 @@ use quarantine::Listed;
 use rustix::fs::{FileType, OFlags};
 
 use crate::credentials::Credentials;
+use crate::guard::probe;
 use crate::{Agent, AgentConfig, CONFIG_PATH, control, orders, scan, status};
 
 /// Guards a machine's files: every open is judged by an appliance first.
@@ -48,6 +49,16 @@ enum Command {
         /// One JSON object.
         #[arg(long)]
         json: bool,
+    },
+    /// Try out what this kernel and its file systems really do, and which fast paths of the gate
+    /// that bears out. Makes, and removes, a folder on each file system.
+    Probe {
+        /// One JSON object for each file system, one a line.
+        #[arg(long)]
+        json: bool,
+        /// Only the file systems of these paths; otherwise all that are guarded.
+        #[arg(value_name = "PATH")]
+        paths: Vec<PathBuf>,
     },
     /// Scan files and folders now.
     Scan(scan::ScanArgs),
@@ -89,6 +100,10 @@ impl Cli {
             Command::CheckConfig => say(&format!("{} is good\n", self.config.display())),
             Command::Enrol { token, controller } => enrol(&config, &token, &controller),
             Command::Status { json } => tell_status(&config, json),
+            Command::Probe { json, paths } => {
+                let told = probe::tell(&config, &paths, json).context("the table of mounts")?;
+                say(&told)
+            }
             Command::Scan(args) => Ok(scan::run(&args, &config)),
             Command::Quarantine {
                 command: QuarantineCommand::List { json },

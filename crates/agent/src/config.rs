@@ -92,6 +92,8 @@ pub struct Limits {
     pub cache_entries_max: usize,
     /// Verdicts that stand in the kernel; each holds a descriptor. 0: none do.
     pub standing_max: usize,
+    /// Seconds that a deleted file may keep its space because its verdict stands.
+    pub standing_deleted_max_s: u64,
     /// Milliseconds that openers wait for a lost link.
     pub link_grace_ms: u64,
     /// Seconds that a scan nobody waits for may go on.
@@ -225,6 +227,7 @@ impl Default for Limits {
             kept_max: core.kept_max,
             cache_entries_max: core.cache_entries_max,
             standing_max: core.standing_max,
+            standing_deleted_max_s: 30,
             link_grace_ms: core.link_grace.as_millis() as u64,
             scan_time_max_s: core.scan_time_max.as_secs(),
             attempts_max: core.attempts_max,
@@ -306,6 +309,12 @@ impl Limits {
             ("link_grace_ms", self.link_grace_ms, 0, 600_000),
             ("scan_time_max_s", self.scan_time_max_s, 1, 86_400),
             ("attempts_max", u64::from(self.attempts_max), 1, 100),
+            (
+                "standing_deleted_max_s",
+                self.standing_deleted_max_s,
+                1,
+                3600,
+            ),
             ("upload_stall_max_s", self.upload_stall_max_s, 1, 3600),
             (
                 "allowlist_fetch_spread_s",

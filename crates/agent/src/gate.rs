@@ -13,7 +13,7 @@ pub(crate) mod tally;
 pub(crate) mod timer;
 pub(crate) mod workers;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -28,8 +28,9 @@ use model::Policy;
 
 use crate::books::Books;
 use crate::config::Limits;
+use crate::guard::probe::Probes;
 use crate::{AgentConfig, allow};
-use content::{Content, Hashed};
+use content::{Content, Hashed, Medium};
 use deeds::{AtHand, Deed, Preparation};
 use delivery::Delivery;
 use proto::v1;
@@ -67,8 +68,9 @@ pub(crate) struct Gate {
     scan_on_close: AtomicBool,
     /// Counts changes of what is mounted, so that the reader knows when to look anew.
     mount_changes: AtomicU64,
-    /// The file systems whose files may be held open for as long as their verdicts stand.
-    may_stand_on: Mutex<HashSet<u64>>,
+    media: Mutex<BTreeMap<u64, Medium>>,
+    /// What the file systems were found to do.
+    pub(crate) probes: Mutex<Probes>,
     pub(crate) standing: Standing,
     queues: Queues,
     client: OnceLock<Client>,
@@ -145,7 +147,8 @@ impl Gate {
             context_sensitive: AtomicBool::new(policy.context_sensitive),
             scan_on_close: AtomicBool::new(policy.scan_on_close),
             mount_changes: AtomicU64::new(0),
-            may_stand_on: Mutex::default(),
+            media: Mutex::default(),
+            probes: Mutex::default(),
             standing,
             queues,
             client: OnceLock::new(),
@@ -205,19 +208,30 @@ impl Gate {
         self.input(Input::EventsLost);
     }
 
-    /// The marks know which file systems are mounted where verdicts may stand.
-    pub(crate) fn may_stand_on(&self, devices: HashSet<u64>) {
-        let mut known = self.may_stand_on.lock().unwrap_or_else(PoisonError::into_inner);
-        if *known != devices {
-            *known = devices;
+    /// What file systems were found to be good for, by device number.
+    pub(crate) fn know_media(&self, media: BTreeMap<u64, Medium>) {
+        let mut known = self.media.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != media {
+            *known = media;
             self.mount_changes.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// Whether verdicts on this file system's files may stand.
-    pub(crate) fn stands_on(&self, device: u64) -> bool {
-        let known = self.may_stand_on.lock().unwrap_or_else(PoisonError::into_inner);
-        known.contains(&device)
+    /// Another file system has this device number.
+    pub(crate) fn forget_medium(&self, device: u64) {
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        probes.forget(device);
+        drop(probes);
+        let mut media = self.media.lock().unwrap_or_else(PoisonError::into_inner);
+        if media.remove(&device).is_some() {
+            self.mount_changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// `None`: it was not tried out.
+    pub(crate) fn medium_of(&self, device: u64) -> Option<Medium> {
+        let known = self.media.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&device).copied()
     }
 
     /// How often what is known of file systems changed.

@@ -2,4 +2,5 @@
 
 pub(crate) mod marks;
 pub(crate) mod mountinfo;
+pub(crate) mod probe;
 pub(crate) mod scope;

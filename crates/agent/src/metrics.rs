@@ -1,10 +1,12 @@
 //! What the gate counts, as Prometheus metrics. Copied there by the keeper a few times a second,
 //! so that the paths of opens touch nothing but their own atomics.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use agent_core::LedgerTotals;
 use daemon::metrics::{Counter, Counters, Gauge, Gauges, LATENCY_BUCKETS_S, Registry};
+use fanotify::probe::{FastPath, Finding};
 use link::client::Stats;
 
 use crate::gate::tally::Tally;
@@ -24,6 +26,7 @@ pub(crate) struct Published {
     link: Vec<Reading<Stats>>,
     ledger: Vec<Reading<LedgerTotals>>,
     gauges: Vec<GaugeReading<Snapshot>>,
+    fast_path: Gauges<3>,
     allowlist_serial: Gauges<1>,
     allowlist_entries: Gauge,
     allowlist_recalled: Gauge,
@@ -59,6 +62,12 @@ impl Published {
             link: link_counters(registry),
             ledger: ledger_counters(registry),
             gauges: gauges(registry),
+            fast_path: registry.gauges(
+                "lazaret_agent_fast_path",
+                "Whether a fast path was seen to work on a file system: 1 sound, 0 unsound, \
+                 -1 unknown. Only sound ones are used.",
+                ["mount", "filesystem", "path"],
+            ),
             allowlist_serial: registry.gauges(
                 "lazaret_agent_allowlist_serial",
                 "Serial of the allowlist in force, by its file; 0: none is.",
@@ -108,12 +117,30 @@ impl Published {
         for (gauge, read) in &self.gauges {
             set_gauge(gauge, read(&snapshot));
         }
+        self.update_fast_paths(gate);
         self.update_allowlists(gate);
         let link = gate.client().map(link::client::Client::stats);
         set_all(&self.link, &link.unwrap_or_default());
         let ledger = gate.books.totals();
         set_all(&self.ledger, &ledger);
         set_gauge(&self.ledger_open, ledger.open_entries);
+    }
+
+    fn update_fast_paths(&self, gate: &Gate) {
+        let probes = gate.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        for probed in probes.all() {
+            let (filesystem, mount) = probed.place();
+            for path in FastPath::ALL {
+                let labels = [&*mount.to_string_lossy(), filesystem, path.name()];
+                self.fast_path
+                    .with(labels)
+                    .set(match probed.finding_of(path) {
+                        Finding::Sound => 1,
+                        Finding::Unsound(_) => 0,
+                        Finding::Unknown(_) => -1,
+                    });
+            }
+        }
     }
 
     fn update_allowlists(&self, gate: &Gate) {

@@ -65,6 +65,7 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
             "hits": counters.cache_hits,
             "misses": counters.cache_misses,
         },
+        "probe": gate.probes.lock().unwrap_or_else(PoisonError::into_inner).json(),
         "standing": {
             "entries": snapshot.standing,
             "placed": counters.standing_placed,
@@ -130,6 +131,7 @@ pub(crate) fn render(status: &Value) -> String {
         number("/standing/broken"),
         number("/standing/refused")
     );
+    render_fast_paths(&mut out, &status["probe"]);
     for list in status["allowlist"]["lists"]
         .as_array()
         .into_iter()
@@ -168,6 +170,18 @@ pub(crate) fn render(status: &Value) -> String {
         number("/bytes_received")
     );
     out
+}
+
+fn render_fast_paths(out: &mut String, probe: &Value) {
+    for probed in probe.as_array().into_iter().flatten() {
+        let text = |value: &Value| escape(value.as_str().unwrap_or("").as_bytes()).to_string();
+        let (at, filesystem) = (text(&probed["at"]), text(&probed["filesystem"]));
+        let _ = write!(out, "fast paths {at} ({filesystem}):");
+        for (path, told) in probed["fast_paths"].as_object().into_iter().flatten() {
+            let _ = write!(out, " {path} {}", text(told));
+        }
+        out.push('\n');
+    }
 }
 
 #[cfg(test)]

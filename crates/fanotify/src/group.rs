@@ -15,6 +15,7 @@ use crate::identity::FileIdentity;
 use crate::parse::{METADATA_LEN, ParseError};
 use crate::standing::{BreakOwner, NotPlaced, StandingVerdict};
 use crate::sys::{self, ReadFailure, ReceivedEvent};
+use crate::without::is_off;
 
 /// How a group behaves.
 #[derive(Debug, Clone, Copy)]
@@ -45,9 +46,9 @@ impl MarkMask {
 
     fn bits(self) -> u64 {
         [
-            (self.open_perm, libc::FAN_OPEN_PERM),
+            (self.open_perm && !is_off(14), libc::FAN_OPEN_PERM),
             (self.open_exec_perm, libc::FAN_OPEN_EXEC_PERM),
-            (self.close_write, libc::FAN_CLOSE_WRITE),
+            (self.close_write && !is_off(8), libc::FAN_CLOSE_WRITE),
         ]
         .into_iter()
         .filter_map(|(wanted, bit)| wanted.then_some(bit))
@@ -182,6 +183,15 @@ impl Group {
         })
     }
 
+    /// The same group, which tells of opens by this process too.
+    pub(crate) fn showing_own_opens(self) -> Self {
+        const NOBODY: i32 = -1;
+        Self {
+            own_pid: NOBODY,
+            ..self
+        }
+    }
+
     /// Marks the whole file system that the directory `path` is on, for all its mounts in all
     /// mount namespaces (trap 11). Marking again adds to the mask.
     ///
@@ -251,7 +261,12 @@ impl Group {
         directory: &OwnedFd,
         path: &Path,
     ) -> Result<(), MarkError> {
-        let flags = action | libc::FAN_MARK_FILESYSTEM | libc::FAN_MARK_ONLYDIR;
+        let whole = if is_off(11) {
+            libc::FAN_MARK_MOUNT
+        } else {
+            libc::FAN_MARK_FILESYSTEM
+        };
+        let flags = action | whole | libc::FAN_MARK_ONLYDIR;
         let group = &self.answering.group;
         sys::mark(group, flags, bits, directory.as_fd(), c".").map_err(|source| MarkError::Kernel {
             path: path.to_owned(),
@@ -306,7 +321,7 @@ impl Group {
         let ReceivedEvent { mask, pid, file } = received;
         // No other event of this class comes without a descriptor. Should one, then it is lost.
         let Some(file) = file else {
-            return Some(Event::Overflow);
+            return (!is_off(4)).then_some(Event::Overflow);
         };
         if mask & libc::FAN_CLOSE_WRITE != 0 {
             return Some(Event::CloseWrite(CloseEvent::new(pid, file)));
@@ -317,7 +332,7 @@ impl Group {
             OpenKind::Open
         };
         let event = PermissionEvent::new(kind, pid, file, Arc::clone(&self.answering));
-        if pid == self.own_pid {
+        if pid == self.own_pid && !is_off(1) {
             // An error means that nobody waits any more.
             let _ = event.answer(Answer::Allow);
             return None;

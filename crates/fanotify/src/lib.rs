@@ -23,6 +23,8 @@
 //! | 17 | remote writers, file systems served by guest processes | [`MarkError::Refused`] |
 //! | – | the file of an event is opened *inside* the reader's `read`: a write lease or a FIFO would stop it there | event descriptors are opened with `O_NONBLOCK`; [`ReadError::Unopenable`] |
 //!
+//! [`probe`] tries out what of all this holds on a kernel and a file system.
+//!
 //! A verdict may also be placed in the kernel, so that opens of a file raise no event at all as long
 //! as nobody can change it: [`standing`].
 
@@ -31,10 +33,15 @@ mod group;
 mod identity;
 mod parse;
 mod sys;
+#[cfg(not(feature = "without"))]
+mod without;
+#[cfg(feature = "without")]
+pub mod without;
 
 pub mod filesystem;
 pub mod lease;
 pub mod limits;
+pub mod probe;
 pub mod standing;
 
 pub use event::{Answer, AnswerError, CloseEvent, Event, OpenKind, PermissionEvent};

@@ -247,6 +247,55 @@ pub(crate) fn send_signals_of(
     Ok(())
 }
 
+/// `truncate`: cuts a file off that is not open.
+pub(crate) fn truncate(path: &CStr, length: libc::off_t) -> io::Result<()> {
+    // SAFETY: `path` is a NUL-terminated string that outlives the call.
+    let result = unsafe { libc::truncate(path.as_ptr(), length) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The first byte of a file, mapped shared and writable.
+#[derive(Debug)]
+pub(crate) struct SharedMapping(std::ptr::NonNull<libc::c_void>);
+
+impl SharedMapping {
+    /// Of a file of at least one byte.
+    pub(crate) fn of(file: impl AsFd) -> io::Result<Self> {
+        let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let address = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                1,
+                protection,
+                rustix::mm::MapFlags::SHARED,
+                file,
+                0,
+            )
+        }?;
+        let address = std::ptr::NonNull::new(address);
+        Ok(Self(address.ok_or(io::ErrorKind::OutOfMemory)?))
+    }
+
+    /// Stores into the file's first byte. The file must not have been cut off meanwhile.
+    pub(crate) fn store(&mut self, byte: u8) {
+        // SAFETY: the mapping is this value's own, writable, and has at least one byte; nothing
+        // else of ours refers to it.
+        unsafe { self.0.cast::<u8>().write_volatile(byte) };
+    }
+}
+
+impl Drop for SharedMapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own and nothing points into it.
+        // The only failure is that there is no such mapping.
+        let _ = unsafe { rustix::mm::munmap(self.0.as_ptr(), 1) };
+    }
+}
+
 fn last_errno() -> Errno {
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

@@ -72,7 +72,14 @@ impl Core {
         self.settle(opened, Answered::Clean, Source::Cache, actions);
         let release = actions.pop();
         if stands {
-            self.let_stand(now, opened.ticket, opened.key, remembered, Use::Again, actions);
+            self.let_stand(
+                now,
+                opened.ticket,
+                opened.key,
+                remembered,
+                Use::Again,
+                actions,
+            );
         }
         actions.extend(release);
     }

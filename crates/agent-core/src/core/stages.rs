@@ -261,7 +261,14 @@ impl Core {
         if self.allowlist.lists(&digest) {
             self.counters.allowlisted += 1;
             self.remember(lead, Known::Listed);
-            return self.finish(now, lead, &Outcome::Clean, false, Source::Allowlist, actions);
+            return self.finish(
+                now,
+                lead,
+                &Outcome::Clean,
+                false,
+                Source::Allowlist,
+                actions,
+            );
         }
         if self.link == Link::Gone {
             let unreachable = Outcome::unscanned(UnscannedReason::Unreachable);

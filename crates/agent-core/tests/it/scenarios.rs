@@ -127,6 +127,7 @@ fn equal_content_with_another_name_is_another_question_where_rules_read_names() 
             key: key(ticket),
             context: ContextHash([context; 16]),
             writer_free: true,
+            may_stand: false,
         };
         gate.core
             .handle(gate.now, Input::Opened(opened), &mut actions);

@@ -38,7 +38,7 @@ pub(crate) struct Content {
 }
 
 /// What a file system is good for.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Medium {
     /// Verdicts on its files may be remembered.
     pub(crate) cacheable: bool,

@@ -195,13 +195,15 @@ impl<'a> Reader<'a> {
         if self.media.len() >= MEDIA_MAX {
             self.media.clear();
         }
-        let kind = FilesystemKind::of(file).unwrap_or(FilesystemKind::Unknown);
-        let cacheable = kind.verdicts_may_be_cached();
-        let medium = Medium {
-            cacheable,
-            stands: cacheable && self.gate.stands_on(dev),
-            fine_stamps: self.fine_kernel && stamps_finely(file),
+        let by_kind = || {
+            let kind = FilesystemKind::of(file).unwrap_or(FilesystemKind::Unknown);
+            Medium {
+                cacheable: kind.verdicts_may_be_cached(),
+                fine_stamps: self.fine_kernel && stamps_finely(file),
+                stands: false,
+            }
         };
+        let medium = self.gate.medium_of(dev).unwrap_or_else(by_kind);
         self.media.insert(dev, medium);
         medium
     }

@@ -22,9 +22,6 @@ use super::content::{Content, key_of};
 
 /// How many verdicts are taken back before the next look for writers.
 const LIFTED_AT_ONCE: usize = 64;
-/// How long a deleted file may keep its space because its verdict stands.
-const SWEEP_PAUSE: Duration = Duration::from_secs(30);
-
 /// What stands, and what is to.
 pub(crate) struct Standing {
     table: Mutex<Table>,
@@ -160,6 +157,7 @@ pub(crate) fn watch(gate: &Gate, group: Arc<Group>, ready: impl FnOnce()) -> io:
         gate,
         breaks,
         swept: Instant::now(),
+        sweep_pause: Duration::from_secs(gate.limits.standing_deleted_max_s),
     };
     while !standing.ends.load(Ordering::Acquire) {
         let round = AssertUnwindSafe(|| watcher.round());
@@ -184,6 +182,7 @@ struct Watcher<'a> {
     gate: &'a Gate,
     breaks: Breaks,
     swept: Instant,
+    sweep_pause: Duration,
 }
 
 impl Watcher<'_> {
@@ -193,7 +192,7 @@ impl Watcher<'_> {
         while self.lift_some() {
             self.let_writers_go_on()?;
         }
-        if self.swept.elapsed() >= SWEEP_PAUSE {
+        if self.swept.elapsed() >= self.sweep_pause {
             self.sweep();
             self.swept = Instant::now();
         }
@@ -203,7 +202,7 @@ impl Watcher<'_> {
     fn wait(&self) -> io::Result<()> {
         let standing = &self.gate.standing;
         let pause = Timespec {
-            tv_sec: SWEEP_PAUSE.as_secs().cast_signed(),
+            tv_sec: self.sweep_pause.as_secs().cast_signed(),
             tv_nsec: 0,
         };
         let sweeps = !standing.lock().placed.is_empty();
@@ -231,7 +230,11 @@ impl Watcher<'_> {
                 Break::Of(number) => table.by_number.get(&number).copied().into_iter().collect(),
                 Break::Some => table.placed.keys().copied().collect(),
             };
-            for id in ids.into_iter().filter(|id| broken(&table, id)).collect::<Vec<_>>() {
+            for id in ids
+                .into_iter()
+                .filter(|id| broken(&table, id))
+                .collect::<Vec<_>>()
+            {
                 // The mark goes, then the lease: the writer is let in.
                 drop(table.remove(id));
                 fallen.push(id);

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::PoisonError;
 
 use daemon::signal::Stop;
 use fanotify::filesystem::FilesystemKind;
@@ -15,8 +16,6 @@ use rustix::fs::{AtFlags, CWD, Statx, StatxFlags};
 use super::mountinfo::{self, Mount};
 use crate::config::Guard;
 use crate::gate::Gate;
-
-const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// Nothing can be guarded, or not what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +29,7 @@ pub enum GuardError {
         source: io::Error,
     },
     /// The kernel's table of mounts cannot be read.
-    #[error("cannot read {MOUNTINFO}")]
+    #[error("cannot read {}", mountinfo::PATH)]
     Mounts(#[source] io::Error),
     /// A file system that holds a guarded folder cannot be guarded.
     #[error(transparent)]
@@ -61,7 +60,7 @@ impl<'a> Marks<'a> {
         Ok(Self {
             group,
             guard,
-            table: File::open(MOUNTINFO).map_err(GuardError::Mounts)?,
+            table: File::open(mountinfo::PATH).map_err(GuardError::Mounts)?,
             refused: BTreeSet::new(),
         })
     }
@@ -71,7 +70,7 @@ impl<'a> Marks<'a> {
     ///
     /// # Errors
     /// Then nothing must be said to be guarded.
-    pub(crate) fn mark_all(&mut self) -> Result<(), GuardError> {
+    pub(crate) fn mark_all(&mut self, gate: &Gate) -> Result<(), GuardError> {
         let mounts = self.mounts()?;
         let own = |include: &PathBuf| {
             let concerned = mountinfo::concerned(&mounts, include);
@@ -79,7 +78,7 @@ impl<'a> Marks<'a> {
         };
         let must: Vec<u64> = self.guard.include.iter().filter_map(own).collect();
         for mount in self.concerned(&mounts) {
-            if let Err(error) = self.mark(mount)
+            if let Err(error) = self.mark(mount, gate)
                 && must.contains(&mount.id)
             {
                 return Err(error.into());
@@ -103,23 +102,39 @@ impl<'a> Marks<'a> {
             let mut is_new = false;
             for mount in self.concerned(&mounts) {
                 // An error is logged; nobody can be told here.
-                is_new |= self.mark(mount).unwrap_or(false);
+                is_new |= self.mark(mount, gate).unwrap_or(false);
             }
-            gate.may_stand_on(self.may_stand_on());
             if is_new {
                 gate.mounts_changed();
             }
+            self.probe(gate, &mounts);
         }
     }
 
-    /// The file systems whose files may be held open: those mounted at the places configured.
-    pub(crate) fn may_stand_on(&self) -> HashSet<u64> {
+    /// Tries out what came, and has the gate use what was found to be sound.
+    ///
+    /// # Errors
+    /// As reading the table of mounts.
+    pub(crate) fn probe_all(&mut self, gate: &Gate) -> Result<(), GuardError> {
+        let mounts = self.mounts()?;
+        self.probe(gate, &mounts);
+        Ok(())
+    }
+
+    fn probe(&mut self, gate: &Gate, mounts: &[Mount]) {
         let places = self.guard.standing_filesystems.iter();
-        let device = |place: &PathBuf| {
-            let stat = rustix::fs::stat(place).ok()?;
-            Some(stat.st_dev)
-        };
-        places.filter_map(device).collect()
+        let device = |place: &PathBuf| Some(rustix::fs::stat(place).ok()?.st_dev);
+        let held: HashSet<u64> = places.filter_map(device).collect();
+        let concerned = self.concerned(mounts);
+        let unseen = concerned.into_iter().filter(|mount| !is_hidden(mount));
+        let mut probes = gate.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        probes.keep(mounts);
+        for mount in unseen {
+            probes.add(mount);
+        }
+        let media = probes.media(|device| held.contains(&device));
+        drop(probes);
+        gate.know_media(media);
     }
 
     /// Takes all marks off: no opener comes any more.
@@ -144,8 +159,8 @@ impl<'a> Marks<'a> {
 
     /// True if the file system had no mark before. The kernel is asked: what was unmounted lost
     /// its mark, and its device number may be another one's by now.
-    fn mark(&mut self, mount: &Mount) -> Result<bool, MarkError> {
-        let marked = self.try_mark(mount);
+    fn mark(&mut self, mount: &Mount, gate: &Gate) -> Result<bool, MarkError> {
+        let marked = self.try_mark(mount, gate);
         let (at, kind) = (mount.at.display(), &mount.kind);
         match &marked {
             Ok(false) => {}
@@ -158,7 +173,7 @@ impl<'a> Marks<'a> {
         marked
     }
 
-    fn try_mark(&self, mount: &Mount) -> Result<bool, MarkError> {
+    fn try_mark(&self, mount: &Mount, gate: &Gate) -> Result<bool, MarkError> {
         let (at, kind) = (&mount.at, &mount.kind);
         if kind == "fuse" || kind.starts_with("fuse.") {
             // Not to be touched at all: to ask for its kind is to ask its process.
@@ -169,6 +184,10 @@ impl<'a> Marks<'a> {
         }
         if is_hidden(mount) || self.group.is_marked(at)? {
             return Ok(false);
+        }
+        // It may have the device number of one that was found to be better.
+        if let Ok(stat) = rustix::fs::stat(at) {
+            gate.forget_medium(stat.st_dev);
         }
         self.group.mark_filesystem(at, MarkMask::ALL)?;
         Ok(true)

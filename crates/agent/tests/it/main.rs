@@ -5,3 +5,4 @@ mod allowlist;
 mod gate;
 mod puppet;
 mod rig;
+mod standing;

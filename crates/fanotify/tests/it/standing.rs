@@ -111,8 +111,9 @@ fn trap_7_content_written_since_it_was_judged_does_not_stand() {
         let (file, judged) = (event.file(), event.identity().expect("an identity"));
         event.answer(Answer::Allow).expect("answered");
         opener.finish().read("GOOD");
-        // Our own opens raise nothing.
-        std::fs::write(&path, b"EVIL").expect("writable");
+        let writer = Opener::sh(&format!("printf EVIL > '{}'", path.display()));
+        gate.permission().answer(Answer::Allow).expect("answered");
+        assert!(writer.finish().success);
         drop(gate.close_write());
         let same = |identity: &_| *identity == judged;
         let refused = gate.group.place(file, breaks.owner(), same);
@@ -126,7 +127,11 @@ fn trap_14_execution_is_quiet_too_and_comes_back_with_the_drop() {
     let breaks = Breaks::here().expect("a signalfd");
     let scratch = Scratch::ext4();
     let path = scratch.write("script", b"#!/bin/sh\necho ran\n");
-    assert!(Opener::sh(&format!("chmod +x '{}'", path.display())).finish().success);
+    assert!(
+        Opener::sh(&format!("chmod +x '{}'", path.display()))
+            .finish()
+            .success
+    );
     let mut gate = Gate::on(&scratch);
     let verdict = place(&mut gate, &breaks, &path).expect("placed");
     let run = || Opener::sh(&format!("exec '{}'", path.display()));
@@ -174,7 +179,9 @@ fn a_writer_that_does_not_wait_is_told_to_try_again() {
     assert_eq!(open().err(), Some(Errno::AGAIN));
     told_of_writer(&breaks, &verdict);
     drop(verdict);
-    assert!(open().is_ok());
+    let writer = Opener::sh(&format!("printf x >> '{}'", path.display()));
+    gate.permission().answer(Answer::Allow).expect("answered");
+    assert!(writer.finish().success);
 }
 
 #[test]
@@ -201,19 +208,24 @@ fn many_writers_at_once() {
     let paths: Vec<_> = (0..FILES)
         .map(|n| scratch.write(&n.to_string(), b"content"))
         .collect();
+    let files: Vec<OwnedFd> = paths
+        .iter()
+        .map(|path| File::open(path).expect("open").into())
+        .collect();
     let gate = Gate::on(&scratch);
     let mut verdicts = Vec::new();
-    for path in &paths {
-        let file: OwnedFd = File::open(path).expect("open").into();
+    for file in files {
         let placed = gate.group.place(file.into(), breaks.owner(), |_| true);
         verdicts.push(placed.expect("placed"));
     }
     let mut writers: Vec<_> = paths
         .iter()
-        .map(|path| std::thread::spawn({
-            let path = path.clone();
-            move || File::options().write(true).open(path).map(drop)
-        }))
+        .map(|path| {
+            std::thread::spawn({
+                let path = path.clone();
+                move || File::options().write(true).open(path).map(drop)
+            })
+        })
         .collect();
     until("all writers", || {
         breaks
@@ -265,7 +277,9 @@ fn trap_12_it_holds_through_an_overlay_and_falls_with_a_writer_there() {
         };
         let asked = gate.serving(handler, || {
             assert!(writer.finish().success);
-            Opener::cat(&overlay.path("file")).finish().read("lowermore");
+            Opener::cat(&overlay.path("file"))
+                .finish()
+                .read("lowermore");
         });
         asked.into_iter().filter(|asked| *asked).count()
     };
