@@ -23,6 +23,7 @@ use crate::gate::reader::{BATCH, Reader};
 use crate::gate::standing::{self, Standing};
 use crate::gate::workers::{self, Lanes};
 use crate::gate::{Gate, timer};
+use crate::guard::everywhere;
 use crate::guard::marks::{GuardError, Marks};
 use crate::guard::scope::Scope;
 use crate::keeper::Keeper;
@@ -176,6 +177,7 @@ impl Agent {
             renewed: renewed_end,
             metrics,
             reported: None,
+            gate_reported: None,
             renewal: None,
             allowlists_seen: Instant::now(),
         };
@@ -199,7 +201,7 @@ impl Agent {
             reader,
             _metrics: server,
         };
-        match spawn_marks(&config, &group, &gate, &stop) {
+        match spawn_marks(&config, &group, &gate, &scope, &stop) {
             Ok(marks) => {
                 agent.threads.marks = Some(marks);
                 Ok(agent)
@@ -439,7 +441,7 @@ fn spawn_control(
     config: &AgentConfig,
     scope: &Scope,
     stop: &Stop,
-    tell: Box<control::TellStatus>,
+    tell: Box<control::Tell>,
 ) -> Result<JoinHandle<()>, StartError> {
     let path = config.control_socket();
     let connections_max = config.limits.control_connections_max;
@@ -454,10 +456,11 @@ fn spawn_marks(
     config: &Arc<AgentConfig>,
     group: &Arc<Group>,
     gate: &Arc<Gate>,
+    scope: &Arc<Scope>,
     stop: &Stop,
 ) -> Result<JoinHandle<()>, StartError> {
     let (config, group) = (Arc::clone(config), Arc::clone(group));
-    let (gate, stop) = (Arc::clone(gate), stop.clone());
+    let (gate, scope, stop) = (Arc::clone(gate), Arc::clone(scope), stop.clone());
     let (marked, is_marked) = bounded(1);
     let thread = spawn("marks", move || {
         let marks = Marks::new(&group, &config.guard)
@@ -468,8 +471,7 @@ fn spawn_marks(
                     tracing::error!(%error, "no fast path is used");
                 }
                 let _ = marked.send(Ok(()));
-                marks.follow(&gate, &stop);
-                stop.wait();
+                everywhere::follow(&mut marks, &gate, &scope, &stop);
                 marks.unmark_all();
             }
             Err(error) => {

@@ -15,6 +15,7 @@ use quarantine::Listed;
 use rustix::fs::{FileType, OFlags};
 
 use crate::credentials::Credentials;
+use crate::gate::trace;
 use crate::guard::probe;
 use crate::{Agent, AgentConfig, CONFIG_PATH, control, orders, scan, status};
 
@@ -47,6 +48,12 @@ enum Command {
     /// Ask the running agent how it is.
     Status {
         /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask the running agent where the time of the last opens went.
+    Trace {
+        /// One JSON object for each open, one a line.
         #[arg(long)]
         json: bool,
     },
@@ -100,6 +107,7 @@ impl Cli {
             Command::CheckConfig => say(&format!("{} is good\n", self.config.display())),
             Command::Enrol { token, controller } => enrol(&config, &token, &controller),
             Command::Status { json } => tell_status(&config, json),
+            Command::Trace { json } => tell_trace(&config, json),
             Command::Probe { json, paths } => {
                 let told = probe::tell(&config, &paths, json).context("the table of mounts")?;
                 say(&told)
@@ -160,6 +168,17 @@ fn tell_status(config: &AgentConfig, json: bool) -> Result<ExitCode> {
         return say(&format!("{told}\n"));
     }
     say(&status::render(&told))
+}
+
+fn tell_trace(config: &AgentConfig, json: bool) -> Result<ExitCode> {
+    let told = control::trace(&config.control_socket())?;
+    if !json {
+        return say(&trace::render(&told));
+    }
+    for open in told.as_array().into_iter().flatten() {
+        say(&format!("{open}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn list_quarantine(config: &AgentConfig, json: bool) -> Result<ExitCode> {

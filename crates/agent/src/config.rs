@@ -117,6 +117,8 @@ pub struct Limits {
     pub order_results_max: usize,
     /// Bytes in quarantine.
     pub quarantine_bytes_max: u64,
+    /// Opens of which the trace tells where their time went.
+    pub trace_entries_max: usize,
     /// Connections to the control socket at once.
     pub control_connections_max: usize,
     /// Bytes of one allowlist, all of which are held in memory.
@@ -239,6 +241,7 @@ impl Default for Limits {
             orders_queue_len_max: 256,
             order_results_max: 256,
             quarantine_bytes_max: 4 << 30,
+            trace_entries_max: 64,
             control_connections_max: 16,
             allowlist_bytes_max: 512 << 20,
             allowlist_fetch_spread_s: 60,
@@ -290,6 +293,7 @@ impl Limits {
             ("kept_max", self.kept_max, 1, MANY),
             ("cache_entries_max", self.cache_entries_max, 0, 1 << 24),
             ("standing_max", self.standing_max, 0, MANY),
+            ("trace_entries_max", self.trace_entries_max, 0, 64),
             ("digest_threads", self.digest_threads, 1, 64),
             ("upload_threads", self.upload_threads, 1, 64),
             ("ledger_entries_max", self.ledger_entries_max, 1, MANY),

@@ -11,6 +11,7 @@ pub(crate) mod reader;
 pub(crate) mod standing;
 pub(crate) mod tally;
 pub(crate) mod timer;
+pub(crate) mod trace;
 pub(crate) mod workers;
 
 use std::collections::{BTreeMap, HashMap};
@@ -36,6 +37,7 @@ use delivery::Delivery;
 use proto::v1;
 use standing::Standing;
 use tally::Tally;
+use trace::Trace;
 use workers::Queues;
 
 /// A file that a ticket names.
@@ -44,7 +46,8 @@ struct Held {
     event: Option<PermissionEvent>,
     /// The content, until the core releases it.
     content: Option<Arc<Content>>,
-    opened_at: Instant,
+    /// Since the gate's start.
+    opened_at: Duration,
 }
 
 struct State {
@@ -81,6 +84,7 @@ pub(crate) struct Gate {
     fetched_files: HashMap<String, PathBuf>,
     pub(crate) books: Books,
     pub(crate) tally: Tally,
+    pub(crate) trace: Trace,
     pub(crate) lines: Lines,
     pub(crate) limits: Limits,
 }
@@ -91,6 +95,7 @@ pub(crate) struct Lines {
     pub(crate) malicious: RateLimit,
     pub(crate) late: RateLimit,
     pub(crate) lost: RateLimit,
+    pub(crate) memory: RateLimit,
 }
 
 impl Lines {
@@ -100,6 +105,7 @@ impl Lines {
             malicious: RateLimit::new(per_minute),
             late: RateLimit::new(per_minute),
             lost: RateLimit::new(per_minute),
+            memory: RateLimit::new(per_minute),
         }
     }
 }
@@ -160,6 +166,7 @@ impl Gate {
                 .collect(),
             books,
             tally: Tally::default(),
+            trace: Trace::new(limits.trace_entries_max),
             lines: Lines::new(config.log.guest_lines_per_minute),
             limits: limits.clone(),
         }
@@ -258,7 +265,7 @@ impl Gate {
         let held = Held {
             event,
             content: Some(Arc::new(content)),
-            opened_at: Instant::now(),
+            opened_at: self.now(),
         };
         let mut state = self.lock();
         state.held.insert(ticket, held);
@@ -362,6 +369,12 @@ impl Gate {
 
     pub(crate) fn is_link_up(&self) -> bool {
         self.lock().core.is_link_up()
+    }
+
+    /// Whether work that nobody waits for would be taken up before long, and asked about.
+    pub(crate) fn has_room_for_background(&self) -> bool {
+        let state = self.lock();
+        state.core.is_link_up() && state.core.queue_len() == 0
     }
 
     pub(crate) fn new_request_id(&self) -> u64 {

@@ -209,6 +209,24 @@ fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
             |t| t.descriptors_exhausted.value(),
         ),
         (
+            counter("memfd_execs", "Programs that were run from memory."),
+            |t| t.memfd_execs.value(),
+        ),
+        (
+            counter(
+                "execs_lost",
+                "Times that the kernel could not tell of all programs that started.",
+            ),
+            |t| t.execs_lost.value(),
+        ),
+        (
+            counter(
+                "swept",
+                "Files that were open before the start, and judged after it.",
+            ),
+            |t| t.swept.value(),
+        ),
+        (
             counter(
                 "allowlists_refused",
                 "Files of allowlists that were refused: bad, unsigned, older or unreadable.",

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use daemon::log::escape;
 use serde_json::{Value, json};
 
-use crate::control::TellStatus;
+use crate::control::{Subject, Tell};
 use crate::credentials::Credentials;
 use crate::gate::Gate;
 use crate::session::Peer;
@@ -25,8 +25,11 @@ pub(crate) fn teller(
     gate: Arc<Gate>,
     peer: Arc<Mutex<Peer>>,
     started_with_not_after_s: Option<u64>,
-) -> Box<TellStatus> {
-    Box::new(move || {
+) -> Box<Tell> {
+    Box::new(move |subject| {
+        if subject == Subject::Trace {
+            return gate.trace.json();
+        }
         let peer = peer.lock().unwrap_or_else(PoisonError::into_inner).clone();
         tell(&gate, &peer, started_with_not_after_s)
     })
@@ -56,6 +59,7 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
         "bytes_sent": link.bytes_sent,
         "bytes_received": link.bytes_received,
         "events": gate.tally.events(),
+        "opens": gate.tally.opens(),
         "openers": snapshot.openers,
         "in_flight": snapshot.in_flight,
         "queue_len": snapshot.queued,

@@ -11,6 +11,7 @@ mod scene;
 
 use std::path::Path;
 
+pub use crate::sys::SharedMapping;
 use experiments::ALL;
 use scene::{Failed, Scene};
 

@@ -257,13 +257,16 @@ pub(crate) fn truncate(path: &CStr, length: libc::off_t) -> io::Result<()> {
     Ok(())
 }
 
-/// The first byte of a file, mapped shared and writable.
+/// The first byte of a file, mapped shared and writable: a writer without a descriptor.
 #[derive(Debug)]
-pub(crate) struct SharedMapping(std::ptr::NonNull<libc::c_void>);
+pub struct SharedMapping(std::ptr::NonNull<libc::c_void>);
 
 impl SharedMapping {
-    /// Of a file of at least one byte.
-    pub(crate) fn of(file: impl AsFd) -> io::Result<Self> {
+    /// Of a file of at least one byte, open for reading and writing.
+    ///
+    /// # Errors
+    /// As `mmap`.
+    pub fn of(file: impl AsFd) -> io::Result<Self> {
         let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
         let address = unsafe {
@@ -280,8 +283,8 @@ impl SharedMapping {
         Ok(Self(address.ok_or(io::ErrorKind::OutOfMemory)?))
     }
 
-    /// Stores into the file's first byte. The file must not have been cut off meanwhile.
-    pub(crate) fn store(&mut self, byte: u8) {
+    /// Stores into the file's first byte. Where the file was cut off meanwhile this is a SIGBUS.
+    pub fn store(&mut self, byte: u8) {
         // SAFETY: the mapping is this value's own, writable, and has at least one byte; nothing
         // else of ours refers to it.
         unsafe { self.0.cast::<u8>().write_volatile(byte) };

@@ -214,10 +214,10 @@ impl Gate {
         self.listed.change(|listed| {
             listed.remove(&digest);
         });
-        self.listed_clean.clear();
         let contents = &self.contents;
-        self.judged_clean
-            .retain(|state| contents.get(state) != Some(&digest));
+        for states in [&mut self.listed_clean, &mut self.judged_clean] {
+            states.retain(|state| contents.get(state) != Some(&digest));
+        }
         self.input(Input::Recalled {
             digests: vec![digest],
         });

@@ -15,6 +15,8 @@ use fanotify::lease::{LeaseRefused, ReadLease};
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
 
+use super::trace::Stages;
+
 /// How old a file's last change must be before its time stamps tell every later one, where
 /// stamps follow the clock's tick: two ticks of the slowest (100 Hz).
 const TICKS: Duration = Duration::from_millis(20);
@@ -30,6 +32,10 @@ pub(crate) struct Content {
     pub(crate) context_hash: ContextHash,
     /// What its file system is good for.
     pub(crate) medium: Medium,
+    /// When it came to each stage.
+    pub(crate) stages: Stages,
+    /// In use since before it could be judged: the verdict comes after the fact.
+    pub(crate) before_us: bool,
     path: OnceLock<Vec<u8>>,
     /// The state that was hashed under a lease; later ones are other content.
     hashed: Mutex<Option<FileIdentity>>,
@@ -71,6 +77,8 @@ impl Content {
             key: key_of(identity),
             context_hash: ContextHash::NONE,
             medium: Medium::default(),
+            stages: Stages::default(),
+            before_us: false,
             path: OnceLock::new(),
             hashed: Mutex::new(None),
             hashed_size: AtomicU64::new(0),
@@ -81,6 +89,14 @@ impl Content {
     pub(crate) fn with_path(self, path: Vec<u8>) -> Self {
         Self {
             path: OnceLock::from(path),
+            ..self
+        }
+    }
+
+    /// Says that it is in use already.
+    pub(crate) fn before_us(self) -> Self {
+        Self {
+            before_us: true,
             ..self
         }
     }

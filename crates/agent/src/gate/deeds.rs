@@ -15,8 +15,10 @@ use proto::v1::{self, envelope::Body};
 
 use super::content::Content;
 use super::standing::Standing;
+use super::trace::{self, Stages};
 use super::workers::{HashTask, UploadTask};
 use super::{Gate, Held};
+use crate::guard::container;
 
 /// What the caller of the core has at hand for its actions.
 #[derive(Default)]
@@ -33,7 +35,9 @@ pub(super) enum Deed {
         event: PermissionEvent,
         disposition: Disposition,
         why: Why,
-        waited: Duration,
+        opened_at: Duration,
+        /// Whose way it went, where it did not join another one's.
+        content: Option<Arc<Content>>,
     },
     Place {
         standing: StandingId,
@@ -150,7 +154,8 @@ impl Preparation<'_> {
     fn answer(&mut self, ticket: Ticket, disposition: Disposition, why: Why) -> Option<Deed> {
         let held = self.held.get_mut(&ticket)?;
         let event = held.event.take()?;
-        let waited = held.opened_at.elapsed();
+        let opened_at = held.opened_at;
+        let content = held.content.clone();
         if held.content.is_none() {
             self.held.remove(&ticket);
         }
@@ -158,7 +163,8 @@ impl Preparation<'_> {
             event,
             disposition,
             why,
-            waited,
+            opened_at,
+            content,
         })
     }
 
@@ -186,9 +192,11 @@ impl Gate {
                 event,
                 disposition,
                 why,
-                waited,
+                opened_at,
+                content,
             } => {
-                self.answer(event, disposition, why, waited);
+                let stages = content.as_ref().map(|content| &content.stages);
+                self.answer(event, (disposition, why), opened_at, stages);
                 None
             }
             Deed::Place {
@@ -238,7 +246,11 @@ impl Gate {
                 None
             }
             Deed::LedgerUnpaid(content) => {
-                self.books.unpaid(content.path(), self.now());
+                if content.before_us {
+                    self.books.add(content.path(), UnscannedReason::Other);
+                } else {
+                    self.books.unpaid(content.path(), self.now());
+                }
                 None
             }
             Deed::Late(content, digest) => {
@@ -249,17 +261,30 @@ impl Gate {
         }
     }
 
-    fn answer(&self, event: PermissionEvent, disposition: Disposition, why: Why, waited: Duration) {
+    fn answer(
+        &self,
+        event: PermissionEvent,
+        (disposition, why): (Disposition, Why),
+        opened_at: Duration,
+        stages: Option<&Stages>,
+    ) {
         let (file, pid) = (event.file(), event.pid);
         let answer = match disposition {
             Disposition::Allow => Answer::Allow,
             Disposition::Deny => Answer::Deny,
         };
         let taken = event.answer(answer);
+        let now = self.now();
+        let waited = now.saturating_sub(opened_at);
         self.tally.answered(disposition, why, waited);
         if let Err(error) = taken {
             self.tally.answers_refused.add(1);
             tracing::debug!(%error, "the kernel refused an answer");
+        }
+        if self.trace.wants(why.source) {
+            let path = fanotify::path_of(&file).unwrap_or_default();
+            let how = (disposition, why);
+            self.trace.note((path, pid), how, stages, (opened_at, now));
         }
         self.log_answer(&file, pid, disposition, why);
     }
@@ -273,7 +298,7 @@ impl Gate {
             source: Source::Local,
         };
         let file = event.file();
-        self.answer(event, disposition, why, Duration::ZERO);
+        self.answer(event, (disposition, why), self.now(), trace::JOINED);
         self.books
             .add(&fanotify::path_of(&file).unwrap_or_default(), reason);
     }
@@ -291,9 +316,11 @@ impl Gate {
             return;
         };
         let path = fanotify::path_of(file).unwrap_or_default();
+        let container = container::of(pid).map(|it| it.to_string());
         tracing::warn!(
             path = %escape(&path),
             pid,
+            container = container.map(|it| escape(it.as_bytes()).to_string()),
             reason,
             ?disposition,
             suppressed,
@@ -318,6 +345,7 @@ impl Gate {
             content: bytes,
         };
         self.tally.rode_along(message.content.as_ref());
+        content.stages.asked(self.now());
         let envelope = v1::Envelope {
             request_id,
             body: Some(Body::Check(message)),

@@ -6,6 +6,7 @@ use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use daemon::signal::Stop;
 use fanotify::filesystem::FilesystemKind;
@@ -14,8 +15,12 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{AtFlags, CWD, Statx, StatxFlags};
 
 use super::mountinfo::{self, Mount};
+use super::strangers::Strangers;
 use crate::config::Guard;
 use crate::gate::Gate;
+
+/// How long other mount namespaces are not looked at again.
+const STRANGERS_PAUSE: Duration = Duration::from_millis(100);
 
 /// Nothing can be guarded, or not what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +39,23 @@ pub enum GuardError {
     /// A file system that holds a guarded folder cannot be guarded.
     #[error(transparent)]
     Mark(#[from] MarkError),
+}
+
+/// Where files are guarded, as of some moment.
+#[derive(Debug, Default)]
+pub(crate) struct Guarded {
+    /// The kernel's numbers of mounts.
+    pub(crate) mounts: HashSet<u64>,
+    /// Device numbers.
+    pub(crate) devices: HashSet<u64>,
+}
+
+/// Which file systems are tried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    All,
+    /// Those that are not to be unmounted anyway.
+    IfTheyStay,
 }
 
 /// The marks of one group.
@@ -88,8 +110,9 @@ impl<'a> Marks<'a> {
     }
 
     /// Marks what was mounted since, until told to stop.
-    pub(crate) fn follow(&mut self, gate: &Gate, stop: &Stop) {
-        while self.wait_for_change(stop) {
+    pub(crate) fn follow(&mut self, gate: &Gate, strangers: &Strangers, stop: &Stop) {
+        while self.wait_for_change(strangers, stop) {
+            self.mark_strangers(gate, strangers);
             let mounts = match self.mounts() {
                 Ok(mounts) => mounts,
                 Err(error) => {
@@ -107,8 +130,65 @@ impl<'a> Marks<'a> {
             if is_new {
                 gate.mounts_changed();
             }
-            self.probe(gate, &mounts);
+            // The others may be unmounted again at once, which an experiment would prevent.
+            self.probe(gate, &mounts, Tried::IfTheyStay);
         }
+    }
+
+    /// What is marked now.
+    ///
+    /// # Errors
+    /// As reading the table of mounts.
+    pub(crate) fn guarded(&mut self) -> Result<Guarded, GuardError> {
+        let mounts = self.mounts()?;
+        let mut guarded = Guarded::default();
+        for mount in self.concerned(&mounts) {
+            guarded.mounts.insert(mount.id);
+            if let (false, Ok(stat)) = (is_hidden(mount), rustix::fs::stat(&mount.at)) {
+                guarded.devices.insert(stat.st_dev);
+            }
+        }
+        Ok(guarded)
+    }
+
+    /// Marks what is mounted in other mount namespaces alone, as containers do: reached through
+    /// one of the processes there. Ends with that process are of no interest.
+    fn mark_strangers(&self, gate: &Gate, strangers: &Strangers) {
+        let pids = strangers.take();
+        if pids.is_empty() {
+            return;
+        }
+        let mut is_new = false;
+        for pid in pids {
+            let Ok(table) = std::fs::read(format!("/proc/{pid}/mountinfo")) else {
+                continue;
+            };
+            let root = PathBuf::from(format!("/proc/{pid}/root"));
+            for mount in self.concerned(&mountinfo::parse(&table)) {
+                let Ok(inside) = mount.at.strip_prefix("/") else {
+                    continue;
+                };
+                let seen_from_here = Mount {
+                    at: root.join(inside),
+                    ..mount.clone()
+                };
+                match self.try_mark(&seen_from_here, gate) {
+                    Ok(marked) => {
+                        is_new |= marked;
+                        if marked {
+                            let at = seen_from_here.at.display();
+                            tracing::info!(%at, kind = mount.kind, "guarding a file system");
+                        }
+                    }
+                    Err(error) => tracing::debug!(%error, "not guarded"),
+                }
+            }
+        }
+        if is_new {
+            gate.mounts_changed();
+        }
+        // Programs start more often than file systems are mounted.
+        std::thread::sleep(STRANGERS_PAUSE);
     }
 
     /// Tries out what came, and has the gate use what was found to be sound.
@@ -117,11 +197,11 @@ impl<'a> Marks<'a> {
     /// As reading the table of mounts.
     pub(crate) fn probe_all(&mut self, gate: &Gate) -> Result<(), GuardError> {
         let mounts = self.mounts()?;
-        self.probe(gate, &mounts);
+        self.probe(gate, &mounts, Tried::All);
         Ok(())
     }
 
-    fn probe(&mut self, gate: &Gate, mounts: &[Mount]) {
+    fn probe(&self, gate: &Gate, mounts: &[Mount], tried: Tried) {
         let places = self.guard.standing_filesystems.iter();
         let device = |place: &PathBuf| Some(rustix::fs::stat(place).ok()?.st_dev);
         let held: HashSet<u64> = places.filter_map(device).collect();
@@ -130,7 +210,10 @@ impl<'a> Marks<'a> {
         let mut probes = gate.probes.lock().unwrap_or_else(PoisonError::into_inner);
         probes.keep(mounts);
         for mount in unseen {
-            probes.add(mount);
+            let stays = || rustix::fs::stat(&mount.at).is_ok_and(|it| held.contains(&it.st_dev));
+            if tried == Tried::All || stays() {
+                probes.add(mount);
+            }
         }
         let media = probes.media(|device| held.contains(&device));
         drop(probes);
@@ -203,9 +286,10 @@ impl<'a> Marks<'a> {
     }
 
     /// False: stop.
-    fn wait_for_change(&self, stop: &Stop) -> bool {
+    fn wait_for_change(&self, strangers: &Strangers, stop: &Stop) -> bool {
         let mut sources = [
             PollFd::new(&self.table, PollFlags::PRI),
+            PollFd::new(strangers, PollFlags::IN),
             PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
         ];
         let polled = rustix::io::retry_on_intr(|| rustix::event::poll(&mut sources, None));

@@ -29,7 +29,7 @@ fn content(bytes: &[u8]) -> Got {
 /// Events that one read of this file raises.
 #[track_caller]
 fn events(rig: &Rig, name: &str, got: &Got) -> u64 {
-    let events = || rig.status()["events"].as_u64().unwrap();
+    let events = || rig.status()["opens"].as_u64().unwrap();
     let before = events();
     assert_eq!(rig.read(name), *got);
     events() - before
@@ -63,9 +63,9 @@ fn opens_of_judged_files_raise_no_event() {
         assert_eq!(events(&rig, "f", &content(b"harmless")), 0);
     }
     rig.shell("chmod +x script; ./script");
-    let before = rig.status()["events"].clone();
+    let before = rig.status()["opens"].clone();
     rig.shell("test \"$(./script)\" = ran; test \"$(sh script)\" = ran");
-    assert_eq!(rig.status()["events"], before, "execution, in both ways");
+    assert_eq!(rig.status()["opens"], before, "execution, in both ways");
 }
 
 #[test]

@@ -77,10 +77,6 @@ impl Ground {
     }
 
     /// Where files are opened.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.top().path(name)
-    }
-
     pub(crate) fn root(&self) -> PathBuf {
         self.top().root()
     }

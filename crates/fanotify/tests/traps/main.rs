@@ -18,6 +18,7 @@ mod ground;
 #[path = "../it/opener.rs"]
 mod opener;
 #[path = "../it/raw.rs"]
+#[expect(dead_code, reason = "the other tests use more of it")]
 mod raw;
 mod rows;
 #[path = "../it/scratch.rs"]
