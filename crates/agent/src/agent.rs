@@ -177,7 +177,6 @@ impl Agent {
             renewed: renewed_end,
             metrics,
             reported: None,
-            gate_reported: None,
             renewal: None,
             allowlists_seen: Instant::now(),
         };

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_core::LedgerTotals;
@@ -43,8 +43,6 @@ pub(crate) struct Keeper {
     pub(crate) renewed: Receiver<v1::Renewed>,
     pub(crate) metrics: Option<Published>,
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
-    /// The change of mounts up to which the appliance was told of file systems in this session.
-    pub(crate) gate_reported: Option<u64>,
     pub(crate) renewal: Option<(GuestKey, Instant)>,
     pub(crate) allowlists_seen: Instant,
 }
@@ -67,13 +65,11 @@ impl Keeper {
         self.write_ledger();
         if self.gate.is_link_up() {
             self.report();
-            self.report_gate();
             self.pay_back();
             self.renew();
             self.gate.deliver(self.credentials.seed());
         } else {
             self.reported = None;
-            self.gate_reported = None;
         }
         if self.allowlists_seen.elapsed() >= ALLOWLIST_PAUSE {
             self.gate.reload_allowlists();
@@ -109,21 +105,6 @@ impl Keeper {
         };
         if self.gate.send_control(0, Body::LedgerReport(report)) {
             self.reported = Some((totals, Instant::now()));
-        }
-    }
-
-    /// Tells the appliance which fast paths are used, when a session begins and when that changes.
-    fn report_gate(&mut self) {
-        let changes = Some(self.gate.mount_changes());
-        if self.gate_reported == changes {
-            return;
-        }
-        let report = {
-            let probes = self.gate.probes.lock();
-            probes.unwrap_or_else(PoisonError::into_inner).report()
-        };
-        if self.gate.send_control(0, Body::GateReport(report)) {
-            self.gate_reported = changes;
         }
     }
 

@@ -56,7 +56,7 @@ impl Session {
     fn replied(&self, request_id: u64, reply: v1::CheckReply) {
         let contents = self.gate.contents_of(request_id);
         for (_, content) in &contents {
-            content.stages.replied(self.gate.now(), reply.judged_us);
+            content.stages.replied(self.gate.now());
         }
         let verdict = verdict_of(reply.verdict);
         let changed = match verdict.outcome {

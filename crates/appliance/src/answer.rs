@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use link::Priority;
 use model::{AccessClass, Detection, Digest, GuestId, Outcome, UnscannedReason, Verdict};
@@ -26,24 +25,12 @@ pub(crate) struct Asker {
 }
 
 /// A check that is owed a reply.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct OpenCheck {
-    /// When it came.
-    pub(crate) since: Instant,
     /// Where its data goes, while it is wanted.
     pub(crate) upload: Option<UnboundedSender<Piece>>,
     /// The scan whose verdict it waits for.
     pub(crate) scan: Option<CacheKey>,
-}
-
-impl Default for OpenCheck {
-    fn default() -> Self {
-        Self {
-            since: Instant::now(),
-            upload: None,
-            scan: None,
-        }
-    }
 }
 
 /// Someone who waits for a verdict.
@@ -74,12 +61,12 @@ struct Consequence {
 impl Waiter {
     /// Answers. Where nobody waits any more, a removal still reaches the guest's gate.
     pub(crate) fn answer(self, shared: &Shared, verdict: &Verdict, cached: bool) {
-        let open = self.asker.open.lock().remove(&self.request_id);
+        let is_open = self.asker.open.lock().remove(&self.request_id).is_some();
         let (asker, request_id, class) = (self.asker.clone(), self.request_id, self.class);
         let holder = self.into_holder();
-        let Some(OpenCheck { since, .. }) = open else {
+        if !is_open {
             return holder.tell(shared, verdict);
-        };
+        }
         let consequence = holder.consequence(shared, verdict);
         shared.metrics.answered(class, verdict, cached);
         let reply = v1::CheckReply {
@@ -87,7 +74,6 @@ impl Waiter {
             released: consequence.released,
             order: consequence.order,
             cached,
-            judged_us: since.elapsed().as_micros().try_into().unwrap_or(u32::MAX),
         };
         let envelope = v1::Envelope {
             request_id,

@@ -39,16 +39,6 @@ const RENEWALS_PER_MINUTE: u32 = 4;
 /// Pieces of allowlists that one guest gets in a minute, as the contract says: 256 MiB.
 const FETCHES_PER_MINUTE: u32 = 1024;
 
-/// File systems of a guest that are kept of what its agent found, and fast paths of each.
-const FILE_SYSTEMS_MAX: usize = 64;
-const FAST_PATHS_MAX: usize = 8;
-/// Bytes of each text in it.
-const FINDING_MAX_BYTES: usize = 256;
-
-fn cut(text: &mut String) {
-    text.truncate(text.floor_char_boundary(FINDING_MAX_BYTES));
-}
-
 /// How much one guest may ask of us, over all its sessions.
 #[derive(Debug)]
 pub(crate) struct GuestRates {
@@ -69,7 +59,6 @@ struct Guest {
     address: SocketAddr,
     sessions: Vec<SessionHandle>,
     ledger: v1::LedgerReport,
-    gate: Option<v1::GateReport>,
     rates: Arc<GuestRates>,
 }
 
@@ -111,7 +100,6 @@ impl Guests {
             address: arrival.address,
             sessions: Vec::new(),
             ledger: v1::LedgerReport::default(),
-            gate: None,
             rates: Arc::new(GuestRates {
                 alerts: RateLimit::new(ALERTS_PER_MINUTE),
                 renewals: RateLimit::new(RENEWALS_PER_MINUTE),
@@ -182,23 +170,6 @@ impl Guests {
         }
     }
 
-    /// What of it is kept: no more than an honest agent says.
-    pub(crate) fn set_gate(&self, guest: GuestId, mut report: v1::GateReport) {
-        cut(&mut report.kernel);
-        report.file_systems.truncate(FILE_SYSTEMS_MAX);
-        for file_system in &mut report.file_systems {
-            cut(&mut file_system.mount);
-            cut(&mut file_system.filesystem);
-            for findings in [&mut file_system.sound, &mut file_system.not_sound] {
-                findings.truncate(FAST_PATHS_MAX);
-                findings.iter_mut().for_each(cut);
-            }
-        }
-        if let Some(entry) = self.guests.lock().get_mut(&guest) {
-            entry.gate = Some(report);
-        }
-    }
-
     pub(crate) fn status(&self) -> Vec<v1::GuestStatus> {
         let guests = self.guests.lock();
         let mut status: Vec<_> = guests
@@ -208,7 +179,6 @@ impl Guests {
                 hostname: guest.hostname.clone(),
                 address: guest.address.to_string(),
                 ledger_open: guest.ledger.open_entries,
-                gate: guest.gate.clone(),
                 bytes_received: guest
                     .sessions
                     .iter()

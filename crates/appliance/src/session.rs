@@ -130,9 +130,6 @@ impl Session {
             Some(Body::OrderResult(result)) => self.order_result(result),
             Some(Body::LedgerReport(report)) => self.ledger(report),
             Some(Body::Alert(alert)) => self.alert(&alert),
-            Some(Body::GateReport(report)) => {
-                self.shared.guests.set_gate(self.guest(), report);
-            }
             Some(Body::FetchAllowlist(fetch)) => self.fetch_allowlist(&fetch),
             Some(Body::Renew(renew)) => self.renew(request_id, &renew),
             Some(Body::Hello(_) | Body::Ping(_) | Body::Pong(_) | Body::Goodbye(_)) | None => {

@@ -30,7 +30,6 @@ pub(crate) fn status(status: &v1::StatusReply) -> Value {
             "address": guest.address,
             "ledger_open": guest.ledger_open,
             "bytes_received": guest.bytes_received,
-            "gate": guest.gate.as_ref().map(gate),
         })
     });
     json!({
@@ -39,19 +38,6 @@ pub(crate) fn status(status: &v1::StatusReply) -> Value {
         "engines": engines.collect::<Value>(),
         "guests": guests.collect::<Value>(),
     })
-}
-
-/// What a guest's agent found its kernel to do.
-fn gate(gate: &v1::GateReport) -> Value {
-    let file_systems = gate.file_systems.iter().map(|it| {
-        json!({
-            "mount": it.mount,
-            "filesystem": it.filesystem,
-            "sound": it.sound,
-            "not_sound": it.not_sound,
-        })
-    });
-    json!({ "kernel": gate.kernel, "file_systems": file_systems.collect::<Value>() })
 }
 
 pub(crate) fn detections(records: &[v1::DetectionRecord]) -> Value {

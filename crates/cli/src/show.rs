@@ -88,17 +88,6 @@ pub(crate) fn status(status: &v1::StatusReply) -> String {
                 guest.ledger_open,
             ),
         );
-        let file_systems = guest.gate.iter().flat_map(|gate| &gate.file_systems);
-        for file_system in file_systems.filter(|it| !it.not_sound.is_empty()) {
-            line(
-                &mut out,
-                format_args!(
-                    "  fast paths not used on its {}: {}",
-                    escape(file_system.mount.as_bytes()),
-                    escape(file_system.not_sound.join("; ").as_bytes()),
-                ),
-            );
-        }
     }
     out
 }

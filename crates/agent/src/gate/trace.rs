@@ -20,8 +20,6 @@ pub(crate) struct Stages {
     hashed: Stage,
     asked: Stage,
     replied: Stage,
-    /// Of the reply's way, how long the appliance had it.
-    judged_us: AtomicU64,
 }
 
 /// A moment, in nanoseconds; 0: it has not come.
@@ -53,8 +51,7 @@ impl Stages {
         self.asked.reached(now);
     }
 
-    pub(crate) fn replied(&self, now: Duration, judged_us: u32) {
-        self.judged_us.store(judged_us.into(), Ordering::Relaxed);
+    pub(crate) fn replied(&self, now: Duration) {
         self.replied.reached(now);
     }
 }
@@ -77,10 +74,8 @@ struct Parts {
     /// Until it was hashed, and after that until it could be asked about.
     queue: Duration,
     digest: Duration,
-    /// To the appliance and back.
-    link: Duration,
-    /// At the appliance: engines, their queue, and waiting for content.
-    engine: Duration,
+    /// To the appliance, there, and back: link and engines.
+    appliance: Duration,
     /// From the reply, or what else decided, to the kernel's taking it.
     answer: Duration,
 }
@@ -104,10 +99,7 @@ fn parts(stages: &Stages, opened: Duration, answered: Duration) -> Parts {
         parts.queue += until(at);
     }
     if let Some(at) = stages.replied.at() {
-        let away = until(at);
-        let judged = Duration::from_micros(stages.judged_us.load(Ordering::Relaxed));
-        parts.engine = judged.min(away);
-        parts.link = away - parts.engine;
+        parts.appliance = until(at);
     }
     parts.answer = until(answered);
     parts
@@ -180,8 +172,7 @@ impl Traced {
         let Parts {
             queue,
             digest,
-            link,
-            engine,
+            appliance,
             answer,
         } = self.parts;
         json!({
@@ -193,8 +184,7 @@ impl Traced {
             "total_us": us(self.total),
             "queue_us": us(queue),
             "digest_us": us(digest),
-            "link_us": us(link),
-            "engine_us": us(engine),
+            "appliance_us": us(appliance),
             "answer_us": us(answer),
         })
     }
@@ -205,7 +195,7 @@ impl Traced {
 pub(crate) fn render(trace: &Value) -> String {
     use std::fmt::Write as _;
     let mut out = String::from(
-        "    total    queue   digest     link   engine   answer  (µs)  answer  outcome    path\n",
+        "    total    queue   digest appliance  answer  (µs)  answer  outcome    path\n",
     );
     for traced in trace.as_array().into_iter().flatten() {
         let number = |key: &str| traced[key].as_u64().unwrap_or(0);
@@ -213,8 +203,7 @@ pub(crate) fn render(trace: &Value) -> String {
             "total_us",
             "queue_us",
             "digest_us",
-            "link_us",
-            "engine_us",
+            "appliance_us",
             "answer_us",
         ] {
             let _ = write!(out, "{:>9}", number(key));
@@ -249,26 +238,24 @@ mod tests {
         stages.hashing(us(15));
         stages.hashed(us(35));
         stages.asked(us(38));
-        stages.replied(us(138), 70);
+        stages.replied(us(138));
         let parts = parts(&stages, us(10), us(140));
         assert_eq!(parts.queue, us(8));
         assert_eq!(parts.digest, us(20));
-        assert_eq!((parts.link, parts.engine), (us(30), us(70)));
+        assert_eq!(parts.appliance, us(100));
         assert_eq!(parts.answer, us(2));
     }
 
     #[test]
-    fn what_did_not_happen_took_no_time_and_a_lie_takes_no_more_than_there_was() {
+    fn what_did_not_happen_took_no_time() {
         let stages = Stages::default();
         let nothing = parts(&stages, us(10), us(30));
         assert_eq!(nothing.answer, us(20));
         stages.asked(us(11));
-        stages.replied(us(21), u32::MAX);
-        let lie = parts(&stages, us(10), us(21));
-        assert_eq!((lie.engine, lie.link, lie.answer), (us(10), us(0), us(0)));
+        stages.replied(us(21));
         // A file that was hashed before this opener came.
         let late = parts(&stages, us(15), us(25));
-        assert_eq!(late.engine + late.link, us(6));
+        assert_eq!((late.appliance, late.answer), (us(6), us(4)));
     }
 
     #[test]

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use daemon::log::escape;
 use fanotify::filesystem::FilesystemKind;
 use fanotify::probe::{FastPath, Finding, Report, probe};
-use proto::v1;
 use rustix::fs::{FileType, Mode, OFlags};
 use serde_json::{Value, json};
 
@@ -70,25 +69,6 @@ impl Probed {
             "filesystem": self.filesystem,
             "fast_paths": Value::Object(fast_paths.into_iter().collect()),
         })
-    }
-
-    fn report(&self) -> v1::FileSystemReport {
-        let mut report = v1::FileSystemReport {
-            mount: text(&self.at),
-            filesystem: self.filesystem.clone(),
-            ..v1::FileSystemReport::default()
-        };
-        for path in FastPath::ALL {
-            match self.finding_of(path) {
-                Finding::Sound => report.sound.push(path.name().to_owned()),
-                finding => {
-                    let (name, why) = (finding.name(), finding.why());
-                    let found = format!("{}: {name}: {why}", path.name());
-                    report.not_sound.push(found);
-                }
-            }
-        }
-        report
     }
 
     /// Everything that was tried.
@@ -257,18 +237,6 @@ impl Probes {
     pub(crate) fn json(&self) -> Value {
         let told = self.0.values().take(TOLD_MAX);
         told.map(Probed::summary).collect()
-    }
-
-    /// For the appliance's people.
-    pub(crate) fn report(&self) -> v1::GateReport {
-        let file_systems = self.0.values().take(TOLD_MAX).map(Probed::report);
-        v1::GateReport {
-            kernel: rustix::system::uname()
-                .release()
-                .to_string_lossy()
-                .into_owned(),
-            file_systems: file_systems.collect(),
-        }
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Probed> {
