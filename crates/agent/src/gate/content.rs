@@ -10,12 +10,14 @@ use std::time::{Duration, SystemTime};
 
 use agent_core::{ContextHash, FileKey, FileNode};
 use bytes::Bytes;
+use chunks::Manifest;
 use fanotify::FileIdentity;
 use fanotify::lease::{LeaseRefused, ReadLease};
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
 
 use super::trace::Stages;
+use crate::transfer::{self, ReadAt, Stopped};
 
 /// How old a file's last change must be before its time stamps tell every later one, where
 /// stamps follow the clock's tick: two ticks of the slowest (100 Hz).
@@ -41,6 +43,9 @@ pub(crate) struct Content {
     hashed: Mutex<Option<FileIdentity>>,
     /// Bytes hashed.
     hashed_size: AtomicU64,
+    hashed_digest: Mutex<Option<Digest>>,
+    /// Its chunks, once the appliance has asked for them.
+    manifest: OnceLock<Manifest>,
 }
 
 /// What a file system is good for.
@@ -82,6 +87,8 @@ impl Content {
             path: OnceLock::new(),
             hashed: Mutex::new(None),
             hashed_size: AtomicU64::new(0),
+            hashed_digest: Mutex::new(None),
+            manifest: OnceLock::new(),
         }
     }
 
@@ -137,6 +144,25 @@ impl Content {
         self.hashed_size.load(Ordering::Relaxed)
     }
 
+    /// Lists what was hashed by its chunks. `None`: it is to be sent instead.
+    ///
+    /// # Errors
+    /// [`Stopped::Failed`]: it cannot be read, or has changed.
+    pub(crate) fn list(&self) -> Result<Option<&Manifest>, Stopped> {
+        let digest = *self
+            .hashed_digest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let digest = digest.ok_or(Stopped::Failed(UnscannedReason::Changed))?;
+        let listed = transfer::list(self, self.hashed_size(), digest)?;
+        Ok(listed.map(|manifest| self.manifest.get_or_init(|| manifest)))
+    }
+
+    /// Its chunks, where they were listed.
+    pub(crate) fn listed(&self) -> Option<&Manifest> {
+        self.manifest.get()
+    }
+
     /// True if the file is certainly no longer what was hashed. Where a writer held it nothing is
     /// certain: then the bytes that were read count for whoever waits, and nothing is remembered.
     pub(crate) fn has_changed(&self) -> bool {
@@ -185,6 +211,10 @@ impl Content {
         }
         *self.hashed.lock().unwrap_or_else(PoisonError::into_inner) = alone.then_some(after);
         self.hashed_size.store(size, Ordering::Relaxed);
+        *self
+            .hashed_digest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(digest);
         let key = FileKey {
             size,
             ..key_of(&after)
@@ -248,6 +278,12 @@ impl Content {
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let read = || rustix::io::pread(&self.file, &mut *buffer, offset);
         Ok(rustix::io::retry_on_intr(read)?)
+    }
+}
+
+impl ReadAt for Content {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        Content::read_at(self, buffer, offset)
     }
 }
 
