@@ -285,13 +285,9 @@ impl Gate {
     fn place(&mut self, ticket: Ticket, id: StandingId, key: FileKey) {
         self.assert_held(ticket);
         let held = &self.held[&ticket];
-        // The lead may be a closed file or a debt that an opener joined.
-        let clean = |it: &(Disposition, Answered, Source)| it.1 == Answered::Clean;
-        let answered = self.answers.get(&ticket).is_some_and(clean);
-        assert!(
-            answered || !held.class.has_opener(),
-            "answered first: {held:?}"
-        );
+        // The lead may be a closed file, or an opener that policy answered, which others joined.
+        let answered = held.answered || !held.class.has_opener();
+        assert!(answered, "answered first: {held:?}");
         assert!(self.may_stand);
         assert_eq!(held.key.node, key.node);
         let epoch = self.epochs.get(&key.node).copied().unwrap_or_default();
