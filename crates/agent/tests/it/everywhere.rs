@@ -132,8 +132,10 @@ fn trap_12_bind_mounts_and_overlays_show_the_same_file() {
     let rig = Rig::new(policy());
     rig.put("f", b"harmless");
     rig.put("bad", BAD);
+    rig.shell("mkdir lower upper work merged bound; cp f lower");
+    rig.put("lower/bad", BAD);
     rig.shell(
-        "mkdir lower upper work merged bound; cp f bad lower; mount --bind . bound
+        "mount --bind . bound
          mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay merged",
     );
     let harmless = Got::Content(b"harmless".to_vec());
