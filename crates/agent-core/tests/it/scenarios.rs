@@ -511,7 +511,7 @@ fn one_need_is_served_at_a_time() {
         ticket,
         class: OPEN,
     };
-    assert_eq!(gate.last, [upload.clone()]);
+    assert_eq!(gate.last, std::slice::from_ref(&upload));
     gate.input(Input::Needed { request_id });
     assert_eq!(gate.last, []);
     gate.input(Input::Sent { request_id });
