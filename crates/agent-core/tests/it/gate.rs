@@ -49,7 +49,7 @@ struct Held {
 #[derive(Debug, Clone)]
 pub(crate) struct Standing {
     pub(crate) key: FileKey,
-    digest: Digest,
+    digests: BTreeSet<Digest>,
     generation: Option<Generation>,
     policy: Policy,
 }
@@ -74,8 +74,8 @@ pub(crate) struct Gate {
     judged_clean: BTreeSet<(FileKey, u64)>,
     /// The same of states whose content is listed.
     listed_clean: BTreeSet<(FileKey, u64)>,
-    /// What those states held.
-    contents: BTreeMap<(FileKey, u64), Digest>,
+    /// What those states held: one content on any real machine, more where a test says so.
+    contents: BTreeMap<(FileKey, u64), BTreeSet<Digest>>,
     /// What stands in the kernel.
     pub(crate) standing: BTreeMap<StandingId, Standing>,
     pub(crate) may_stand: bool,
@@ -144,7 +144,7 @@ impl Gate {
     pub(crate) fn digested(&mut self, ticket: Ticket, key: FileKey, digest: Digest) {
         self.digesting.retain(|other| *other != ticket);
         let state = (self.held[&ticket].key, self.hashed_at[&ticket]);
-        self.contents.insert(state, digest);
+        self.contents.entry(state).or_default().insert(digest);
         if self.listed.lists(&digest) {
             self.listed_clean.insert(state);
         }
@@ -216,12 +216,13 @@ impl Gate {
         });
         let contents = &self.contents;
         for states in [&mut self.listed_clean, &mut self.judged_clean] {
-            states.retain(|state| contents.get(state) != Some(&digest));
+            states.retain(|state| contents.get(state) != Some(&BTreeSet::from([digest])));
         }
         self.input(Input::Recalled {
             digests: vec![digest],
         });
-        let recalled = self.standing.values().find(|it| it.digest == digest);
+        let is_it = |it: &&Standing| it.digests == BTreeSet::from([digest]);
+        let recalled = self.standing.values().find(is_it);
         assert!(recalled.is_none(), "{recalled:?} still stands");
     }
 
@@ -277,7 +278,7 @@ impl Gate {
             assert!(nodes.insert(standing.key.node), "{standing:?} twice");
             assert_eq!(standing.policy, *policy);
             let judged = standing.generation == self.generation && !policy.context_sensitive;
-            let listed = self.listed.lists(&standing.digest);
+            let listed = standing.digests.iter().any(|it| self.listed.lists(it));
             assert!(judged || listed, "{standing:?} stands by nothing");
         }
     }
@@ -291,10 +292,10 @@ impl Gate {
         assert!(self.may_stand);
         assert_eq!(held.key.node, key.node);
         let epoch = self.epochs.get(&key.node).copied().unwrap_or_default();
-        let digest = self.contents[&(key, epoch)];
+        let digests = self.contents[&(key, epoch)].clone();
         let standing = Standing {
             key,
-            digest,
+            digests,
             generation: self.generation,
             policy: self.core.policy().clone(),
         };
