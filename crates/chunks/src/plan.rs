@@ -153,7 +153,7 @@ mod tests {
         };
         let plan = plan(&manifest, distinct).unwrap();
         assert!(n > 0 && plan.ranges.len() <= RANGES_MAX);
-        let gaps = plan.ranges.windows(2);
-        assert!(gaps.into_iter().all(|two| two[0].end() < two[1].offset));
+        let mut neighbours = plan.ranges.windows(2);
+        assert!(neighbours.all(|two| two[0].end() < two[1].offset));
     }
 }
