@@ -149,7 +149,7 @@ mod tests {
         let manifest = list(Kind::Pages, &bytes);
         let distinct = |chunk: &Chunk| {
             n += 1;
-            Ok::<_, Infallible>(chunk.offset % 8192 == 0)
+            Ok::<_, Infallible>(chunk.offset.is_multiple_of(8192))
         };
         let plan = plan(&manifest, distinct).unwrap();
         assert!(n > 0 && plan.ranges.len() <= RANGES_MAX);
