@@ -1,6 +1,6 @@
 //! From rule files to a plan.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use yara_x_parser::ast::{AST, Expr as Ast, Rule, RuleFlags};
 use yara_x_parser::cst::{Event, SyntaxKind};
 
 use crate::eval::{Presence, Truth};
-use crate::expr::{Converter, Expr, Probe};
+use crate::expr::{Converter, Expr, Hidden, Probe};
 use crate::gate;
-use crate::known::{Bytes, Hits};
-use crate::pattern::{self, Exact, PatternInfo};
+use crate::known::{Bytes, Hits, View};
+use crate::pattern::{self, Exact, Part, PatternInfo};
 
 /// A rule of a plan, by its position: files in the order given, rules as they stand there.
 pub type RuleId = usize;
@@ -35,6 +35,8 @@ pub(crate) struct RuleEntry {
     pub(crate) name: String,
     pub(crate) file: usize,
     pub(crate) condition: Expr,
+    /// What its condition has besides.
+    pub(crate) hidden: Hidden,
     pub(crate) first_pattern: usize,
     /// In its condition, by index into the plan's probes.
     probes: Vec<usize>,
@@ -58,6 +60,14 @@ struct PatternEntry {
     rule: RuleId,
     /// It is in the gate of its rule: the filter looks for it in every file.
     gated: bool,
+}
+
+/// How the filter finds a pattern.
+pub(crate) struct Sought<'p> {
+    pub(crate) parts: &'p [Part],
+    /// For each of them its id in the filter.
+    pub(crate) literals: &'p [u32],
+    pub(crate) exact: Exact,
 }
 
 /// A rule set, compiled into what of a file can still change its verdict.
@@ -177,6 +187,12 @@ impl Plan {
         &self.groups
     }
 
+    /// All modules that rules import.
+    pub fn imports(&self) -> BTreeSet<&str> {
+        let files = self.files.iter();
+        files.flat_map(|file| file.imports.iter().map(String::as_str)).collect()
+    }
+
     /// The rule files that have just these rules, which must be whole groups.
     pub fn sources_of(&self, rules: &[RuleId]) -> Vec<(String, Vec<u8>)> {
         let mut by_file: Vec<Vec<RuleId>> = vec![Vec::new(); self.files.len()];
@@ -259,6 +275,21 @@ impl Plan {
         }
     }
 
+    /// What the filter looks for to find a pattern; `None`: it does not look for it.
+    pub(crate) fn sought(&self, pattern: usize) -> Option<Sought<'_>> {
+        let entry = self.patterns.get(pattern).filter(|entry| entry.gated)?;
+        Some(Sought {
+            parts: &entry.info.literals,
+            literals: &entry.literals,
+            exact: entry.info.exact,
+        })
+    }
+
+    /// Bytes of a pattern's longest match; `None`: no bound.
+    pub(crate) fn longest(&self, pattern: usize) -> Option<u64> {
+        self.patterns.get(pattern)?.info.longest
+    }
+
     /// Looks for a pattern in the content itself.
     pub(crate) fn look_for(&self, pattern: usize, content: &[u8]) -> Presence {
         let Some(entry) = self.patterns.get(pattern) else {
@@ -275,6 +306,33 @@ impl Plan {
             (Some(true), Exact::Yes) => Presence::Present(None),
             (Some(true), Exact::No | Exact::Fullword) | (None, _) => Presence::Maybe(None),
         }
+    }
+
+    /// Looks at the places in a view where a hex pattern may match: false where it matches at
+    /// none of them, `None` where that cannot be told.
+    pub(crate) fn look_on_view(
+        &self,
+        pattern: usize,
+        hits: &Hits,
+        view: &View<'_>,
+    ) -> Option<bool> {
+        let sought = self.sought(pattern)?;
+        let verifier = self.patterns.get(pattern)?.info.verifier.as_ref()?;
+        for (part, literal) in sought.parts.iter().zip(sought.literals) {
+            let offsets = hits.of(*literal);
+            if offsets.len() > crate::known::HITS_MAX {
+                return None;
+            }
+            for offset in offsets {
+                let start = offset.saturating_sub(part.before?);
+                let end = offset + part.bytes.len() as u64 + part.after?;
+                let window = view.get(start, usize::try_from(end - start).ok()?)?;
+                if verifier.is_in(window)? {
+                    return Some(true);
+                }
+            }
+        }
+        Some(false)
     }
 
     /// What is known of a pattern where no gate's pattern occurs.
@@ -361,7 +419,7 @@ impl Plan {
 }
 
 /// Whether no letter or digit adjoins a match of the whole literal; `None`: not known.
-fn is_full_word(offset: u64, part: &pattern::Part, bytes: &dyn Bytes) -> Option<bool> {
+pub(crate) fn is_full_word(offset: u64, part: &Part, bytes: &dyn Bytes) -> Option<bool> {
     let end = offset + part.bytes.len() as u64;
     let unit = if part.wide { 2 } else { 1 };
     let letter = |unit: &[u8]| match unit {
@@ -461,12 +519,15 @@ impl Building {
                 id
             },
             variables: Vec::new(),
+            hidden: Hidden::default(),
         };
         let condition = converter.condition(&rule.condition);
+        let hidden = converter.hidden;
         self.rules.push(RuleEntry {
             name: rule.identifier.name.to_owned(),
             file,
             condition,
+            hidden,
             first_pattern,
             probes: used,
             span,

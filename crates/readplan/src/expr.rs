@@ -110,6 +110,19 @@ pub(crate) enum ModuleItem {
     Constant,
 }
 
+/// What a condition has besides what its [`Expr`] shows: parts that were left out of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Hidden {
+    /// Patterns of the rule.
+    pub(crate) patterns: Vec<usize>,
+    /// Names that other rules may have.
+    pub(crate) rules: Vec<String>,
+    /// Something of a module.
+    pub(crate) modules: bool,
+    /// Reads of content at places that only YARA-X knows.
+    pub(crate) content: bool,
+}
+
 /// A condition that YARA-X can decide by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Probe {
@@ -135,14 +148,21 @@ pub(crate) struct Converter<'a> {
     pub(crate) probes: &'a mut dyn FnMut(Probe) -> usize,
     /// Variables of the loops around.
     pub(crate) variables: Vec<String>,
+    /// What was left out so far.
+    pub(crate) hidden: Hidden,
 }
 
 /// Functions that read as much as their arguments say, or everything.
 const EXPENSIVE: [&str; 2] = ["hash", "math"];
+/// Modules whose functions read what the module found, and no content...
+const WITHOUT_CONTENT: [&str; 6] = ["pe", "elf", "macho", "dotnet", "lnk", "string"];
+/// ...but for these.
+const WITH_CONTENT: [&str; 1] = ["calculate_checksum"];
 
 impl Converter<'_> {
     /// An expression where a truth value is wanted.
     pub(crate) fn condition(&mut self, expr: &Ast<'_>) -> Expr {
+        let hidden = self.hidden.clone();
         let converted = match expr {
             Ast::And(all) => return Expr::And(all.operands().map(|e| self.condition(e)).collect()),
             Ast::Or(any) => return Expr::Or(any.operands().map(|e| self.condition(e)).collect()),
@@ -153,7 +173,11 @@ impl Converter<'_> {
             return converted;
         }
         match self.probe(expr) {
-            Some(probe) => Expr::Probe((self.probes)(probe), Box::new(converted)),
+            Some(probe) => {
+                // YARA-X tells its value, with all that it reads.
+                self.hidden = hidden;
+                Expr::Probe((self.probes)(probe), Box::new(converted))
+            }
             None => converted,
         }
     }
@@ -271,18 +295,22 @@ impl Converter<'_> {
                 match self.pattern(found.identifier.name) {
                     Named::Loop => Expr::LoopPattern(anchor),
                     Named::Pattern(index) => Expr::Pattern(index, anchor),
-                    Named::Unknown => Expr::Opaque,
+                    Named::Unknown => self.opaque(expr),
                 }
             }
             Ast::PatternCount(count) => match self.pattern(count.identifier.name) {
-                Named::Unknown => Expr::Opaque,
+                Named::Unknown => self.opaque(expr),
                 named if count.range.is_none() => Expr::Count(named.index()),
-                named => Expr::Detail {
-                    pattern: named.index(),
-                    counts: true,
-                },
+                named => {
+                    self.hide(expr);
+                    Expr::Detail {
+                        pattern: named.index(),
+                        counts: true,
+                    }
+                }
             },
             Ast::PatternOffset(detail) | Ast::PatternLength(detail) => {
+                self.hide(expr);
                 match self.pattern(detail.identifier.name) {
                     Named::Unknown => Expr::Opaque,
                     named => Expr::Detail {
@@ -291,8 +319,11 @@ impl Converter<'_> {
                     },
                 }
             }
-            Ast::Lookup(_) | Ast::FieldAccess(_) => self.field(expr),
-            Ast::FuncCall(call) => self.call(call),
+            Ast::Lookup(_) | Ast::FieldAccess(_) => {
+                self.hide(expr);
+                self.field(expr)
+            }
+            Ast::FuncCall(call) => self.call(call, expr),
             Ast::Defined(unary) => Expr::Defined(Box::new(self.value(&unary.operand))),
             Ast::Not(_) | Ast::And(_) | Ast::Or(_) => self.condition(expr),
             Ast::Add(n) => self.arithmetic(Operator::Add, n),
@@ -315,6 +346,14 @@ impl Converter<'_> {
             }
             Ast::ForIn(for_in) => {
                 let quantifier = self.quantifier(&for_in.quantifier);
+                match &for_in.iterable {
+                    ast::Iterable::Range(range) => {
+                        self.hide(&range.lower_bound);
+                        self.hide(&range.upper_bound);
+                    }
+                    ast::Iterable::ExprTuple(items) => items.iter().for_each(|e| self.hide(e)),
+                    ast::Iterable::Expr(expr) => self.hide(expr),
+                }
                 let outer = self.variables.len();
                 let names = for_in.variables.iter().map(|v| v.name.to_owned());
                 self.variables.extend(names);
@@ -322,8 +361,68 @@ impl Converter<'_> {
                 self.variables.truncate(outer);
                 Expr::ForIn(quantifier, Box::new(body))
             }
-            _ => Expr::Opaque,
+            _ => self.opaque(expr),
         }
+    }
+
+    /// An expression that is never known.
+    fn opaque(&mut self, expr: &Ast<'_>) -> Expr {
+        self.hide(expr);
+        Expr::Opaque
+    }
+
+    /// Notes what an expression that is left out has.
+    fn hide(&mut self, expr: &Ast<'_>) {
+        for event in DFSIter::new(expr) {
+            let DFSEvent::Enter(part) = event else {
+                continue;
+            };
+            match part {
+                Ast::PatternMatch(found) => self.hide_pattern(found.identifier.name),
+                Ast::PatternCount(count) => self.hide_pattern(count.identifier.name),
+                Ast::PatternOffset(detail) | Ast::PatternLength(detail) => {
+                    self.hide_pattern(detail.identifier.name);
+                }
+                Ast::Of(of) => {
+                    if let ast::OfItems::PatternSet(set) = &of.items {
+                        let set = self.pattern_set(set);
+                        self.hidden.patterns.extend(set);
+                    }
+                }
+                Ast::ForOf(for_of) => {
+                    let set = self.pattern_set(&for_of.pattern_set);
+                    self.hidden.patterns.extend(set);
+                }
+                Ast::FuncCall(call) => self.hide_call(call),
+                Ast::Ident(ident) => {
+                    self.hidden.modules |= self.imports.contains(&ident.name);
+                    if (self.rules)(ident.name) {
+                        self.hidden.rules.push(ident.name.to_owned());
+                    }
+                }
+                Ast::Entrypoint { .. } => self.hidden.content = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn hide_pattern(&mut self, identifier: &str) {
+        match self.pattern(identifier) {
+            Named::Pattern(index) => self.hidden.patterns.push(index),
+            // The loop that it is of has its patterns.
+            Named::Loop => {}
+            Named::Unknown => self.hidden.content = true,
+        }
+    }
+
+    fn hide_call(&mut self, call: &ast::FuncCall<'_>) {
+        let module = call.object.as_ref().and_then(|object| self.module(object));
+        let reads_none = module.is_some_and(|module| {
+            WITHOUT_CONTENT.contains(&module.as_str())
+                && !WITH_CONTENT.contains(&call.identifier.name)
+        });
+        self.hidden.modules = true;
+        self.hidden.content |= !reads_none;
     }
 
     fn name(&self, name: &str) -> Expr {
@@ -375,13 +474,14 @@ impl Converter<'_> {
         }
     }
 
-    fn call(&mut self, call: &ast::FuncCall<'_>) -> Expr {
+    fn call(&mut self, call: &ast::FuncCall<'_>, expr: &Ast<'_>) -> Expr {
         let Some(object) = &call.object else {
             return match (read(call.identifier.name), call.args.as_slice()) {
                 (Some(read), [at]) => Expr::Read(read, Box::new(self.value(at))),
-                _ => Expr::Opaque,
+                _ => self.opaque(expr),
             };
         };
+        self.hide(expr);
         match self.module(object) {
             Some(module) => Expr::Call { module },
             None => Expr::Opaque,
@@ -421,7 +521,10 @@ impl Converter<'_> {
             ast::Quantifier::None { .. } => Quantifier::None,
             ast::Quantifier::All { .. } => Quantifier::All,
             ast::Quantifier::Any { .. } => Quantifier::Any,
-            ast::Quantifier::Percentage(_) => Quantifier::Percentage,
+            ast::Quantifier::Percentage(share) => {
+                self.hide(share);
+                Quantifier::Percentage
+            }
             ast::Quantifier::Expr(expr) => Quantifier::AtLeast(Box::new(self.value(expr))),
         }
     }

@@ -31,6 +31,7 @@ pub(crate) fn info(tokens: &HexSubPattern) -> PatternInfo {
         return PatternInfo {
             literals: vec![part_of(bytes, false, false, true)],
             exact: Exact::Yes,
+            longest: Some(bytes.len() as u64),
             fixed,
             verifier: None,
             sample: Vec::new(),
@@ -39,6 +40,7 @@ pub(crate) fn info(tokens: &HexSubPattern) -> PatternInfo {
     PatternInfo {
         literals: best_literals(tokens),
         exact: Exact::No,
+        longest: length(tokens),
         fixed: None,
         verifier: Verifier::of(tokens),
         sample: sample(tokens),

@@ -14,8 +14,10 @@ mod hex;
 mod known;
 mod open;
 mod pattern;
+mod want;
 
 pub use compile::{Plan, PlanError, RuleId, Source};
 pub use expr::Probe;
-pub use known::{Bytes, HITS_MAX, Head, Hits};
+pub use known::{Bytes, HITS_MAX, Head, Hits, View};
 pub use open::Known;
+pub use want::Wants;

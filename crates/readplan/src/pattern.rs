@@ -36,6 +36,8 @@ pub(crate) struct PatternInfo {
     pub(crate) literals: Vec<Part>,
     /// An occurrence of a literal is a match, and there are no others.
     pub(crate) exact: Exact,
+    /// Bytes of the longest match; `None`: no bound.
+    pub(crate) longest: Option<u64>,
     /// The exact bytes of all matches, for patterns that are one plain string.
     pub(crate) fixed: Option<Vec<u8>>,
     /// Finds out where content is at hand.
@@ -104,6 +106,7 @@ impl PatternInfo {
         Self {
             literals: Vec::new(),
             exact: Exact::No,
+            longest: None,
             fixed: None,
             verifier: None,
             sample: Vec::new(),
@@ -182,6 +185,7 @@ fn text_info(text: &TextPattern<'_>) -> PatternInfo {
         (true, true) => Exact::Fullword,
     };
     let nocase = modifiers.nocase().is_some();
+    let longest = variants.iter().map(|(bytes, _)| bytes.len() as u64).max();
     let plain = xor.is_none() && modifiers.wide().is_none() && !nocase;
     PatternInfo {
         literals: variants
@@ -189,6 +193,7 @@ fn text_info(text: &TextPattern<'_>) -> PatternInfo {
             .map(|(bytes, wide)| part_of(&bytes, nocase, wide, whole))
             .collect(),
         exact,
+        longest,
         fixed: plain.then(|| bytes.to_vec()),
         verifier: None,
         sample: Vec::new(),
@@ -268,12 +273,10 @@ fn base64_info(text: &TextPattern<'_>, bytes: &[u8]) -> PatternInfo {
             }
         }
     }
+    // Never asked for: what is encoded is looked for by its literals.
     PatternInfo {
         literals,
-        exact: Exact::No,
-        fixed: None,
-        verifier: None,
-        sample: Vec::new(),
+        ..PatternInfo::resident()
     }
 }
 
@@ -340,10 +343,8 @@ fn regex_info(pattern: &RegexpPattern<'_>) -> PatternInfo {
     }
     PatternInfo {
         literals,
-        exact: Exact::No,
-        fixed: None,
-        verifier: None,
-        sample: Vec::new(),
+        longest: reach.map(|reach| if wide { 2 * reach } else { reach }),
+        ..PatternInfo::resident()
     }
 }
 
