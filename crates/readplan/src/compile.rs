@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use literal_filter::{Filter, Literal};
+use literal_filter::{Filter, Literal, Needle, Needles};
 use rustc_hash::{FxHashMap, FxHashSet};
 use yara_x_parser::Parser;
 use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
@@ -60,6 +60,10 @@ struct PatternEntry {
     rule: RuleId,
     /// It is in the gate of its rule: the filter looks for it in every file.
     gated: bool,
+    /// Ids of its needles, which an agent looks for; none for most.
+    needles: Vec<u32>,
+    /// What surrounds their keys.
+    needle_parts: Vec<Part>,
 }
 
 /// How the filter finds a pattern.
@@ -82,6 +86,10 @@ pub struct Plan {
     users: Vec<Vec<u32>>,
     /// Rules that may match a file in which no literal occurs.
     residents: Vec<RuleId>,
+    /// What an agent looks for besides.
+    needles: Arc<Needles>,
+    /// Rules that may match a file in which no literal and no needle occurs.
+    deep_residents: Vec<RuleId>,
     /// For each rule, the rules that refer to it.
     dependants: Vec<Vec<RuleId>>,
     probes: Vec<Probe>,
@@ -121,6 +129,11 @@ impl Plan {
     /// The filter over all literals.
     pub fn filter(&self) -> &Arc<Filter> {
         &self.filter
+    }
+
+    /// What an agent looks for besides: their ids follow those of the filter's literals.
+    pub fn needles(&self) -> &Arc<Needles> {
+        &self.needles
     }
 
     /// How many rules there are.
@@ -244,18 +257,15 @@ impl Plan {
 
     /// What the hits say of a pattern. `bytes` tell what adjoins them.
     pub(crate) fn presence(&self, pattern: usize, hits: &Hits, bytes: &dyn Bytes) -> Presence {
-        let Some(entry) = self.patterns.get(pattern) else {
+        let Some(sought) = self.sought(pattern, hits) else {
             return Presence::Maybe(None);
         };
-        if !entry.gated {
-            return Presence::Maybe(None);
-        }
         let (mut sure, mut open, mut more) = (0u32, 0u32, false);
-        for (part, literal) in entry.info.literals.iter().zip(&entry.literals) {
+        for (part, literal) in sought.parts.iter().zip(sought.literals) {
             let offsets = hits.of(*literal);
             more |= offsets.len() > crate::known::HITS_MAX;
             for offset in offsets {
-                match entry.info.exact {
+                match sought.exact {
                     Exact::Yes => sure += 1,
                     Exact::No => open += 1,
                     Exact::Fullword => match is_full_word(*offset, part, bytes) {
@@ -266,7 +276,7 @@ impl Plan {
                 }
             }
         }
-        let counts = entry.info.exact != Exact::No && !more;
+        let counts = sought.exact != Exact::No && !more;
         let most = counts.then_some(sure + open);
         match (sure, open, more) {
             (0, 0, false) => Presence::Absent,
@@ -275,13 +285,20 @@ impl Plan {
         }
     }
 
-    /// What the filter looks for to find a pattern; `None`: it does not look for it.
-    pub(crate) fn sought(&self, pattern: usize) -> Option<Sought<'_>> {
-        let entry = self.patterns.get(pattern).filter(|entry| entry.gated)?;
-        Some(Sought {
-            parts: &entry.info.literals,
-            literals: &entry.literals,
-            exact: entry.info.exact,
+    /// What was looked for to find a pattern; `None`: it was not looked for.
+    pub(crate) fn sought(&self, pattern: usize, hits: &Hits) -> Option<Sought<'_>> {
+        let entry = self.patterns.get(pattern)?;
+        if entry.gated {
+            return Some(Sought {
+                parts: &entry.info.literals,
+                literals: &entry.literals,
+                exact: entry.info.exact,
+            });
+        }
+        (hits.has_needles() && !entry.needles.is_empty()).then_some(Sought {
+            parts: &entry.needle_parts,
+            literals: &entry.needles,
+            exact: Exact::No,
         })
     }
 
@@ -316,7 +333,7 @@ impl Plan {
         hits: &Hits,
         view: &View<'_>,
     ) -> Option<bool> {
-        let sought = self.sought(pattern)?;
+        let sought = self.sought(pattern, hits)?;
         let verifier = self.patterns.get(pattern)?.info.verifier.as_ref()?;
         for (part, literal) in sought.parts.iter().zip(sought.literals) {
             let offsets = hits.of(*literal);
@@ -338,14 +355,18 @@ impl Plan {
     /// What is known of a pattern where no gate's pattern occurs.
     pub(crate) fn ungated(&self, pattern: usize) -> Presence {
         match self.patterns.get(pattern) {
-            Some(entry) if entry.gated => Presence::Absent,
+            Some(entry) if entry.gated || !entry.needle_parts.is_empty() => Presence::Absent,
             _ => Presence::Maybe(None),
         }
     }
 
     /// Rules that the hits or nothing at all can make match, themselves or through others.
     pub(crate) fn candidates(&self, hits: &Hits) -> Vec<RuleId> {
-        let mut found: FxHashSet<RuleId> = self.residents.iter().copied().collect();
+        let residents = match hits.has_needles() {
+            true => &self.deep_residents,
+            false => &self.residents,
+        };
+        let mut found: FxHashSet<RuleId> = residents.iter().copied().collect();
         let mut todo = Vec::new();
         for literal in hits.literals() {
             let users = self.users.get(literal as usize);
@@ -389,6 +410,44 @@ impl Plan {
         let all = 0..self.rules.len();
         let residents = all.filter(|rule| self.without_hits(*rule) != Truth::False);
         self.residents = residents.collect();
+    }
+
+    /// Chooses what an agent looks for to shut residents, too.
+    fn build_needles(&mut self) -> Result<(), PlanError> {
+        let mut ids: FxHashMap<Needle, u32> = FxHashMap::default();
+        let mut needles = Vec::new();
+        for rule in self.residents.clone() {
+            let first = self.rules[rule].first_pattern;
+            let cost = |index: usize| {
+                let entry = self.patterns.get(first + index)?;
+                match entry.gated {
+                    true => Some(0),
+                    false => entry.info.needle_cost(),
+                }
+            };
+            let gate = gate::of_rule(&self.rules[rule], &cost);
+            for index in gate.patterns {
+                let entry = &mut self.patterns[first + index];
+                if entry.gated {
+                    continue;
+                }
+                for part in &entry.info.needles {
+                    let id = *ids.entry(part.needle.clone()).or_insert_with(|| {
+                        needles.push(part.needle.clone());
+                        self.users.push(Vec::new());
+                        self.users.len() as u32 - 1
+                    });
+                    entry.needles.push(id);
+                    entry.needle_parts.push(part.around());
+                    self.users[id as usize].push((first + index) as u32);
+                }
+            }
+        }
+        self.needles = Arc::new(Needles::build(needles)?);
+        let residents = self.residents.iter();
+        let open = residents.filter(|rule| self.without_hits(**rule) != Truth::False);
+        self.deep_residents = open.copied().collect();
+        Ok(())
     }
 
     /// The filter over the gates' literals.
@@ -496,6 +555,8 @@ impl Building {
                 literals: Vec::new(),
                 rule: id,
                 gated: false,
+                needles: Vec::new(),
+                needle_parts: Vec::new(),
             });
         }
         self.note_references(&rule.condition, id, file);
@@ -564,12 +625,15 @@ impl Building {
             filter: Arc::default(),
             users: Vec::new(),
             residents: Vec::new(),
+            needles: Arc::default(),
+            deep_residents: Vec::new(),
             dependants,
             probes: self.probes,
             groups,
         };
         plan.find_gates();
         plan.build_filter()?;
+        plan.build_needles()?;
         Ok(plan)
     }
 

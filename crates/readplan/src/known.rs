@@ -71,6 +71,8 @@ impl Bytes for View<'_> {
 #[derive(Debug, Default, Clone)]
 pub struct Hits {
     by_literal: FxHashMap<u32, Vec<u64>>,
+    /// Needles were looked for, too.
+    has_needles: bool,
 }
 
 impl Hits {
@@ -87,7 +89,10 @@ impl Hits {
 
     /// What an agent reported.
     pub fn of_report(report: &Report) -> Self {
-        let mut hits = Self::default();
+        let mut hits = Self {
+            has_needles: true,
+            ..Self::default()
+        };
         for (literal, offsets, more) in report.iter() {
             let mut offsets = offsets.to_vec();
             // One more than are kept: there are others.
@@ -95,6 +100,11 @@ impl Hits {
             hits.by_literal.insert(literal, offsets);
         }
         hits
+    }
+
+    /// Needles were looked for besides literals.
+    pub(crate) fn has_needles(&self) -> bool {
+        self.has_needles
     }
 
     /// Forgets everything, keeps the memory.

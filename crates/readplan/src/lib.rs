@@ -12,6 +12,7 @@ mod expr;
 mod gate;
 mod hex;
 mod known;
+mod needle;
 mod open;
 mod pattern;
 mod want;

@@ -243,7 +243,7 @@ impl Walk<'_> {
         if (self.evaluation.presence)(pattern) == Presence::Absent {
             return;
         }
-        let Some(sought) = plan.sought(pattern) else {
+        let Some(sought) = plan.sought(pattern, self.hits) else {
             return self.within(plan.longest(pattern), starts);
         };
         let mut places = Places::default();

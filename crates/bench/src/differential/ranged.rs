@@ -62,7 +62,7 @@ impl Travel {
         let size = bytes.len() as u64;
         let mut travelled = QUESTION_BYTES;
         let mut rounds = 0;
-        let mut whole = |scanner: &mut PlannedScanner<'_>| {
+        let whole = |scanner: &mut PlannedScanner<'_>| {
             let judged = scanner.scan(bytes, name).map_err(anyhow::Error::msg)?;
             anyhow::Ok(judged.matches)
         };
