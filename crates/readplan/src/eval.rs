@@ -442,6 +442,16 @@ fn apply(operator: Operator, a: i64, b: i64) -> Option<i64> {
         Operator::And => Some(a & b),
         Operator::Or => Some(a | b),
         Operator::Xor => Some(a ^ b),
+        // What loses bits is left to YARA-X.
+        Operator::Shl => {
+            let bits = u32::try_from(b).ok().filter(|bits| *bits < 63)?;
+            let shifted = a.checked_shl(bits)?;
+            (a >= 0 && shifted >> bits == a).then_some(shifted)
+        }
+        Operator::Shr => {
+            let bits = u32::try_from(b).ok().filter(|bits| *bits < 63)?;
+            (a >= 0).then_some(a >> bits)
+        }
     }
 }
 

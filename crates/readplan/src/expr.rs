@@ -80,6 +80,8 @@ pub(crate) enum Operator {
     And,
     Or,
     Xor,
+    Shl,
+    Shr,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +134,8 @@ pub struct Probe {
     pub text: String,
     /// It may read the whole content (a hash, entropy): worth deciding last.
     pub expensive: bool,
+    /// What it reads of the content, as offsets and lengths; `None`: only YARA-X knows.
+    pub reads: Option<Vec<(u64, u64)>>,
 }
 
 /// Converts the condition of one rule.
@@ -197,7 +201,31 @@ impl Converter<'_> {
             imports,
             text: std::str::from_utf8(text).ok()?.to_owned(),
             expensive,
+            reads: self.fixed_reads(expr),
         })
+    }
+
+    /// What an expression reads, where it has nothing of a module and reads fixed places only.
+    fn fixed_reads(&self, expr: &Ast<'_>) -> Option<Vec<(u64, u64)>> {
+        let mut reads = Vec::new();
+        for event in DFSIter::new(expr) {
+            match event {
+                DFSEvent::Enter(Ast::FuncCall(call)) if call.object.is_none() => {
+                    let read = read(call.identifier.name)?;
+                    let [Ast::LiteralInteger(at)] = call.args.as_slice() else {
+                        return None;
+                    };
+                    let at = u64::try_from(at.value).ok().filter(|_| !at.is_unsigned)?;
+                    reads.push((at, read.bytes as u64));
+                }
+                DFSEvent::Enter(Ast::FuncCall(_) | Ast::Entrypoint { .. }) => return None,
+                DFSEvent::Enter(Ast::Ident(ident)) if self.imports.contains(&ident.name) => {
+                    return None;
+                }
+                DFSEvent::Enter(_) | DFSEvent::Leave(_) => {}
+            }
+        }
+        Some(reads)
     }
 
     fn is_pure(
@@ -332,6 +360,8 @@ impl Converter<'_> {
             Ast::BitwiseAnd(b) => self.bitwise(Operator::And, b),
             Ast::BitwiseOr(b) => self.bitwise(Operator::Or, b),
             Ast::BitwiseXor(b) => self.bitwise(Operator::Xor, b),
+            Ast::Shl(b) => self.bitwise(Operator::Shl, b),
+            Ast::Shr(b) => self.bitwise(Operator::Shr, b),
             Ast::Eq(b) => self.compare(Comparison::Eq, b),
             Ast::Ne(b) => self.compare(Comparison::Ne, b),
             Ast::Lt(b) => self.compare(Comparison::Lt, b),

@@ -35,6 +35,8 @@ pub struct Wants {
     pub ranges: Ranges,
     /// Everything that modules read.
     pub modules: bool,
+    /// Answers of these probes, by index.
+    pub probes: Vec<usize>,
     /// No set of ranges is known to suffice.
     pub whole: bool,
 }
@@ -186,7 +188,7 @@ impl Walk<'_> {
             Expr::Probe(index, direct) => {
                 let known = self.evaluation.value(direct, scope) != Value::Unknown;
                 if !known && (self.evaluation.probe)(*index).is_none() {
-                    self.wants.whole = true;
+                    self.wants.probes.push(*index);
                 }
             }
         }

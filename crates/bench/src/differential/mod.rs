@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use literal_filter::Filter;
+use readplan::Plan;
 use engine_yara::{Planned, PlannedScanner, Whole, WholeScanner};
 
 use crate::corpora::{self, Share};
@@ -114,7 +114,7 @@ struct Sides<'a> {
     violations: usize,
     /// Scans where only ranges travel.
     travel: Travel,
-    filter: &'a Filter,
+    plan: &'a Plan,
 }
 
 fn compare(rules: &Path, files: &[PathBuf], plants: bool) -> Result<usize> {
@@ -133,7 +133,7 @@ fn compare(rules: &Path, files: &[PathBuf], plants: bool) -> Result<usize> {
         rules: BTreeSet::new(),
         violations: 0,
         travel: Travel::default(),
-        filter: planned.plan().filter(),
+        plan: planned.plan(),
     };
     for path in files {
         // Files of a live system come and go.
@@ -173,7 +173,7 @@ impl Sides<'_> {
         self.matched += usize::from(!whole.matches.is_empty());
         self.note(path, "by plan", &by_plan.matches, &whole.matches);
         let travel = &mut self.travel;
-        let by_ranges = travel.judge(&mut self.planned, self.filter, path, bytes)?;
+        let by_ranges = travel.judge(&mut self.planned, self.plan, path, bytes)?;
         self.note(path, "by ranges", &by_ranges, &whole.matches);
         self.rules.extend(whole.matches);
         Ok(())

@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail};
 use engine::host::Content;
 use engine::sparse::{self, SparseView};
 use engine_yara::{HEAD_BYTES, PlannedScanner, Step};
-use literal_filter::{Filter, Report};
+use literal_filter::Report;
 use model::Ranges;
-use readplan::Hits;
+use readplan::{Hits, Plan};
 
 /// How often an appliance asks for ranges before it asks for the whole file.
 const ROUNDS_MAX: u32 = 8;
@@ -54,7 +54,7 @@ impl Travel {
     pub(crate) fn judge(
         &mut self,
         scanner: &mut PlannedScanner<'_>,
-        filter: &Filter,
+        plan: &Plan,
         path: &Path,
         bytes: &[u8],
     ) -> Result<Vec<(String, String)>> {
@@ -69,13 +69,13 @@ impl Travel {
         let tally = self.kinds.entry(kind(path, bytes)).or_default();
         tally.files += 1;
         tally.bytes += size;
-        let Some(report) = report(filter, bytes) else {
+        let Some(report) = report(plan, bytes) else {
             tally.count(Way::Whole, size, 0, size);
             *self.whys.entry("a report too large").or_default() += size;
             return whole(scanner);
         };
         travelled += report.len() as u64;
-        let report = Report::from_bytes(&report, filter.len(), size)?;
+        let report = Report::from_bytes(&report, plan.filter().len() + plan.needles().len(), size)?;
         let hits = Hits::of_report(&report);
         let mut known = Ranges::of(0..HEAD_BYTES.min(size));
         let why = loop {
@@ -153,14 +153,18 @@ impl Tally {
 }
 
 /// What an agent finds; `None`: too much to tell.
-fn report(filter: &Filter, bytes: &[u8]) -> Option<Vec<u8>> {
+fn report(plan: &Plan, bytes: &[u8]) -> Option<Vec<u8>> {
     let mut report = Report::default();
-    let flow = filter.scan(bytes, &mut |literal, offset| {
+    let flow = plan.filter().scan(bytes, &mut |literal, offset| {
         report.add(literal, offset as u64)
     });
-    match flow {
-        ControlFlow::Continue(()) => report.to_bytes(),
-        ControlFlow::Break(()) => None,
+    let first = u32::try_from(plan.filter().len()).ok()?;
+    let also = plan.needles().scan(bytes, 0, bytes.len(), &mut |needle, at| {
+        report.add(first + needle, at as u64)
+    });
+    match (flow, also) {
+        (ControlFlow::Continue(()), ControlFlow::Continue(())) => report.to_bytes(),
+        _ => None,
     }
 }
 

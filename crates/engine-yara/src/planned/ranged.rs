@@ -79,35 +79,47 @@ impl PlannedScanner<'_> {
         };
         let planned = self.planned;
         let open = planned.plan.open(&known, &|_| None);
-        let asked = planned.wants_probes(&open);
-        let mut ask = Ranges::new();
-        if asked {
-            self.probe(view.guarded(), names, &[], left)?;
-            ask = touched(view)?;
+        if open.is_empty() {
+            return Ok(Step::Judged(Vec::new()));
         }
-        // Answers count where nothing was read that is not known.
-        let answered = asked && ask.is_empty();
-        let answer = |probe: usize| match answered {
-            true => self.answers.get(probe).copied().flatten(),
-            false => None,
-        };
-        let open = planned.plan.still_open(&open, &known, &answer);
-        let open = planned.plan.open_on_view(&open, &known, &seen, &answer);
-        let mut modules = false;
-        let wants = planned.plan.wants(&open, &known, &answer);
-        for (rule, wants) in open.iter().zip(wants) {
-            if !answered && asked && !planned.plan.probes_of(*rule).is_empty() {
+        let mut ask = Ranges::new();
+        let mut answers = Answers::new(planned.plan.probes().len());
+        let wanted = self.wanted_probes(&open, &known, &answers);
+        if !wanted.is_empty() {
+            // What they read is known, or asked for; those that read more are asked below.
+            self.probe(view.bytes(), names, &[], left)?;
+            self.take_fixed(&wanted, view.known(), size, &mut answers, &mut ask);
+        }
+        let open = planned.plan.still_open(&open, &known, &|id| answers.of(id));
+        let wanted = self.wanted_probes(&open, &known, &answers);
+        if wanted.iter().any(|id| self.is_dynamic(*id)) {
+            self.probe(view.guarded(), names, &[], left)?;
+            let touched = touched(view)?;
+            match touched.is_empty() {
+                true => answers.all(&self.answers),
+                false => ask.extend(&touched),
+            }
+        }
+        let open = planned.plan.still_open(&open, &known, &|id| answers.of(id));
+        let open = planned.plan.open_on_view(&open, &known, &seen, &|id| answers.of(id));
+        let mut wants_modules = false;
+        for wants in planned.plan.wants(&open, &known, &|id| answers.of(id)) {
+            let unmet = wants.ranges.without(view.known());
+            // A rule may be shut by what can be had for less.
+            if !wants.probes.is_empty() {
+                if wants.probes.iter().any(|id| !self.is_asked(*id)) && ask.is_empty() {
+                    return Ok(Step::Whole("a condition that reads without bounds"));
+                }
                 continue;
             }
-            modules |= wants.modules;
-            let unmet = wants.ranges.without(view.known());
-            // What can be had for less may shut the rule.
             if unmet.is_empty() && wants.whole {
                 return Ok(Step::Whole("a rule that nothing bounds"));
             }
+            wants_modules |= wants.modules;
             ask.extend(&unmet);
         }
-        if modules && !answered {
+        // Those of the probes need not be all.
+        if wants_modules {
             self.modules
                 .get_or_insert_with(|| scanner(&planned.modules))
                 .set_timeout(left().ok_or(Stopped::Timeout)?)
@@ -118,6 +130,54 @@ impl PlannedScanner<'_> {
             return Ok(Step::Ask(ask));
         }
         self.run_on_view(view, &open, names, left)
+    }
+
+    /// Probes that could shut some of these rules.
+    fn wanted_probes(
+        &self,
+        open: &[RuleId],
+        known: &Known<'_>,
+        answers: &Answers,
+    ) -> BTreeSet<usize> {
+        let wants = self.planned.plan.wants(open, known, &|id| answers.of(id));
+        let wanted = wants.into_iter().flat_map(|wants| wants.probes);
+        wanted.filter(|id| self.is_asked(*id)).collect()
+    }
+
+    fn is_asked(&self, probe: usize) -> bool {
+        self.planned.probes.asked.get(probe) == Some(&true)
+    }
+
+    /// It reads what only YARA-X knows.
+    fn is_dynamic(&self, probe: usize) -> bool {
+        let probe = self.planned.plan.probes().get(probe);
+        probe.is_none_or(|probe| probe.reads.is_none())
+    }
+
+    /// Takes the answers of those of the wanted probes that read fixed places, all known.
+    fn take_fixed(
+        &self,
+        wanted: &BTreeSet<usize>,
+        known: &Ranges,
+        size: u64,
+        answers: &mut Answers,
+        ask: &mut Ranges,
+    ) {
+        for id in wanted {
+            let Some(reads) = self.planned.plan.probes().get(*id).and_then(|p| p.reads.as_ref())
+            else {
+                continue;
+            };
+            let ranges = reads.iter().map(|(at, len)| {
+                let end = at.saturating_add(*len).min(size);
+                (*at).min(end)..end
+            });
+            let unmet = ranges.collect::<Ranges>().without(known);
+            match unmet.is_empty() {
+                true => answers.set(*id, self.answers.get(*id).copied().flatten()),
+                false => ask.extend(&unmet),
+            }
+        }
     }
 
     /// Runs these rules, of which all that decides them is known.
@@ -168,6 +228,29 @@ impl PlannedScanner<'_> {
         found.matches.sort();
         found.matches.dedup();
         Ok(Step::Judged(found.matches))
+    }
+}
+
+/// What probes said, as far as all that they read is known.
+struct Answers(Vec<Option<bool>>);
+
+impl Answers {
+    fn new(probes: usize) -> Self {
+        Self(vec![None; probes])
+    }
+
+    fn of(&self, probe: usize) -> Option<bool> {
+        self.0.get(probe).copied().flatten()
+    }
+
+    fn set(&mut self, probe: usize, answer: Option<bool>) {
+        if let Some(place) = self.0.get_mut(probe) {
+            *place = answer;
+        }
+    }
+
+    fn all(&mut self, answers: &[Option<bool>]) {
+        self.0 = answers.to_vec();
     }
 }
 
