@@ -15,7 +15,7 @@ use std::time::Duration;
 use readplan::{Hits, Known, Plan, RuleId, Source};
 use yara_x::{Compiler, Rules, ScanError, ScanResults, Scanner, SourceCode};
 
-pub use ranged::{HEAD_BYTES, Step};
+pub use ranged::{HEAD_BYTES, Step, Why};
 
 use crate::context::{self, Names, Reads};
 use crate::scan::{MATCHES_MAX, TIMEOUT_DEFAULT};

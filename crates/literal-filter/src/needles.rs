@@ -14,7 +14,7 @@ use crate::FilterError;
 use crate::wire::{Reader, put_varint};
 
 /// Needles of one set.
-pub const NEEDLES_MAX: usize = 1 << 12;
+pub const NEEDLES_MAX: usize = 1 << 14;
 /// Tokens of one needle.
 pub const TOKENS_MAX: usize = 255;
 /// Bytes that a needle reaches on either side of its key.

@@ -4,17 +4,17 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use literal_filter::{Filter, Literal, Needle, Needles};
+use literal_filter::{Filter, Needles};
 use rustc_hash::{FxHashMap, FxHashSet};
 use yara_x_parser::Parser;
 use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{AST, Expr as Ast, Rule, RuleFlags};
 use yara_x_parser::cst::{Event, SyntaxKind};
 
-use crate::eval::{Presence, Truth};
+use crate::eval::Presence;
 use crate::expr::{Converter, Expr, Hidden, Probe};
-use crate::gate;
 use crate::known::{Bytes, Hits, View};
+use crate::look::{Look, Side, Sought};
 use crate::pattern::{self, Exact, Part, PatternInfo};
 
 /// A rule of a plan, by its position: files in the order given, rules as they stand there.
@@ -53,25 +53,9 @@ struct FileEntry {
 }
 
 #[derive(Debug)]
-struct PatternEntry {
-    info: PatternInfo,
-    /// Ids in the filter, one for each part of `info`; none for a pattern of no gate.
-    literals: Vec<u32>,
+pub(crate) struct PatternEntry {
+    pub(crate) info: PatternInfo,
     rule: RuleId,
-    /// It is in the gate of its rule: the filter looks for it in every file.
-    gated: bool,
-    /// Ids of its needles, which an agent looks for; none for most.
-    needles: Vec<u32>,
-    /// What surrounds their keys.
-    needle_parts: Vec<Part>,
-}
-
-/// How the filter finds a pattern.
-pub(crate) struct Sought<'p> {
-    pub(crate) parts: &'p [Part],
-    /// For each of them its id in the filter.
-    pub(crate) literals: &'p [u32],
-    pub(crate) exact: Exact,
 }
 
 /// A rule set, compiled into what of a file can still change its verdict.
@@ -81,15 +65,8 @@ pub struct Plan {
     files: Vec<FileEntry>,
     by_name: HashMap<(usize, String), RuleId>,
     patterns: Vec<PatternEntry>,
-    filter: Arc<Filter>,
-    /// For each literal, the patterns that it is of.
-    users: Vec<Vec<u32>>,
-    /// Rules that may match a file in which no literal occurs.
-    residents: Vec<RuleId>,
-    /// What an agent looks for besides.
-    needles: Arc<Needles>,
-    /// Rules that may match a file in which no literal and no needle occurs.
-    deep_residents: Vec<RuleId>,
+    /// What the appliance looks for, and what an agent does.
+    looks: [Look; 2],
     /// For each rule, the rules that refer to it.
     dependants: Vec<Vec<RuleId>>,
     probes: Vec<Probe>,
@@ -126,14 +103,27 @@ impl Plan {
         building.finish()
     }
 
-    /// The filter over all literals.
+    /// The filter over the literals that are looked for where content is at hand.
     pub fn filter(&self) -> &Arc<Filter> {
-        &self.filter
+        self.look(Side::Appliance).filter()
     }
 
-    /// What an agent looks for besides: their ids follow those of the filter's literals.
-    pub fn needles(&self) -> &Arc<Needles> {
-        &self.needles
+    /// What an agent looks for: literals, and needles, whose ids follow those of the literals.
+    pub fn agent_filter(&self) -> (&Arc<Filter>, &Arc<Needles>) {
+        let look = self.look(Side::Agent);
+        (look.filter(), look.needles())
+    }
+
+    pub(crate) fn look(&self, side: Side) -> &Look {
+        let [appliance, agent] = &self.looks;
+        match side {
+            Side::Appliance => appliance,
+            Side::Agent => agent,
+        }
+    }
+
+    pub(crate) fn patterns(&self) -> &[PatternEntry] {
+        &self.patterns
     }
 
     /// How many rules there are.
@@ -181,7 +171,7 @@ impl Plan {
 
     /// Rules that no literal guards.
     pub fn residents(&self) -> &[RuleId] {
-        &self.residents
+        self.look(Side::Appliance).residents()
     }
 
     /// Conditions that YARA-X can decide without looking for patterns, by index.
@@ -261,7 +251,7 @@ impl Plan {
             return Presence::Maybe(None);
         };
         let (mut sure, mut open, mut more) = (0u32, 0u32, false);
-        for (part, literal) in sought.parts.iter().zip(sought.literals) {
+        for (part, literal) in sought.parts.iter().zip(sought.ids) {
             let offsets = hits.of(*literal);
             more |= offsets.len() > crate::known::HITS_MAX;
             for offset in offsets {
@@ -288,18 +278,7 @@ impl Plan {
     /// What was looked for to find a pattern; `None`: it was not looked for.
     pub(crate) fn sought(&self, pattern: usize, hits: &Hits) -> Option<Sought<'_>> {
         let entry = self.patterns.get(pattern)?;
-        if entry.gated {
-            return Some(Sought {
-                parts: &entry.info.literals,
-                literals: &entry.literals,
-                exact: entry.info.exact,
-            });
-        }
-        (hits.has_needles() && !entry.needles.is_empty()).then_some(Sought {
-            parts: &entry.needle_parts,
-            literals: &entry.needles,
-            exact: Exact::No,
-        })
+        self.look(hits.side()).sought(pattern, &entry.info)
     }
 
     /// Bytes of a pattern's longest match; `None`: no bound.
@@ -335,7 +314,7 @@ impl Plan {
     ) -> Option<bool> {
         let sought = self.sought(pattern, hits)?;
         let verifier = self.patterns.get(pattern)?.info.verifier.as_ref()?;
-        for (part, literal) in sought.parts.iter().zip(sought.literals) {
+        for (part, literal) in sought.parts.iter().zip(sought.ids) {
             let offsets = hits.of(*literal);
             if offsets.len() > crate::known::HITS_MAX {
                 return None;
@@ -352,25 +331,13 @@ impl Plan {
         Some(false)
     }
 
-    /// What is known of a pattern where no gate's pattern occurs.
-    pub(crate) fn ungated(&self, pattern: usize) -> Presence {
-        match self.patterns.get(pattern) {
-            Some(entry) if entry.gated || !entry.needle_parts.is_empty() => Presence::Absent,
-            _ => Presence::Maybe(None),
-        }
-    }
-
     /// Rules that the hits or nothing at all can make match, themselves or through others.
     pub(crate) fn candidates(&self, hits: &Hits) -> Vec<RuleId> {
-        let residents = match hits.has_needles() {
-            true => &self.deep_residents,
-            false => &self.residents,
-        };
-        let mut found: FxHashSet<RuleId> = residents.iter().copied().collect();
+        let look = self.look(hits.side());
+        let mut found: FxHashSet<RuleId> = look.residents().iter().copied().collect();
         let mut todo = Vec::new();
         for literal in hits.literals() {
-            let users = self.users.get(literal as usize);
-            for pattern in users.into_iter().flatten() {
+            for pattern in look.users(literal) {
                 let rule = self.patterns[*pattern as usize].rule;
                 if found.insert(rule) {
                     todo.push(rule);
@@ -387,93 +354,6 @@ impl Plan {
         let mut all: Vec<RuleId> = found.into_iter().collect();
         all.sort_unstable();
         all
-    }
-}
-
-// How a plan is finished.
-impl Plan {
-    /// Chooses the patterns to look for. Rules that do not come to *false* where none of these
-    /// occurs are residents.
-    fn find_gates(&mut self) {
-        for rule in 0..self.rules.len() {
-            let first = self.rules[rule].first_pattern;
-            let cost = |index: usize| self.patterns.get(first + index)?.info.cost();
-            let gate = gate::of_rule(&self.rules[rule], &cost);
-            for index in gate.patterns {
-                self.patterns[first + index].gated = true;
-            }
-        }
-        // Long literals cost the filter next to nothing and close many rules.
-        for pattern in &mut self.patterns {
-            pattern.gated |= pattern.info.cost().is_some() && pattern.info.is_long();
-        }
-        let all = 0..self.rules.len();
-        let residents = all.filter(|rule| self.without_hits(*rule) != Truth::False);
-        self.residents = residents.collect();
-    }
-
-    /// Chooses what an agent looks for to shut residents, too.
-    fn build_needles(&mut self) -> Result<(), PlanError> {
-        let mut ids: FxHashMap<Needle, u32> = FxHashMap::default();
-        let mut needles = Vec::new();
-        for rule in self.residents.clone() {
-            let first = self.rules[rule].first_pattern;
-            let cost = |index: usize| {
-                let entry = self.patterns.get(first + index)?;
-                match entry.gated {
-                    true => Some(0),
-                    false => entry.info.needle_cost(),
-                }
-            };
-            let gate = gate::of_rule(&self.rules[rule], &cost);
-            for index in gate.patterns {
-                let entry = &mut self.patterns[first + index];
-                if entry.gated {
-                    continue;
-                }
-                for part in &entry.info.needles {
-                    let id = *ids.entry(part.needle.clone()).or_insert_with(|| {
-                        needles.push(part.needle.clone());
-                        self.users.push(Vec::new());
-                        self.users.len() as u32 - 1
-                    });
-                    entry.needles.push(id);
-                    entry.needle_parts.push(part.around());
-                    self.users[id as usize].push((first + index) as u32);
-                }
-            }
-        }
-        self.needles = Arc::new(Needles::build(needles)?);
-        let residents = self.residents.iter();
-        let open = residents.filter(|rule| self.without_hits(**rule) != Truth::False);
-        self.deep_residents = open.copied().collect();
-        Ok(())
-    }
-
-    /// The filter over the gates' literals.
-    fn build_filter(&mut self) -> Result<(), PlanError> {
-        let mut ids: FxHashMap<(&[u8], bool), u32> = FxHashMap::default();
-        let mut literals: Vec<Literal> = Vec::new();
-        let mut of_patterns = Vec::new();
-        for (index, entry) in self.patterns.iter().enumerate().filter(|(_, p)| p.gated) {
-            for part in &entry.info.literals {
-                let id = *ids.entry((&part.bytes, part.nocase)).or_insert_with(|| {
-                    literals.push(Literal {
-                        bytes: part.bytes.clone(),
-                        nocase: part.nocase,
-                    });
-                    self.users.push(Vec::new());
-                    literals.len() as u32 - 1
-                });
-                of_patterns.push((index, id));
-            }
-        }
-        for (pattern, id) in of_patterns {
-            self.patterns[pattern].literals.push(id);
-            self.users[id as usize].push(pattern as u32);
-        }
-        self.filter = Arc::new(Filter::build(&literals)?);
-        Ok(())
     }
 }
 
@@ -552,11 +432,7 @@ impl Building {
         for pattern in patterns {
             self.patterns.push(PatternEntry {
                 info: pattern::analyse(pattern),
-                literals: Vec::new(),
                 rule: id,
-                gated: false,
-                needles: Vec::new(),
-                needle_parts: Vec::new(),
             });
         }
         self.note_references(&rule.condition, id, file);
@@ -622,18 +498,12 @@ impl Building {
             files: self.files,
             by_name: self.by_name,
             patterns: self.patterns,
-            filter: Arc::default(),
-            users: Vec::new(),
-            residents: Vec::new(),
-            needles: Arc::default(),
-            deep_residents: Vec::new(),
+            looks: Default::default(),
             dependants,
             probes: self.probes,
             groups,
         };
-        plan.find_gates();
-        plan.build_filter()?;
-        plan.build_needles()?;
+        plan.looks = [Look::of_appliance(&plan)?, Look::of_agent(&plan)?];
         Ok(plan)
     }
 

@@ -4,6 +4,8 @@ use literal_filter::Report;
 use model::Ranges;
 use rustc_hash::FxHashMap;
 
+use crate::look::Side;
+
 /// Occurrences kept of one literal; beyond these only that there are more.
 pub const HITS_MAX: usize = literal_filter::OFFSETS_MAX;
 
@@ -71,8 +73,8 @@ impl Bytes for View<'_> {
 #[derive(Debug, Default, Clone)]
 pub struct Hits {
     by_literal: FxHashMap<u32, Vec<u64>>,
-    /// Needles were looked for, too.
-    has_needles: bool,
+    /// Who looked, and so what for.
+    side: Side,
 }
 
 impl Hits {
@@ -90,7 +92,7 @@ impl Hits {
     /// What an agent reported.
     pub fn of_report(report: &Report) -> Self {
         let mut hits = Self {
-            has_needles: true,
+            side: Side::Agent,
             ..Self::default()
         };
         for (literal, offsets, more) in report.iter() {
@@ -102,9 +104,8 @@ impl Hits {
         hits
     }
 
-    /// Needles were looked for besides literals.
-    pub(crate) fn has_needles(&self) -> bool {
-        self.has_needles
+    pub(crate) fn side(&self) -> Side {
+        self.side
     }
 
     /// Forgets everything, keeps the memory.

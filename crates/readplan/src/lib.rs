@@ -12,6 +12,7 @@ mod expr;
 mod gate;
 mod hex;
 mod known;
+mod look;
 mod needle;
 mod open;
 mod pattern;

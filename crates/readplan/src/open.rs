@@ -7,6 +7,7 @@ use rustc_hash::FxHashMap;
 use crate::compile::{Plan, RuleId};
 use crate::eval::{Evaluation, Presence, Truth};
 use crate::known::{Bytes, Hits, View};
+use crate::look::Look;
 
 /// What is known of a file.
 pub struct Known<'a> {
@@ -115,13 +116,14 @@ impl Plan {
         })
     }
 
-    /// What a rule comes to in a file of which nothing is known but that no gate's pattern occurs.
-    pub(crate) fn without_hits(&self, rule: RuleId) -> Truth {
+    /// What a rule comes to in a file of which nothing is known but that nothing is found of what
+    /// is looked for.
+    pub(crate) fn without_hits(&self, rule: RuleId, look: &Look) -> Truth {
         let evaluation = Evaluation {
             plan: self,
             size: None,
             bytes: &Nothing,
-            presence: &|pattern| self.ungated(pattern),
+            presence: &|pattern| look.without_hits(pattern),
             probe: &|_| None,
             depth: Cell::new(0),
         };

@@ -92,16 +92,6 @@ impl PatternInfo {
         )
     }
 
-    /// What it costs an agent to look for its needles; `None`: it has none.
-    pub(crate) fn needle_cost(&self) -> Option<u64> {
-        let costs = self.needles.iter().map(|part| match part.bits {
-            ..=20 => 2000,
-            21..=28 => 600,
-            _ => 100,
-        });
-        (!self.needles.is_empty()).then(|| costs.sum())
-    }
-
     /// All its literals are so long that the filter finds them at no cost to speak of.
     pub(crate) fn is_long(&self) -> bool {
         self.literals.iter().all(|part| part.bytes.len() >= LONG) && self.literals.len() <= LONG_MAX

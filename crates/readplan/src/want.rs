@@ -249,7 +249,7 @@ impl Walk<'_> {
             return self.within(plan.longest(pattern), starts);
         };
         let mut places = Places::default();
-        for (part, literal) in sought.parts.iter().zip(sought.literals) {
+        for (part, literal) in sought.parts.iter().zip(sought.ids) {
             let offsets = self.hits.of(*literal);
             places.more |= offsets.len() > HITS_MAX;
             for offset in offsets {

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use engine::host::Content;
 use engine::sparse::{self, SparseView};
-use engine_yara::{HEAD_BYTES, PlannedScanner, Step};
+use engine_yara::{HEAD_BYTES, PlannedScanner, Step, Why};
 use literal_filter::Report;
 use model::Ranges;
 use readplan::{Hits, Plan};
@@ -19,6 +19,9 @@ const ROUNDS_MAX: u32 = 8;
 const QUESTION_BYTES: u64 = 120;
 /// Bytes of a range in a question, and of the head of its data.
 const RANGE_BYTES: u64 = 16;
+
+/// Reasons that are printed.
+const WHYS_MAX: usize = 60;
 
 /// How a file travelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +37,8 @@ enum Way {
 #[derive(Default)]
 pub(crate) struct Travel {
     kinds: BTreeMap<&'static str, Tally>,
-    whys: BTreeMap<&'static str, u64>,
+    /// Why files travelled whole, in bytes.
+    whys: BTreeMap<String, u64>,
 }
 
 #[derive(Default)]
@@ -71,11 +75,13 @@ impl Travel {
         tally.bytes += size;
         let Some(report) = report(plan, bytes) else {
             tally.count(Way::Whole, size, 0, size);
-            *self.whys.entry("a report too large").or_default() += size;
+            *self.whys.entry("a report too large".to_owned()).or_default() += size;
             return whole(scanner);
         };
         travelled += report.len() as u64;
-        let report = Report::from_bytes(&report, plan.filter().len() + plan.needles().len(), size)?;
+        let (filter, needles) = plan.agent_filter();
+        let literals = filter.len() + needles.len();
+        let report = Report::from_bytes(&report, literals, size)?;
         let hits = Hits::of_report(&report);
         let mut known = Ranges::of(0..HEAD_BYTES.min(size));
         let why = loop {
@@ -96,16 +102,22 @@ impl Travel {
                     known.extend(&new);
                     rounds += 1;
                     if rounds > ROUNDS_MAX {
-                        break "too many rounds";
+                        break vec!["too many rounds".to_owned()];
                     }
                     if known.bytes() > size / 2 {
-                        break "more than half of it";
+                        break vec!["more than half of it".to_owned()];
                     }
                 }
-                Step::Whole(why) => break why,
+                Step::Whole(Why::Zeros) => break vec!["zeros".to_owned()],
+                Step::Whole(Why::Rules(rules)) => {
+                    let names = rules.iter().map(|rule| plan.name(*rule).1.to_owned());
+                    break names.collect();
+                }
             }
         };
-        *self.whys.entry(why).or_default() += size;
+        for why in why {
+            *self.whys.entry(why).or_default() += size;
+        }
         tally.count(Way::Whole, size.max(travelled), rounds, size);
         whole(scanner)
     }
@@ -131,8 +143,10 @@ impl Travel {
                 tally.whole_bytes >> 20,
             );
         }
-        for (why, bytes) in &self.whys {
-            println!("    whole for {why}: {} MB", bytes >> 20);
+        let mut whys: Vec<_> = self.whys.iter().collect();
+        whys.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+        for (why, bytes) in whys.iter().take(WHYS_MAX) {
+            println!("    whole for {why}: {:.1} MB", **bytes as f64 / 1e6);
         }
     }
 }
@@ -154,12 +168,13 @@ impl Tally {
 
 /// What an agent finds; `None`: too much to tell.
 fn report(plan: &Plan, bytes: &[u8]) -> Option<Vec<u8>> {
+    let (filter, needles) = plan.agent_filter();
     let mut report = Report::default();
-    let flow = plan.filter().scan(bytes, &mut |literal, offset| {
+    let flow = filter.scan(bytes, &mut |literal, offset| {
         report.add(literal, offset as u64)
     });
-    let first = u32::try_from(plan.filter().len()).ok()?;
-    let also = plan.needles().scan(bytes, 0, bytes.len(), &mut |needle, at| {
+    let first = u32::try_from(filter.len()).ok()?;
+    let also = needles.scan(bytes, 0, bytes.len(), &mut |needle, at| {
         report.add(first + needle, at as u64)
     });
     match (flow, also) {

@@ -34,8 +34,17 @@ pub enum Step {
     Judged(Vec<(String, String)>),
     /// These could change a verdict.
     Ask(Ranges),
-    /// No set of ranges is known to suffice: why.
-    Whole(&'static str),
+    /// No set of ranges is known to suffice.
+    Whole(Why),
+}
+
+/// Why a file has to travel whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// Nothing bounds what these rules may read or match.
+    Rules(Vec<RuleId>),
+    /// Too many matches may be made of zeros.
+    Zeros,
 }
 
 impl PlannedScanner<'_> {
@@ -102,21 +111,25 @@ impl PlannedScanner<'_> {
         }
         let open = planned.plan.still_open(&open, &known, &|id| answers.of(id));
         let open = planned.plan.open_on_view(&open, &known, &seen, &|id| answers.of(id));
-        let mut wants_modules = false;
-        for wants in planned.plan.wants(&open, &known, &|id| answers.of(id)) {
+        let (mut wants_modules, mut unbounded) = (false, Vec::new());
+        let wants = planned.plan.wants(&open, &known, &|id| answers.of(id));
+        for (rule, wants) in open.iter().zip(wants) {
             let unmet = wants.ranges.without(view.known());
             // A rule may be shut by what can be had for less.
             if !wants.probes.is_empty() {
                 if wants.probes.iter().any(|id| !self.is_asked(*id)) && ask.is_empty() {
-                    return Ok(Step::Whole("a condition that reads without bounds"));
+                    unbounded.push(*rule);
                 }
                 continue;
             }
             if unmet.is_empty() && wants.whole {
-                return Ok(Step::Whole("a rule that nothing bounds"));
+                unbounded.push(*rule);
             }
             wants_modules |= wants.modules;
             ask.extend(&unmet);
+        }
+        if !unbounded.is_empty() {
+            return Ok(Step::Whole(Why::Rules(unbounded)));
         }
         // Those of the probes need not be all.
         if wants_modules {
@@ -219,7 +232,7 @@ impl PlannedScanner<'_> {
             );
         }
         if found.too_many || found.doubts > DOUBTFUL_MAX {
-            return Ok(Step::Whole("matches that may be made of zeros"));
+            return Ok(Step::Whole(Why::Zeros));
         }
         let ask = found.doubtful.without(view.known());
         if !ask.is_empty() {
