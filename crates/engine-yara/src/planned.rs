@@ -277,7 +277,9 @@ impl Probes {
 fn compile_modules(plan: &Plan) -> Result<Rules, Vec<String>> {
     let mut compiler = compiler()?;
     let imports = plan.imports().into_iter();
-    let mut text = imports.map(|name| format!("import \"{name}\"\n")).collect::<String>();
+    let mut text = imports
+        .map(|name| format!("import \"{name}\"\n"))
+        .collect::<String>();
     text.push_str("rule modules { condition: false }\n");
     let added = compiler.add_source(text.as_str());
     added.map_err(|error| vec![error.to_string()])?;

@@ -267,7 +267,10 @@ mod tests {
         let guarded = view.guarded();
         assert_eq!(guarded.len(), content.len());
         // Known pages tell nothing new; the end of the file counts as a page.
-        assert_eq!((guarded[5000], guarded[50_000]), (content[5000], content[50_000]));
+        assert_eq!(
+            (guarded[5000], guarded[50_000]),
+            (content[5000], content[50_000])
+        );
         assert!(view.touched().expect("told").is_empty());
         // Pages of which a part is known, or nothing.
         assert_eq!((guarded[5], guarded[30_000]), (0, 0));

@@ -77,8 +77,10 @@ impl Needle {
 
     /// The byte pairs that the key may be.
     fn key_pairs(&self) -> Option<Vec<u16>> {
-        let [Token::Byte { value: a, mask: m }, Token::Byte { value: b, mask: n }] =
-            *self.tokens.get(self.key..self.key.checked_add(2)?)?
+        let [
+            Token::Byte { value: a, mask: m },
+            Token::Byte { value: b, mask: n },
+        ] = *self.tokens.get(self.key..self.key.checked_add(2)?)?
         else {
             return None;
         };
@@ -98,7 +100,9 @@ impl Needle {
         let head = data.get(..at).unwrap_or_default();
         follows(after.iter(), |n| rest.get(n).copied())
             && follows(before.iter().rev(), |n| {
-                head.len().checked_sub(n + 1).and_then(|n| head.get(n).copied())
+                head.len()
+                    .checked_sub(n + 1)
+                    .and_then(|n| head.get(n).copied())
             })
     }
 }
@@ -122,9 +126,8 @@ fn follows<'t>(
                 for at in &here {
                     let from = next.last().map_or(0, |last| last + 1).max(at + least);
                     // The last byte of a gap has to be there.
-                    let there = (from..=at + most).take_while(|end| {
-                        *end == 0 || byte(end - 1).is_some()
-                    });
+                    let there =
+                        (from..=at + most).take_while(|end| *end == 0 || byte(end - 1).is_some());
                     next.extend(there);
                 }
                 here = next;
@@ -226,7 +229,9 @@ impl Needles {
                 continue;
             }
             let first = self.users.partition_point(|(key, _)| *key < pair);
-            let users = self.users[first..].iter().take_while(|(key, _)| *key == pair);
+            let users = self.users[first..]
+                .iter()
+                .take_while(|(key, _)| *key == pair);
             for (_, id) in users {
                 if self.list[*id as usize].is_at(data, at) {
                     on_hit(*id, at)?;
@@ -328,15 +333,32 @@ mod tests {
 
     #[test]
     fn needles_are_found_by_their_keys() {
-        let nocase = Token::Byte { value: b'A', mask: 0xdf };
+        let nocase = Token::Byte {
+            value: b'A',
+            mask: 0xdf,
+        };
         let list = vec![
-            Needle::new(vec![byte(b'x'), gap(1, 3), byte(b'k'), byte(b'y'), gap(0, 2), byte(b'z')], 2).unwrap(),
+            Needle::new(
+                vec![
+                    byte(b'x'),
+                    gap(1, 3),
+                    byte(b'k'),
+                    byte(b'y'),
+                    gap(0, 2),
+                    byte(b'z'),
+                ],
+                2,
+            )
+            .unwrap(),
             Needle::new(vec![nocase, byte(b'b'), gap(2, 2)], 0).unwrap(),
         ];
         let needles = Needles::build(list).unwrap();
         assert_eq!(hits(&needles, b"x.ky..z"), [(0, 2)]);
         assert_eq!(hits(&needles, b"xkyz x....kyz"), []);
-        assert_eq!(hits(&needles, b"x...kyz x.ky...z abc ABcd"), [(0, 4), (1, 17), (1, 21)]);
+        assert_eq!(
+            hits(&needles, b"x...kyz x.ky...z abc ABcd"),
+            [(0, 4), (1, 17), (1, 21)]
+        );
         assert_eq!(hits(&needles, b"ab."), [], "its end is missing");
         assert_eq!((needles.reach(), needles.len()), (5, 2));
     }
@@ -345,23 +367,37 @@ mod tests {
     fn as_by_trying_everything() {
         let mut state = 1u64;
         let mut random = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             (state >> 33) % below
         };
         for _ in 0..3000 {
             let mut tokens = vec![byte(b'a'), byte(b'b')];
             let key = random(3) as usize;
             for place in [0usize; 3].into_iter().take(key) {
-                let token = if random(2) == 0 { byte(b'a' + random(3) as u8) } else { gap(random(2) as u8, 1 + random(3) as u8) };
+                let token = if random(2) == 0 {
+                    byte(b'a' + random(3) as u8)
+                } else {
+                    gap(random(2) as u8, 1 + random(3) as u8)
+                };
                 tokens.insert(place, token);
             }
             for _ in 0..random(4) {
-                tokens.push(if random(2) == 0 { byte(b'a' + random(3) as u8) } else { gap(random(2) as u8, 1 + random(3) as u8) });
+                tokens.push(if random(2) == 0 {
+                    byte(b'a' + random(3) as u8)
+                } else {
+                    gap(random(2) as u8, 1 + random(3) as u8)
+                });
             }
             let data: Vec<u8> = (0..random(14)).map(|_| b'a' + random(3) as u8).collect();
             let needles = Needles::build(vec![Needle::new(tokens.clone(), key).unwrap()]).unwrap();
             let expected = (0..data.len()).any(|at| is_at(&tokens, &data, at));
-            assert_eq!(!hits(&needles, &data).is_empty(), expected, "{tokens:?} {data:?}");
+            assert_eq!(
+                !hits(&needles, &data).is_empty(),
+                expected,
+                "{tokens:?} {data:?}"
+            );
         }
     }
 
@@ -369,7 +405,17 @@ mod tests {
     fn what_is_sent_is_read_and_nothing_else() {
         let list = vec![
             Needle::new(vec![byte(1), gap(0, 9), byte(2), byte(3)], 2).unwrap(),
-            Needle::new(vec![byte(7), Token::Byte { value: 0x10, mask: 0xf0 }], 0).unwrap(),
+            Needle::new(
+                vec![
+                    byte(7),
+                    Token::Byte {
+                        value: 0x10,
+                        mask: 0xf0,
+                    },
+                ],
+                0,
+            )
+            .unwrap(),
         ];
         let bytes = Needles::build(list.clone()).unwrap().to_bytes();
         assert_eq!(Needles::from_bytes(&bytes).unwrap().list, list);
@@ -390,9 +436,15 @@ mod tests {
 
     #[test]
     fn what_cannot_be_found_is_no_needle() {
-        assert!(Needle::new(vec![byte(1), gap(0, 1), byte(2)], 0).is_none(), "no key");
+        assert!(
+            Needle::new(vec![byte(1), gap(0, 1), byte(2)], 0).is_none(),
+            "no key"
+        );
         let any = Token::Byte { value: 0, mask: 0 };
-        assert!(Needle::new(vec![byte(1), any], 0).is_none(), "too many keys");
+        assert!(
+            Needle::new(vec![byte(1), any], 0).is_none(),
+            "too many keys"
+        );
         let far = std::iter::repeat_n(gap(0, 255), 5);
         assert!(Needle::new([byte(1), byte(2)].into_iter().chain(far).collect(), 0).is_none());
         assert!(Needle::new(vec![byte(1), byte(2)], 1).is_none());

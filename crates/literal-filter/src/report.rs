@@ -195,15 +195,29 @@ mod tests {
         }
         let bytes = report.to_bytes().unwrap();
         let read = Report::from_bytes(&bytes, 70_001, 1 << 41).unwrap();
-        let list: Vec<_> = read.iter().map(|(id, o, more)| (id, o.len(), more)).collect();
-        let expected = [(0, 1, false), (5, 2, false), (6, OFFSETS_MAX, true), (70_000, 1, false)];
+        let list: Vec<_> = read
+            .iter()
+            .map(|(id, o, more)| (id, o.len(), more))
+            .collect();
+        let expected = [
+            (0, 1, false),
+            (5, 2, false),
+            (6, OFFSETS_MAX, true),
+            (70_000, 1, false),
+        ];
         assert_eq!(list, expected);
         assert_eq!(read.to_bytes().unwrap(), bytes);
         // Every prefix but those between two literals is refused, and none is read beyond.
         let whole = |end: usize| Report::from_bytes(&bytes[..end], 70_001, 1 << 41).is_ok();
         assert_eq!((0..bytes.len()).filter(|end| whole(*end)).count(), 4);
-        assert!(Report::from_bytes(&bytes, 70_000, 1 << 41).is_err(), "no such literal");
-        assert!(Report::from_bytes(&bytes, 70_001, 1 << 40).is_err(), "beyond the end");
+        assert!(
+            Report::from_bytes(&bytes, 70_000, 1 << 41).is_err(),
+            "no such literal"
+        );
+        assert!(
+            Report::from_bytes(&bytes, 70_001, 1 << 40).is_err(),
+            "beyond the end"
+        );
     }
 
     #[test]

@@ -193,7 +193,9 @@ impl Plan {
     /// All modules that rules import.
     pub fn imports(&self) -> BTreeSet<&str> {
         let files = self.files.iter();
-        files.flat_map(|file| file.imports.iter().map(String::as_str)).collect()
+        files
+            .flat_map(|file| file.imports.iter().map(String::as_str))
+            .collect()
     }
 
     /// The rule files that have just these rules, which must be whole groups.

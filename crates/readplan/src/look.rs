@@ -131,7 +131,11 @@ impl Look {
     /// What an agent looks for: every pattern that can be looked for, so that its report decides
     /// as much as a look at the content would.
     pub(crate) fn of_agent(plan: &Plan) -> Result<Self, PlanError> {
-        let how: Vec<Option<How>> = plan.patterns().iter().map(|entry| best(&entry.info)).collect();
+        let how: Vec<Option<How>> = plan
+            .patterns()
+            .iter()
+            .map(|entry| best(&entry.info))
+            .collect();
         Self::build(plan, &how)
     }
 
@@ -203,18 +207,24 @@ impl Building {
             nocase: part.nocase,
         };
         let literals = &mut self.literals;
-        *self.literal_ids.entry(literal).or_insert_with_key(|literal| {
-            literals.push(literal.clone());
-            literals.len() as u32 - 1
-        })
+        *self
+            .literal_ids
+            .entry(literal)
+            .or_insert_with_key(|literal| {
+                literals.push(literal.clone());
+                literals.len() as u32 - 1
+            })
     }
 
     fn needle(&mut self, needle: &Needle) -> u32 {
         let needles = &mut self.needles;
-        *self.needle_ids.entry(needle.clone()).or_insert_with_key(|needle| {
-            needles.push(needle.clone());
-            needles.len() as u32 - 1
-        })
+        *self
+            .needle_ids
+            .entry(needle.clone())
+            .or_insert_with_key(|needle| {
+                needles.push(needle.clone());
+                needles.len() as u32 - 1
+            })
     }
 
     fn finish(mut self) -> Result<Look, PlanError> {

@@ -189,7 +189,10 @@ impl Draft {
         };
         let plain = |tokens: &&[Token]| tokens.iter().all(|t| matches!(t, Token::Byte { .. }));
         let first = single.first().map_or(0, |tokens| tokens.len());
-        if single.iter().all(|tokens| tokens.len() == first && plain(tokens)) {
+        if single
+            .iter()
+            .all(|tokens| tokens.len() == first && plain(tokens))
+        {
             for at in 0..first {
                 let tokens = single.iter().filter_map(|tokens| tokens.get(at).copied());
                 self.push(tokens.reduce(common).unwrap_or(ANY));
@@ -197,10 +200,14 @@ impl Draft {
             return;
         }
         let bounds = |tokens: &&[Token]| {
-            tokens.iter().fold((0u64, 0u64), |(least, most), token| match token {
-                Token::Byte { .. } => (least + 1, most + 1),
-                Token::Gap { least: l, most: m } => (least + u64::from(*l), most + u64::from(*m)),
-            })
+            tokens
+                .iter()
+                .fold((0u64, 0u64), |(least, most), token| match token {
+                    Token::Byte { .. } => (least + 1, most + 1),
+                    Token::Gap { least: l, most: m } => {
+                        (least + u64::from(*l), most + u64::from(*m))
+                    }
+                })
         };
         let least = single.iter().map(|t| bounds(t).0).min().unwrap_or(0);
         let most = single.iter().map(|t| bounds(t).1).max().unwrap_or(0);
@@ -266,7 +273,11 @@ impl Draft {
 /// Where the rarest two bytes next to each other are.
 fn key(tokens: &[Token]) -> Option<usize> {
     let places = tokens.windows(2).enumerate().filter_map(|(at, pair)| {
-        let [Token::Byte { value: a, mask: m }, Token::Byte { value: b, mask: n }] = *pair else {
+        let [
+            Token::Byte { value: a, mask: m },
+            Token::Byte { value: b, mask: n },
+        ] = *pair
+        else {
             return None;
         };
         let loose = i64::from(m.count_zeros() + n.count_zeros());
@@ -299,7 +310,11 @@ fn common(a: Token, b: Token) -> Token {
 /// The bits that all members of a class agree in; `None`: some are no single bytes.
 fn common_bits(class: &Class) -> Option<Token> {
     let ranges: Vec<(u8, u8)> = match class {
-        Class::Bytes(class) => class.ranges().iter().map(|r| (r.start(), r.end())).collect(),
+        Class::Bytes(class) => class
+            .ranges()
+            .iter()
+            .map(|r| (r.start(), r.end()))
+            .collect(),
         Class::Unicode(class) => {
             let ranges = class.ranges().iter();
             ranges

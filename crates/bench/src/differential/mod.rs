@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use readplan::Plan;
 use engine_yara::{Planned, PlannedScanner, Whole, WholeScanner};
+use readplan::Plan;
 
 use crate::corpora::{self, Share};
 use plant::Plants;

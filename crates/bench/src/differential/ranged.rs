@@ -75,7 +75,10 @@ impl Travel {
         tally.bytes += size;
         let Some(report) = report(plan, bytes) else {
             tally.count(Way::Whole, size, 0, size);
-            *self.whys.entry("a report too large".to_owned()).or_default() += size;
+            *self
+                .whys
+                .entry("a report too large".to_owned())
+                .or_default() += size;
             return whole(scanner);
         };
         travelled += report.len() as u64;
@@ -89,7 +92,11 @@ impl Travel {
             let step = scanner.scan_view(&view, &hits, name);
             match step.map_err(anyhow::Error::msg)? {
                 Step::Judged(matches) => {
-                    let way = if rounds == 0 { Way::Report } else { Way::Ranges };
+                    let way = if rounds == 0 {
+                        Way::Report
+                    } else {
+                        Way::Ranges
+                    };
                     tally.count(way, travelled + known.bytes(), rounds, size);
                     return Ok(matches);
                 }

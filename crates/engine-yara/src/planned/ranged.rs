@@ -110,7 +110,9 @@ impl PlannedScanner<'_> {
             }
         }
         let open = planned.plan.still_open(&open, &known, &|id| answers.of(id));
-        let open = planned.plan.open_on_view(&open, &known, &seen, &|id| answers.of(id));
+        let open = planned
+            .plan
+            .open_on_view(&open, &known, &seen, &|id| answers.of(id));
         let (mut wants_modules, mut unbounded) = (false, Vec::new());
         let wants = planned.plan.wants(&open, &known, &|id| answers.of(id));
         for (rule, wants) in open.iter().zip(wants) {
@@ -177,7 +179,12 @@ impl PlannedScanner<'_> {
         ask: &mut Ranges,
     ) {
         for id in wanted {
-            let Some(reads) = self.planned.plan.probes().get(*id).and_then(|p| p.reads.as_ref())
+            let Some(reads) = self
+                .planned
+                .plan
+                .probes()
+                .get(*id)
+                .and_then(|p| p.reads.as_ref())
             else {
                 continue;
             };
@@ -227,7 +234,10 @@ impl PlannedScanner<'_> {
                 },
                 &|namespace, name| {
                     let rule = planned.order_of(namespace, name);
-                    planned.group_of.get(rule).is_some_and(|g| groups.contains(g))
+                    planned
+                        .group_of
+                        .get(rule)
+                        .is_some_and(|g| groups.contains(g))
                 },
             );
         }
@@ -287,12 +297,7 @@ struct Found<'a> {
 impl Found<'_> {
     /// Takes matches of rules that are `judged`, and looks at the patterns of those that are
     /// `concerned`.
-    fn take(
-        &mut self,
-        results: &ScanResults<'_, '_>,
-        judged: Selects<'_>,
-        concerned: Selects<'_>,
-    ) {
+    fn take(&mut self, results: &ScanResults<'_, '_>, judged: Selects<'_>, concerned: Selects<'_>) {
         for rule in results.matching_rules() {
             if judged(rule.namespace(), rule.identifier()) {
                 let name = (rule.namespace().to_owned(), rule.identifier().to_owned());
