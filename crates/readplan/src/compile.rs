@@ -12,7 +12,8 @@ use yara_x_parser::ast::{AST, Expr as Ast, Rule, RuleFlags};
 use yara_x_parser::cst::{Event, SyntaxKind};
 
 use crate::eval::Presence;
-use crate::expr::{Converter, Expr, Hidden, Probe};
+use crate::expr::{Converter, Expr, Probe};
+use crate::hidden::Hidden;
 use crate::known::{Bytes, Hits, View};
 use crate::look::{Look, Side, Sought};
 use crate::pattern::{self, Exact, Part, PatternInfo};

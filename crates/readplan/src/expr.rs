@@ -5,6 +5,8 @@ use std::ops::Range;
 use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{self, Expr as Ast, MatchAnchor, WithSpan};
 
+use crate::hidden::Hidden;
+
 /// An expression. Whatever is not here is [`Expr::Opaque`].
 #[derive(Debug, Clone)]
 pub(crate) enum Expr {
@@ -112,19 +114,6 @@ pub(crate) enum ModuleItem {
     Constant,
 }
 
-/// What a condition has besides what its [`Expr`] shows: parts that were left out of it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Hidden {
-    /// Patterns of the rule.
-    pub(crate) patterns: Vec<usize>,
-    /// Names that other rules may have.
-    pub(crate) rules: Vec<String>,
-    /// Something of a module.
-    pub(crate) modules: bool,
-    /// Reads of content at places that only YARA-X knows.
-    pub(crate) content: bool,
-}
-
 /// A condition that YARA-X can decide by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Probe {
@@ -158,11 +147,6 @@ pub(crate) struct Converter<'a> {
 
 /// Functions that read as much as their arguments say, or everything.
 const EXPENSIVE: [&str; 2] = ["hash", "math"];
-/// Modules whose functions read what the module found, and no content...
-const WITHOUT_CONTENT: [&str; 6] = ["pe", "elf", "macho", "dotnet", "lnk", "string"];
-/// ...but for these.
-const WITH_CONTENT: [&str; 1] = ["calculate_checksum"];
-
 impl Converter<'_> {
     /// An expression where a truth value is wanted.
     pub(crate) fn condition(&mut self, expr: &Ast<'_>) -> Expr {
@@ -395,66 +379,6 @@ impl Converter<'_> {
         }
     }
 
-    /// An expression that is never known.
-    fn opaque(&mut self, expr: &Ast<'_>) -> Expr {
-        self.hide(expr);
-        Expr::Opaque
-    }
-
-    /// Notes what an expression that is left out has.
-    fn hide(&mut self, expr: &Ast<'_>) {
-        for event in DFSIter::new(expr) {
-            let DFSEvent::Enter(part) = event else {
-                continue;
-            };
-            match part {
-                Ast::PatternMatch(found) => self.hide_pattern(found.identifier.name),
-                Ast::PatternCount(count) => self.hide_pattern(count.identifier.name),
-                Ast::PatternOffset(detail) | Ast::PatternLength(detail) => {
-                    self.hide_pattern(detail.identifier.name);
-                }
-                Ast::Of(of) => {
-                    if let ast::OfItems::PatternSet(set) = &of.items {
-                        let set = self.pattern_set(set);
-                        self.hidden.patterns.extend(set);
-                    }
-                }
-                Ast::ForOf(for_of) => {
-                    let set = self.pattern_set(&for_of.pattern_set);
-                    self.hidden.patterns.extend(set);
-                }
-                Ast::FuncCall(call) => self.hide_call(call),
-                Ast::Ident(ident) => {
-                    self.hidden.modules |= self.imports.contains(&ident.name);
-                    if (self.rules)(ident.name) {
-                        self.hidden.rules.push(ident.name.to_owned());
-                    }
-                }
-                Ast::Entrypoint { .. } => self.hidden.content = true,
-                _ => {}
-            }
-        }
-    }
-
-    fn hide_pattern(&mut self, identifier: &str) {
-        match self.pattern(identifier) {
-            Named::Pattern(index) => self.hidden.patterns.push(index),
-            // The loop that it is of has its patterns.
-            Named::Loop => {}
-            Named::Unknown => self.hidden.content = true,
-        }
-    }
-
-    fn hide_call(&mut self, call: &ast::FuncCall<'_>) {
-        let module = call.object.as_ref().and_then(|object| self.module(object));
-        let reads_none = module.is_some_and(|module| {
-            WITHOUT_CONTENT.contains(&module.as_str())
-                && !WITH_CONTENT.contains(&call.identifier.name)
-        });
-        self.hidden.modules = true;
-        self.hidden.content |= !reads_none;
-    }
-
     fn name(&self, name: &str) -> Expr {
         if self.variables.iter().any(|variable| variable == name) {
             Expr::Opaque
@@ -491,7 +415,7 @@ impl Converter<'_> {
     }
 
     /// The module at the root of an access, where it is not hidden by a variable.
-    fn module(&self, expr: &Ast<'_>) -> Option<String> {
+    pub(crate) fn module(&self, expr: &Ast<'_>) -> Option<String> {
         match expr {
             Ast::Ident(ident) => {
                 let hidden = self.variables.iter().any(|variable| variable == ident.name);
@@ -573,7 +497,7 @@ impl Converter<'_> {
         }
     }
 
-    fn pattern(&self, identifier: &str) -> Named {
+    pub(crate) fn pattern(&self, identifier: &str) -> Named {
         let name = identifier.trim_start_matches(['$', '#', '@', '!']);
         if name.is_empty() {
             return Named::Loop;
@@ -582,7 +506,7 @@ impl Converter<'_> {
         found.map_or(Named::Unknown, Named::Pattern)
     }
 
-    fn pattern_set(&self, set: &ast::PatternSet<'_>) -> Vec<usize> {
+    pub(crate) fn pattern_set(&self, set: &ast::PatternSet<'_>) -> Vec<usize> {
         let all = self.patterns.iter().enumerate();
         match set {
             ast::PatternSet::Them { .. } => all.map(|(index, _)| index).collect(),
@@ -620,7 +544,7 @@ fn extent(expr: &Ast<'_>) -> Range<usize> {
 
 /// What an identifier with a sigil names.
 #[derive(Clone, Copy)]
-enum Named {
+pub(crate) enum Named {
     Loop,
     Pattern(usize),
     Unknown,

@@ -11,6 +11,7 @@ mod eval;
 mod expr;
 mod gate;
 mod hex;
+mod hidden;
 mod known;
 mod look;
 mod needle;
