@@ -7,6 +7,7 @@
 mod ring;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -117,17 +118,18 @@ impl ChunkStore {
             return None;
         }
         let owner = state.limits.owner(guest);
-        if !state.guests.contains_key(&owner) {
-            // Whoever cannot have a file keeps nothing.
-            let ring = Ring::new(self.spool.create_sparse().ok()?);
-            let entry = Entry {
-                ring: Arc::new(Mutex::new(ring)),
-                bytes: 0,
-                waiting: 0,
-            };
-            state.guests.insert(owner, entry);
-        }
-        let entry = state.guests.get_mut(&owner)?;
+        let entry = match state.guests.entry(owner) {
+            Slot::Occupied(slot) => slot.into_mut(),
+            Slot::Vacant(slot) => {
+                // Whoever cannot have a file keeps nothing.
+                let ring = Ring::new(self.spool.create_sparse().ok()?);
+                slot.insert(Entry {
+                    ring: Arc::new(Mutex::new(ring)),
+                    bytes: 0,
+                    waiting: 0,
+                })
+            }
+        };
         if entry.waiting >= GUEST_WAITING_MAX {
             return None;
         }
