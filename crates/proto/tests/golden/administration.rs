@@ -90,6 +90,30 @@ fn reload_reply() -> v1::ReloadReply {
     }
 }
 
+fn holders_request() -> v1::HoldersRequest {
+    v1::HoldersRequest {
+        blake3: vec![0x22; 32],
+        limit: 100,
+        after: vec![0x98; 16],
+    }
+}
+
+fn holder() -> v1::HolderRecord {
+    v1::HolderRecord {
+        guest_id: vec![0x99; 16],
+        hostname: "web-1".into(),
+        first_seen_s: 1_800_000_000,
+        last_seen_s: 1_800_000_100,
+    }
+}
+
+fn holders_reply() -> v1::HoldersReply {
+    v1::HoldersReply {
+        holders: vec![holder()],
+        more: true,
+    }
+}
+
 fn requests(golden: &mut Golden) {
     use admin_request::Body;
     let limit = 50;
@@ -99,6 +123,7 @@ fn requests(golden: &mut Golden) {
     golden.add("GuestOrderRequest", &guest_order());
     golden.add("ReleaseRequest", &release_request());
     golden.add("ReloadRequest", &v1::ReloadRequest {});
+    golden.add("HoldersRequest", &holders_request());
     let request = |body| v1::AdminRequest { body: Some(body) };
     golden.add("AdminRequest", &request(Body::Token(token_request())));
     let mut body = |name: &str, body| golden.add(&format!("AdminRequest.{name}"), &request(body));
@@ -111,6 +136,7 @@ fn requests(golden: &mut Golden) {
     body("GuestOrder", Body::GuestOrder(guest_order()));
     body("Release", Body::Release(release_request()));
     body("Reload", Body::Reload(v1::ReloadRequest {}));
+    body("Holders", Body::Holders(holders_request()));
 }
 
 fn replies(golden: &mut Golden) {
@@ -123,6 +149,8 @@ fn replies(golden: &mut Golden) {
     golden.add("DetectionRecord", &record());
     golden.add("ReleaseReply", &v1::ReleaseReply {});
     golden.add("ReloadReply", &reload_reply());
+    golden.add("HoldersReply", &holders_reply());
+    golden.add("HolderRecord", &holder());
     let reply = |body| v1::AdminReply { body: Some(body) };
     golden.add("AdminReply", &reply(Body::Token(token_reply())));
     let mut body = |name: &str, body| golden.add(&format!("AdminReply.{name}"), &reply(body));
@@ -133,6 +161,7 @@ fn replies(golden: &mut Golden) {
     body("OrderResult", Body::OrderResult(order_result()));
     body("Release", Body::Release(v1::ReleaseReply {}));
     body("Reload", Body::Reload(reload_reply()));
+    body("Holders", Body::Holders(holders_reply()));
 }
 
 pub(crate) fn add(golden: &mut Golden) {

@@ -8,6 +8,7 @@ mod administration;
 mod engines;
 mod fields;
 mod link;
+mod stored;
 mod types;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ fn all() -> Golden {
     link::add(&mut golden);
     engines::add(&mut golden);
     administration::add(&mut golden);
+    stored::add(&mut golden);
     golden
 }
 
