@@ -3,7 +3,9 @@
 //! differential harness and the benches use it directly.
 
 mod context;
+mod pe;
 mod planned;
+mod probes;
 mod program;
 mod rules;
 mod scan;

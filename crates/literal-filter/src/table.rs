@@ -16,34 +16,40 @@ pub(crate) struct Class {
     stride: usize,
     /// Bytes of a gram: 3 or 4. `width + stride - 1 <= min`.
     width: usize,
-    /// The size of the largest bitmap, as a power of two, in bits.
-    max_bits: u32,
+    /// The largest bitmap, in words of 64 bits. All bitmaps together should fit into the
+    /// second-level cache, those of short strides into the first.
+    words_max: usize,
 }
 
-/// The classes. The bitmaps of all together should fit into the second-level cache.
-pub(crate) const CLASSES: [Class; 2] = [
+/// The classes.
+pub(crate) const CLASSES: [Class; 3] = [
     Class {
         min: 7,
         max: 255,
         stride: 4,
         width: 4,
-        max_bits: 22,
+        words_max: 1 << 16,
+    },
+    Class {
+        min: 5,
+        max: 6,
+        stride: 2,
+        width: 4,
+        words_max: 1 << 12,
     },
     Class {
         min: 4,
-        max: 6,
+        max: 4,
         stride: 2,
         width: 3,
-        max_bits: 18,
+        words_max: 1 << 12,
     },
 ];
 
-/// Bits of the bitmap for each gram, at least.
-const BITS_PER_GRAM: usize = 32;
-/// 2^32 divided by the golden ratio, odd: Knuth's multiplicative hash.
-const GOLDEN: u32 = 0x9e37_79b1;
+/// 2^64 divided by the golden ratio, odd: Knuth's multiplicative hash.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Another odd multiplier, so that what collides in the bitmap does not collide in the buckets.
-const OTHER: u32 = 0x85eb_ca6b;
+const OTHER: u64 = 0xc2b2_ae3d_27d4_eb4f;
 
 /// A literal that has some gram.
 #[derive(Clone, Copy, Debug)]
@@ -126,24 +132,16 @@ pub fn is_common(literal: &[u8]) -> bool {
 /// Below this a gram is found everywhere.
 const RARE_MIN: i32 = 8;
 
-/// A slot of the open hash table; `count` is 0 in an empty one.
-#[derive(Clone, Copy, Debug, Default)]
-struct Slot {
-    gram: u32,
-    first: u32,
-    count: u32,
-}
-
 #[derive(Debug)]
 pub(crate) struct Table {
     stride: usize,
     width: usize,
-    /// The bitmap has `1 << bits` bits.
-    bits: u32,
+    /// A word for some of the grams, of which each sets two bits there.
     bitmap: Box<[u64]>,
-    /// `1 << slot_bits` slots, at most half of them in use.
-    slots: Box<[Slot]>,
-    slot_bits: u32,
+    /// By a hash of the gram: the first of its entries. One more than there are hashes.
+    buckets: Box<[u32]>,
+    bucket_bits: u32,
+    /// In the order of the hashes.
     entries: Box<[Entry]>,
 }
 
@@ -181,84 +179,88 @@ impl Table {
     }
 
     fn from_entries(class: Class, grams: usize, mut entries: Vec<(u32, Entry)>) -> Table {
-        entries.sort_by_key(|(gram, entry)| (*gram, entry.id, entry.gram_at));
-        let wanted = (grams * BITS_PER_GRAM).next_power_of_two().ilog2();
-        let bits = SIZES
-            .into_iter()
-            .find(|bits| *bits >= wanted)
-            .unwrap_or(u32::MAX);
-        let bits = bits.min(class.max_bits);
-        let slot_bits = (grams * 2).next_power_of_two().ilog2().max(1);
+        let wanted = grams.div_ceil(GRAMS_PER_WORD);
+        let words = SIZES.into_iter().find(|words| *words >= wanted);
+        let words = words.unwrap_or(usize::MAX).min(class.words_max);
+        let bucket_bits = grams.next_power_of_two().ilog2().max(1);
         let mut table = Table {
             stride: class.stride,
             width: class.width,
-            bits,
-            bitmap: vec![0; 1 << (bits - 6)].into(),
-            slots: vec![Slot::default(); 1 << slot_bits].into(),
-            slot_bits,
-            entries: entries.iter().map(|(_, entry)| *entry).collect(),
+            bitmap: vec![0; words].into(),
+            buckets: vec![0; (1 << bucket_bits) + 1].into(),
+            bucket_bits,
+            entries: Box::default(),
         };
-        let mut first = 0;
-        for run in entries.chunk_by(|a, b| a.0 == b.0) {
-            let gram = run[0].0;
-            let hash = gram.wrapping_mul(table.multiplier()) >> (32 - bits);
-            table.bitmap[(hash >> 6) as usize] |= 1 << (hash & 63);
-            let mut at = table.slot_of(gram);
-            while table.slots[at].count > 0 {
-                at = (at + 1) & (table.slots.len() - 1);
-            }
-            table.slots[at] = Slot {
-                gram,
-                first,
-                count: run.len() as u32,
-            };
-            first += run.len() as u32;
+        for (gram, _) in &entries {
+            let hash = hash(*gram, table.dropped());
+            let word = &mut table.bitmap[word_of(hash, words.ilog2())];
+            *word |= 1 << low_bit_of(hash) | 1 << high_bit_of(hash);
         }
+        let place =
+            |(gram, entry): &(u32, Entry)| (table.bucket_of(*gram), entry.id, entry.gram_at);
+        entries.sort_by_key(place);
+        // Spellings of one gram that share a bucket would report an occurrence twice.
+        entries.dedup_by_key(|entry| place(entry));
+        for (gram, _) in &entries {
+            table.buckets[table.bucket_of(*gram) + 1] += 1;
+        }
+        let mut before = 0;
+        for bucket in &mut table.buckets {
+            before += *bucket;
+            *bucket = before;
+        }
+        table.entries = entries.into_iter().map(|(_, entry)| entry).collect();
         table
     }
 
-    /// The high bytes that are not part of a gram fall out of the product.
-    fn multiplier(&self) -> u32 {
-        GOLDEN << (32 - 8 * self.width as u32)
+    /// Bits of four bytes that are not part of a gram.
+    fn dropped(&self) -> u32 {
+        32 - 8 * self.width as u32
     }
 
-    fn slot_of(&self, gram: u32) -> usize {
-        (gram.wrapping_mul(OTHER) >> (32 - self.slot_bits)) as usize
+    fn bucket_of(&self, gram: u32) -> usize {
+        let hash = u64::from(gram << self.dropped()).wrapping_mul(OTHER);
+        (hash >> (64 - self.bucket_bits)) as usize
     }
 
     /// Reports the literals whose gram is looked at in `from..to`; `from` is a multiple of 256.
     pub(crate) fn scan(&self, scan: &mut Scan, from: usize, to: usize) -> ControlFlow<()> {
-        match self.stride {
-            4 => self.scan_stride::<4, 256>(scan, from, to),
-            _ => self.scan_stride::<2, 130>(scan, from, to),
+        match (self.stride, self.width) {
+            (4, _) => self.scan_class::<4, 256, 0>(scan, from, to),
+            (_, 4) => self.scan_class::<2, 130, 0>(scan, from, to),
+            (_, _) => self.scan_class::<2, 130, 8>(scan, from, to),
         }
     }
 
-    fn scan_stride<const STRIDE: usize, const WINDOW: usize>(
+    fn scan_class<const STRIDE: usize, const WINDOW: usize, const DROPPED: u32>(
         &self,
         scan: &mut Scan,
         from: usize,
         to: usize,
     ) -> ControlFlow<()> {
-        match self.bits {
-            16 => self.scan_sized::<STRIDE, WINDOW, 16, { 1 << 10 }>(scan, from, to),
-            18 => self.scan_sized::<STRIDE, WINDOW, 18, { 1 << 12 }>(scan, from, to),
-            20 => self.scan_sized::<STRIDE, WINDOW, 20, { 1 << 14 }>(scan, from, to),
-            _ => self.scan_sized::<STRIDE, WINDOW, 22, { 1 << 16 }>(scan, from, to),
+        match self.bitmap.len() {
+            0x400 => self.scan_sized::<STRIDE, WINDOW, DROPPED, 0x400>(scan, from, to),
+            0x1000 => self.scan_sized::<STRIDE, WINDOW, DROPPED, 0x1000>(scan, from, to),
+            0x4000 => self.scan_sized::<STRIDE, WINDOW, DROPPED, 0x4000>(scan, from, to),
+            _ => self.scan_sized::<STRIDE, WINDOW, DROPPED, 0x10000>(scan, from, to),
         }
     }
 
     /// All sizes are constants here, so that the compiler can drop the bounds checks.
-    fn scan_sized<const STRIDE: usize, const WINDOW: usize, const BITS: u32, const WORDS: usize>(
+    fn scan_sized<
+        const STRIDE: usize,
+        const WINDOW: usize,
+        const DROPPED: u32,
+        const WORDS: usize,
+    >(
         &self,
         scan: &mut Scan,
         from: usize,
         to: usize,
     ) -> ControlFlow<()> {
         let Some(bitmap) = self.bitmap.first_chunk::<WORDS>() else {
-            unreachable!("a bitmap of {BITS} bits has {WORDS} words");
+            unreachable!("bitmaps are as large as SIZES say");
         };
-        let multiplier = self.multiplier();
         let mut padded = [0; WINDOW];
         for at in (from..to).step_by(STRIDE * LOOKS) {
             let rest = &scan.data[at..];
@@ -267,7 +269,7 @@ impl Table {
                 padded[rest.len()..].fill(0);
                 &padded
             });
-            let looks = look::<STRIDE, WINDOW, BITS, WORDS>(bitmap, window, multiplier);
+            let looks = look::<STRIDE, WINDOW, DROPPED, WORDS>(bitmap, window);
             if looks != 0 {
                 self.resolve(scan, at, STRIDE, looks)?;
             }
@@ -283,29 +285,14 @@ impl Table {
         stride: usize,
         mut looks: u64,
     ) -> ControlFlow<()> {
-        let keep = u32::MAX >> (32 - 8 * self.width);
         while looks != 0 {
             let at = base + stride * looks.trailing_zeros() as usize;
             looks &= looks - 1;
-            let gram = gram_at(scan.data, at) & keep;
-            let mut slot = self.slot_of(gram);
-            loop {
-                let Slot {
-                    gram: found,
-                    first,
-                    count,
-                } = self.slots[slot];
-                if count == 0 {
-                    break;
-                }
-                if found == gram {
-                    let first = first as usize;
-                    for entry in &self.entries[first..first + count as usize] {
-                        compare(scan, entry, at)?;
-                    }
-                    break;
-                }
-                slot = (slot + 1) & (self.slots.len() - 1);
+            let bucket = self.bucket_of(gram_at(scan.data, at));
+            let first = self.buckets[bucket] as usize;
+            let end = self.buckets[bucket + 1] as usize;
+            for entry in &self.entries[first..end] {
+                compare(scan, entry, at)?;
             }
         }
         ControlFlow::Continue(())
@@ -314,16 +301,17 @@ impl Table {
 
 /// Looks are made in groups of this many; each is a bit of the result.
 const LOOKS: usize = 64;
-/// The sizes of bitmaps, as powers of two.
-const SIZES: [u32; 4] = [16, 18, 20, 22];
+/// The sizes of bitmaps, in words.
+const SIZES: [usize; 4] = [1 << 10, 1 << 12, 1 << 14, 1 << 16];
+/// Where the bitmap may be as large: one look in 500 passes for no reason.
+const GRAMS_PER_WORD: usize = 2;
 
 /// Looks at every `STRIDE`-th position of a window: bit n is set if there may be a gram at
 /// `n * STRIDE`.
 #[inline(always)]
-fn look<const STRIDE: usize, const WINDOW: usize, const BITS: u32, const WORDS: usize>(
+fn look<const STRIDE: usize, const WINDOW: usize, const DROPPED: u32, const WORDS: usize>(
     bitmap: &[u64; WORDS],
     window: &[u8; WINDOW],
-    multiplier: u32,
 ) -> u64 {
     let mut looks = 0;
     for n in (0..LOOKS).rev() {
@@ -331,12 +319,34 @@ fn look<const STRIDE: usize, const WINDOW: usize, const BITS: u32, const WORDS: 
         let Some(bytes) = window[at..].first_chunk::<4>() else {
             unreachable!("a window has 3 bytes more than its looks");
         };
-        let gram = u32::from_le_bytes(*bytes);
-        let hash = gram.wrapping_mul(multiplier) >> (32 - BITS);
-        let bit = bitmap[(hash >> 6) as usize] >> (hash & 63) & 1;
+        let hash = hash(u32::from_le_bytes(*bytes), DROPPED);
+        let word = bitmap[word_of(hash, WORDS.ilog2())];
+        let bit = (word >> low_bit_of(hash)) & (word >> high_bit_of(hash)) & 1;
         looks = looks << 1 | bit;
     }
     looks
+}
+
+/// The `dropped` high bits of the gram do not count.
+#[inline(always)]
+fn hash(gram: u32, dropped: u32) -> u64 {
+    u64::from(gram << dropped).wrapping_mul(GOLDEN)
+}
+
+/// The word of a bitmap of `1 << bits` words.
+#[inline(always)]
+fn word_of(hash: u64, bits: u32) -> usize {
+    (hash >> (64 - bits)) as usize
+}
+
+#[inline(always)]
+fn low_bit_of(hash: u64) -> u32 {
+    (hash >> 36 & 63) as u32
+}
+
+#[inline(always)]
+fn high_bit_of(hash: u64) -> u32 {
+    (hash >> 42 & 63) as u32
 }
 
 /// Compares one literal that has the gram at `at` with the data.

@@ -11,6 +11,7 @@ use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{AST, Expr as Ast, Rule, RuleFlags};
 use yara_x_parser::cst::{Event, SyntaxKind};
 
+use crate::class::Class;
 use crate::eval::{Presence, Truth};
 use crate::expr::{Converter, Expr, Probe};
 use crate::gate;
@@ -38,6 +39,8 @@ pub(crate) struct RuleEntry {
     pub(crate) first_pattern: usize,
     /// In its condition, by index into the plan's probes.
     probes: Vec<usize>,
+    /// Modules that its condition names.
+    imports: Vec<String>,
     /// Its text within the file.
     span: Range<usize>,
 }
@@ -72,6 +75,8 @@ pub struct Plan {
     users: Vec<Vec<u32>>,
     /// Rules that may match a file in which no literal occurs.
     residents: Vec<RuleId>,
+    /// The same for files of each class.
+    residents_of_class: Vec<Vec<RuleId>>,
     /// For each rule, the rules that refer to it.
     dependants: Vec<Vec<RuleId>>,
     probes: Vec<Probe>,
@@ -171,6 +176,15 @@ impl Plan {
         &self.rule(rule).probes
     }
 
+    /// Modules that a rule's condition names.
+    pub fn imports_of(&self, rule: RuleId) -> &[String] {
+        &self.rule(rule).imports
+    }
+
+    fn names(&self, rule: RuleId, module: &str) -> bool {
+        self.imports_of(rule).iter().any(|name| name == module)
+    }
+
     /// Sets of rules that refer to each other, or are bound by global rules: each is compiled as
     /// a whole or not at all.
     pub fn groups(&self) -> &[Vec<RuleId>] {
@@ -192,7 +206,9 @@ impl Plan {
             }
             rules.sort_unstable();
             let mut text = Vec::new();
-            for import in &file.imports {
+            // A module that no rule here names would be run for nothing.
+            let named = |import: &&String| rules.iter().any(|rule| self.names(*rule, import));
+            for import in file.imports.iter().filter(named) {
                 text.extend_from_slice(format!("import \"{import}\"\n").as_bytes());
             }
             for rule in rules {
@@ -285,9 +301,14 @@ impl Plan {
         }
     }
 
-    /// Rules that the hits or nothing at all can make match, themselves or through others.
-    pub(crate) fn candidates(&self, hits: &Hits) -> Vec<RuleId> {
-        let mut found: FxHashSet<RuleId> = self.residents.iter().copied().collect();
+    /// Rules that the hits or nothing at all can make match in a file of this class, themselves or
+    /// through others.
+    pub(crate) fn candidates(&self, hits: &Hits, class: Option<Class>) -> Vec<RuleId> {
+        let residents = match class {
+            Some(class) => &self.residents_of_class[class.index()],
+            None => &self.residents,
+        };
+        let mut found: FxHashSet<RuleId> = residents.iter().copied().collect();
         let mut todo = Vec::new();
         for literal in hits.literals() {
             let users = self.users.get(literal as usize);
@@ -329,8 +350,15 @@ impl Plan {
             pattern.gated |= pattern.info.cost().is_some() && pattern.info.is_long();
         }
         let all = 0..self.rules.len();
-        let residents = all.filter(|rule| self.without_hits(*rule) != Truth::False);
+        let residents = all.filter(|rule| self.without_hits(*rule, None) != Truth::False);
         self.residents = residents.collect();
+        let of_class = |class| {
+            let residents = self.residents.iter().copied();
+            residents
+                .filter(|rule| self.without_hits(*rule, Some(class)) != Truth::False)
+                .collect()
+        };
+        self.residents_of_class = Class::all().map(of_class).collect();
     }
 
     /// The filter over the gates' literals.
@@ -469,6 +497,7 @@ impl Building {
             condition,
             first_pattern,
             probes: used,
+            imports: named_imports(&rule.condition, imports),
             span,
         });
         if rule.flags.contains(RuleFlags::Global) {
@@ -503,6 +532,7 @@ impl Building {
             filter: Arc::default(),
             users: Vec::new(),
             residents: Vec::new(),
+            residents_of_class: Vec::new(),
             dependants,
             probes: self.probes,
             groups,
@@ -548,6 +578,20 @@ impl Building {
         groups.retain(|group| !group.is_empty());
         groups
     }
+}
+
+/// The modules among `imports` that a condition names; a variable called like one counts, too.
+fn named_imports(condition: &Ast<'_>, imports: &[&str]) -> Vec<String> {
+    let mut named: Vec<String> = Vec::new();
+    for event in DFSIter::new(condition) {
+        if let DFSEvent::Enter(Ast::Ident(ident)) = event
+            && imports.contains(&ident.name)
+            && !named.iter().any(|name| name == ident.name)
+        {
+            named.push(ident.name.to_owned());
+        }
+    }
+    named
 }
 
 /// Where each rule stands in the text, in order.

@@ -106,6 +106,8 @@ pub(crate) enum ModuleItem {
     Field,
     /// A field that is false or zero there.
     Flag,
+    /// Of the PE module: how many signatures there are, or something of one of them.
+    Signatures,
     /// A constant, or whatever cannot be told from one.
     Constant,
 }
@@ -346,6 +348,7 @@ impl Converter<'_> {
                 };
                 // Constants are upper case by convention; a module may give a field any default.
                 let kind = match name {
+                    _ if module == "pe" && is_of_signatures(expr) => ModuleItem::Signatures,
                     "" => ModuleItem::Constant,
                     name if name.chars().all(|c| !c.is_ascii_lowercase()) => ModuleItem::Constant,
                     name if name.starts_with("is_") => ModuleItem::Flag,
@@ -469,6 +472,33 @@ impl Converter<'_> {
                     .collect()
             }
         }
+    }
+}
+
+/// `pe.number_of_signatures`, `pe.signatures[i].subject`.
+fn is_of_signatures(expr: &Ast<'_>) -> bool {
+    let named = |expr: Option<&Ast<'_>>, names: &[&str]| match expr {
+        Some(Ast::Ident(ident)) => names.contains(&ident.name),
+        _ => false,
+    };
+    match expr {
+        Ast::FieldAccess(access) if matches!(access.first(), Ast::Ident(_)) => {
+            let mut fields = access.operands().skip(1);
+            named(fields.next(), &["number_of_signatures", "is_signed"]) && fields.next().is_none()
+        }
+        Ast::FieldAccess(access) => match access.first() {
+            Ast::Lookup(lookup) => match &lookup.primary {
+                Ast::FieldAccess(list) => {
+                    let mut names = list.operands();
+                    matches!(names.next(), Some(Ast::Ident(_)))
+                        && named(names.next(), &["signatures"])
+                        && names.next().is_none()
+                }
+                _ => false,
+            },
+            _ => false,
+        },
+        _ => false,
     }
 }
 

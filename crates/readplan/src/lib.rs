@@ -6,6 +6,7 @@
 //! is *unknown*, which leaves the rule open. What is open is decided by YARA-X itself.
 //! See `docs/decisions/0011-read-plans.md`.
 
+mod class;
 mod compile;
 mod eval;
 mod expr;

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use rustc_hash::FxHashMap;
 
+use crate::class::{Class, Kind};
 use crate::compile::{Plan, RuleId};
 use crate::eval::{Evaluation, Presence, Truth};
 use crate::known::{Bytes, Hits};
@@ -34,7 +35,8 @@ impl Plan {
     /// The rules that may match this file: all others do not. `probe` tells what YARA-X said of a
     /// probe (by its index): true, not true, or `None` where it was not asked.
     pub fn open(&self, known: &Known<'_>, probe: &dyn Fn(usize) -> Option<bool>) -> Vec<RuleId> {
-        let candidates = self.candidates(known.hits);
+        let class = Class::of(known.size, known.bytes);
+        let candidates = self.candidates(known.hits, class);
         self.still_open(&candidates, known, probe)
     }
 
@@ -71,7 +73,8 @@ impl Plan {
         };
         with(&Evaluation {
             plan: self,
-            size: Some(known.size),
+            sizes: (known.size, known.size),
+            kind: Kind::of(known.bytes),
             bytes: known.bytes,
             presence: &presence,
             probe,
@@ -79,11 +82,13 @@ impl Plan {
         })
     }
 
-    /// What a rule comes to in a file of which nothing is known but that no gate's pattern occurs.
-    pub(crate) fn without_hits(&self, rule: RuleId) -> Truth {
+    /// What a rule comes to in a file of this class of which nothing else is known but that no
+    /// gate's pattern occurs.
+    pub(crate) fn without_hits(&self, rule: RuleId, class: Option<Class>) -> Truth {
         let evaluation = Evaluation {
             plan: self,
-            size: None,
+            sizes: class.map_or((0, u64::MAX), Class::sizes),
+            kind: class.map(|class| class.kind),
             bytes: &Nothing,
             presence: &|pattern| self.ungated(pattern),
             probe: &|_| None,
