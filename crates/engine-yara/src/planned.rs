@@ -331,7 +331,8 @@ impl<'r> PlannedScanner<'r> {
         let planned = self.planned;
         let mut portable = Portable::default();
         let mut stages = Stages::default();
-        self.filter(telling.bytes);
+        self.hits.clear();
+        planned.plan.search(telling.bytes, &mut self.hits);
         stages.hits = self.hits.len();
         let open = self.open(telling, &mut portable, &mut stages)?;
         stages.open = open.len();
@@ -346,19 +347,6 @@ impl<'r> PlannedScanner<'r> {
             take(&scanner.scan(telling.bytes)?);
         }
         Ok(stages)
-    }
-
-    fn filter(&mut self, bytes: &[u8]) {
-        self.hits.clear();
-        let hits = &mut self.hits;
-        let _ = self
-            .planned
-            .plan
-            .filter()
-            .scan(bytes, &mut |literal, offset| {
-                hits.add(literal, offset as u64);
-                std::ops::ControlFlow::Continue(())
-            });
     }
 
     /// The rules that YARA-X has to decide: by the hits, then by what probes say, then by a close

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use literal_filter::{Filter, Literal};
+use literal_filter::Filter;
 use rustc_hash::{FxHashMap, FxHashSet};
 use yara_x_parser::Parser;
 use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
@@ -14,6 +14,7 @@ use yara_x_parser::cst::{Event, SyntaxKind};
 use crate::class::Class;
 use crate::eval::{Presence, Truth};
 use crate::expr::{Converter, Expr, Probe};
+use crate::filters::Subset;
 use crate::gate;
 use crate::known::{Bytes, Hits};
 use crate::pattern::{self, Exact, PatternInfo};
@@ -54,25 +55,27 @@ struct FileEntry {
 }
 
 #[derive(Debug)]
-struct PatternEntry {
-    info: PatternInfo,
+pub(crate) struct PatternEntry {
+    pub(crate) info: PatternInfo,
     /// Ids in the filter, one for each part of `info`; none for a pattern of no gate.
-    literals: Vec<u32>,
-    rule: RuleId,
+    pub(crate) literals: Vec<u32>,
+    pub(crate) rule: RuleId,
     /// It is in the gate of its rule: the filter looks for it in every file.
-    gated: bool,
+    pub(crate) gated: bool,
 }
 
 /// A rule set, compiled into what of a file can still change its verdict.
 #[derive(Debug)]
 pub struct Plan {
-    rules: Vec<RuleEntry>,
+    pub(crate) rules: Vec<RuleEntry>,
     files: Vec<FileEntry>,
     by_name: HashMap<(usize, String), RuleId>,
-    patterns: Vec<PatternEntry>,
-    filter: Arc<Filter>,
+    pub(crate) patterns: Vec<PatternEntry>,
+    pub(crate) filter: Arc<Filter>,
+    /// By [`Class::filter`]: those for files of some classes.
+    pub(crate) filters: Vec<Subset>,
     /// For each literal, the patterns that it is of.
-    users: Vec<Vec<u32>>,
+    pub(crate) users: Vec<Vec<u32>>,
     /// Rules that may match a file in which no literal occurs.
     residents: Vec<RuleId>,
     /// The same for files of each class.
@@ -360,32 +363,6 @@ impl Plan {
         };
         self.residents_of_class = Class::all().map(of_class).collect();
     }
-
-    /// The filter over the gates' literals.
-    fn build_filter(&mut self) -> Result<(), PlanError> {
-        let mut ids: FxHashMap<(&[u8], bool), u32> = FxHashMap::default();
-        let mut literals: Vec<Literal> = Vec::new();
-        let mut of_patterns = Vec::new();
-        for (index, entry) in self.patterns.iter().enumerate().filter(|(_, p)| p.gated) {
-            for part in &entry.info.literals {
-                let id = *ids.entry((&part.bytes, part.nocase)).or_insert_with(|| {
-                    literals.push(Literal {
-                        bytes: part.bytes.clone(),
-                        nocase: part.nocase,
-                    });
-                    self.users.push(Vec::new());
-                    literals.len() as u32 - 1
-                });
-                of_patterns.push((index, id));
-            }
-        }
-        for (pattern, id) in of_patterns {
-            self.patterns[pattern].literals.push(id);
-            self.users[id as usize].push(pattern as u32);
-        }
-        self.filter = Arc::new(Filter::build(&literals)?);
-        Ok(())
-    }
 }
 
 /// Whether no letter or digit adjoins a match of the whole literal; `None`: not known.
@@ -530,6 +507,7 @@ impl Building {
             by_name: self.by_name,
             patterns: self.patterns,
             filter: Arc::default(),
+            filters: Vec::new(),
             users: Vec::new(),
             residents: Vec::new(),
             residents_of_class: Vec::new(),

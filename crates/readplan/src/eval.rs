@@ -456,6 +456,10 @@ fn apply(operator: Operator, a: i64, b: i64) -> Option<i64> {
         Operator::And => Some(a & b),
         Operator::Or => Some(a | b),
         Operator::Xor => Some(a ^ b),
+        // What else YARA-X makes of a shift is left to it.
+        Operator::Shl if (0..63).contains(&b) && a >= 0 => a.checked_mul(1 << b),
+        Operator::Shr if (0..63).contains(&b) && a >= 0 => Some(a >> b),
+        Operator::Shl | Operator::Shr => None,
     }
 }
 

@@ -80,6 +80,8 @@ pub(crate) enum Operator {
     And,
     Or,
     Xor,
+    Shl,
+    Shr,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -301,8 +303,10 @@ impl Converter<'_> {
             Ast::Sub(n) => self.arithmetic(Operator::Sub, n),
             Ast::Mul(n) => self.arithmetic(Operator::Mul, n),
             Ast::BitwiseAnd(b) => self.bitwise(Operator::And, b),
-            Ast::BitwiseOr(b) => self.bitwise(Operator::Or, b),
             Ast::BitwiseXor(b) => self.bitwise(Operator::Xor, b),
+            Ast::Shl(b) => self.bitwise(Operator::Shl, b),
+            Ast::Shr(b) => self.bitwise(Operator::Shr, b),
+            Ast::BitwiseOr(b) => self.bitwise(Operator::Or, b),
             Ast::Eq(b) => self.compare(Comparison::Eq, b),
             Ast::Ne(b) => self.compare(Comparison::Ne, b),
             Ast::Lt(b) => self.compare(Comparison::Lt, b),

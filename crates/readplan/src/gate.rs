@@ -139,8 +139,8 @@ impl Search<'_> {
 /// ones more comparisons.
 pub(crate) fn literal_cost(bytes: &[u8], nocase: bool) -> u64 {
     let length = match bytes.len() {
-        ..=4 => 400,
-        5..=6 => 120,
+        ..=5 => 60,
+        6 => 30,
         7..=10 => 12,
         _ => 8,
     };

@@ -10,6 +10,7 @@ mod class;
 mod compile;
 mod eval;
 mod expr;
+mod filters;
 mod gate;
 mod hex;
 mod known;

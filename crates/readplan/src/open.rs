@@ -85,12 +85,26 @@ impl Plan {
     /// What a rule comes to in a file of this class of which nothing else is known but that no
     /// gate's pattern occurs.
     pub(crate) fn without_hits(&self, rule: RuleId, class: Option<Class>) -> Truth {
+        self.of_class(rule, class, &|pattern| self.ungated(pattern))
+    }
+
+    /// What a rule comes to in a file of this class, whatever its patterns do.
+    pub(crate) fn by_class_alone(&self, rule: RuleId, class: Class) -> Truth {
+        self.of_class(rule, Some(class), &|_| Presence::Maybe(None))
+    }
+
+    fn of_class(
+        &self,
+        rule: RuleId,
+        class: Option<Class>,
+        presence: &dyn Fn(usize) -> Presence,
+    ) -> Truth {
         let evaluation = Evaluation {
             plan: self,
             sizes: class.map_or((0, u64::MAX), Class::sizes),
             kind: class.map(|class| class.kind),
             bytes: &Nothing,
-            presence: &|pattern| self.ungated(pattern),
+            presence,
             probe: &|_| None,
             depth: Cell::new(0),
         };

@@ -2,7 +2,8 @@
 
 use literal_filter::{LITERAL_MAX, LITERAL_MIN, is_common};
 use memchr::memmem;
-use regex_syntax::ParserBuilder;
+use regex_syntax::ast::parse::ParserBuilder;
+use regex_syntax::hir::translate::TranslatorBuilder;
 use regex_syntax::hir::{Class, Hir, HirKind};
 use yara_x_parser::ast::{Pattern, PatternModifier, RegexpPattern, TextPattern};
 
@@ -300,15 +301,21 @@ fn base64_core(alphabet: &[u8], bytes: &[u8], shift: usize) -> Vec<u8> {
 fn regex_info(pattern: &RegexpPattern<'_>) -> PatternInfo {
     let modifiers = &pattern.modifiers;
     let nocase = pattern.regexp.case_insensitive || modifiers.nocase().is_some();
-    let parsed = ParserBuilder::new()
+    // As YARA-X does it.
+    let source = pattern.regexp.src.replace("\\/", "/");
+    let ast = ParserBuilder::new()
+        .empty_min_range(true)
+        .build()
+        .parse(&source);
+    let mut translator = TranslatorBuilder::new()
         .utf8(false)
         .unicode(false)
         .case_insensitive(nocase)
         .dot_matches_new_line(pattern.regexp.dot_matches_new_line)
-        .build()
-        .parse(&pattern.regexp.src.replace("\\/", "/"));
+        .build();
+    let parsed = ast.map(|ast| translator.translate(&source, &ast));
     // YARA-X accepts more than this parser; what only YARA-X understands is a resident.
-    let Ok(hir) = parsed else {
+    let Ok(Ok(hir)) = parsed else {
         return PatternInfo::resident();
     };
     let Some(required) = required(&hir, nocase) else {
