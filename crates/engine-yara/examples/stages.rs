@@ -79,6 +79,10 @@ fn planned(
         return Ok(());
     }
     let mut scanner = planned.scanner()?;
+    // Scanners and expressions are made when they are first needed.
+    for (path, bytes) in files {
+        scanner.scan(bytes, path.as_os_str().as_encoded_bytes())?;
+    }
     let mut by_kind: BTreeMap<&str, (usize, usize, f64, Stages)> = BTreeMap::new();
     start = cpu_seconds()?;
     for (path, bytes) in files {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use readplan::{Hits, Known, Plan, Source};
 
 /// Rules that are printed.
-const PRINTED: usize = 45;
+const PRINTED: usize = 200;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -83,11 +83,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         often.sort_unstable();
         println!("open {what}, most often, without probes:");
         for (count, rule) in often.iter().rev().take(PRINTED) {
-            println!(
-                "  {count} {} ({} probes)",
-                plan.name(*rule).1,
-                plan.probes_of(*rule).len()
-            );
+            println!("  {count} {}", plan.name(*rule).1);
+            for probe in plan.probes_of(*rule).iter().take(3) {
+                println!("      {}", plan.probes()[*probe].text.replace('\n', " "));
+            }
         }
     }
     Ok(())
