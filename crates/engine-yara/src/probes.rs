@@ -27,13 +27,21 @@ struct Group {
 
 impl Probes {
     pub(crate) fn compile(plan: &Plan) -> Result<Self, Vec<String>> {
-        let mut texts: BTreeMap<(Needs, Vec<String>), Vec<(usize, String)>> = BTreeMap::new();
+        let mut texts: BTreeMap<(Needs, Vec<String>, bool), Vec<(usize, String)>> = BTreeMap::new();
+        // Probes of rules that are open for every file are asked for every file.
+        let mut often = vec![false; plan.probes().len()];
+        for rule in (0..plan.len()).filter(|rule| plan.is_always_open(*rule)) {
+            plan.probes_of(rule)
+                .iter()
+                .for_each(|probe| often[*probe] = true);
+        }
         let all = plan.probes().iter().enumerate();
         for (id, probe) in all.filter(|(_, probe)| !probe.expensive) {
             let imports = probe.imports.iter();
             let mut text: String = imports.map(|name| format!("import \"{name}\"\n")).collect();
             text.push_str(&format!("rule p{id} {{ condition: {} }}\n", probe.text));
-            let key = (Needs::of(text.as_bytes()), probe.imports.clone());
+            let needs = Needs::of(text.as_bytes()).rounded();
+            let key = (needs, probe.imports.clone(), !often[id]);
             texts.entry(key).or_default().push((id, text));
         }
         let mut probes = Self {
@@ -41,7 +49,7 @@ impl Probes {
             group_of: vec![None; plan.probes().len()],
         };
         // Those that need the least come first.
-        for ((needs, _), texts) in texts {
+        for ((needs, ..), texts) in texts {
             let mut compiler = compiler()?;
             let mut reads = Reads::default();
             let mut ids = Vec::new();

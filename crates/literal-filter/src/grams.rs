@@ -49,7 +49,8 @@ fn single(byte: u8) -> i32 {
 
 /// How rare a run of bytes is at some place in a file, letters of either case being equal, in
 /// quarters of a bit; larger is rarer. Each byte depends on the one before it.
-pub(crate) fn rarity(gram: &[u8]) -> i32 {
+#[must_use]
+pub fn rarity(gram: &[u8]) -> i32 {
     match gram {
         [] => 0,
         [byte] => single(*byte),
@@ -80,6 +81,11 @@ impl Place {
 
     /// All folded grams that may stand here where the literal occurs.
     pub(crate) fn grams(self, literal: &[u8]) -> Vec<u32> {
+        if let Ok(at) = usize::try_from(self.0)
+            && at + WIDTH <= literal.len()
+        {
+            return vec![gram_at(literal, at) | FOLD];
+        }
         let mut grams = vec![0];
         for index in 0..WIDTH as i32 {
             let shift = 8 * index as u32;

@@ -25,5 +25,6 @@ mod wire;
 pub use delta::{apply, delta};
 pub use error::FilterError;
 pub use filter::{Filter, LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, Literal, POOL_MAX, SHORT_MAX};
+pub use grams::rarity;
 pub use stream::Stream;
 pub use table::is_common;

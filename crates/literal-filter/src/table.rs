@@ -71,7 +71,7 @@ impl Entry {
 fn best_place(literal: &[u8], residue: usize, users: &FxHashMap<u32, i32>) -> Place {
     let inside = (residue..=literal.len() - WIDTH).step_by(STRIDE);
     let best = inside.map(|at| Place(at as i32)).max_by_key(|place| {
-        let gram = place.grams(literal)[0];
+        let gram = gram_at(literal, place.0 as usize) | FOLD;
         place.rarity(literal) - 2 * users.get(&gram).copied().unwrap_or(0)
     });
     // A short literal has to do with a gram that lies across one of its ends.

@@ -17,6 +17,7 @@ use crate::expr::{Converter, Expr, Probe};
 use crate::filters::Subset;
 use crate::gate;
 use crate::known::{Bytes, Hits};
+use crate::needles::Needles;
 use crate::pattern::{self, Exact, PatternInfo};
 
 /// A rule of a plan, by its position: files in the order given, rules as they stand there.
@@ -64,6 +65,17 @@ pub(crate) struct PatternEntry {
     pub(crate) gated: bool,
 }
 
+impl PatternEntry {
+    fn new(info: PatternInfo, rule: RuleId) -> Self {
+        Self {
+            info,
+            literals: Vec::new(),
+            rule,
+            gated: false,
+        }
+    }
+}
+
 /// A rule set, compiled into what of a file can still change its verdict.
 #[derive(Debug)]
 pub struct Plan {
@@ -80,6 +92,8 @@ pub struct Plan {
     residents: Vec<RuleId>,
     /// The same for files of each class.
     residents_of_class: Vec<Vec<RuleId>>,
+    /// By class: what a close look begins with.
+    needles: Vec<Needles>,
     /// For each rule, the rules that refer to it.
     dependants: Vec<Vec<RuleId>>,
     probes: Vec<Probe>,
@@ -177,6 +191,12 @@ impl Plan {
     /// The probes that a rule's condition has.
     pub fn probes_of(&self, rule: RuleId) -> &[usize] {
         &self.rule(rule).probes
+    }
+
+    /// The rule may match a file in which no literal occurs, of whatever kind and size.
+    pub fn is_always_open(&self, rule: RuleId) -> bool {
+        let mut lists = self.residents_of_class.iter();
+        lists.all(|residents| residents.binary_search(&rule).is_ok())
     }
 
     /// Modules that a rule's condition names.
@@ -304,13 +324,18 @@ impl Plan {
         }
     }
 
+    pub(crate) fn residents_of(&self, class: Class) -> &[RuleId] {
+        &self.residents_of_class[class.index()]
+    }
+
+    pub(crate) fn needles(&self, class: Class) -> Option<&Needles> {
+        self.needles.get(class.index())
+    }
+
     /// Rules that the hits or nothing at all can make match in a file of this class, themselves or
     /// through others.
     pub(crate) fn candidates(&self, hits: &Hits, class: Option<Class>) -> Vec<RuleId> {
-        let residents = match class {
-            Some(class) => &self.residents_of_class[class.index()],
-            None => &self.residents,
-        };
+        let residents = class.map_or(self.residents.as_slice(), |class| self.residents_of(class));
         let mut found: FxHashSet<RuleId> = residents.iter().copied().collect();
         let mut todo = Vec::new();
         for literal in hits.literals() {
@@ -362,6 +387,9 @@ impl Plan {
                 .collect()
         };
         self.residents_of_class = Class::all().map(of_class).collect();
+        self.needles = Class::all()
+            .map(|class| self.needles_of_class(class))
+            .collect();
     }
 }
 
@@ -438,16 +466,13 @@ impl Building {
         let first_pattern = self.patterns.len();
         let patterns = rule.patterns.as_deref().unwrap_or_default();
         for pattern in patterns {
-            self.patterns.push(PatternEntry {
-                info: pattern::analyse(pattern),
-                literals: Vec::new(),
-                rule: id,
-                gated: false,
-            });
+            self.patterns
+                .push(PatternEntry::new(pattern::analyse(pattern), id));
         }
         self.note_references(&rule.condition, id, file);
         let by_name = &self.by_name;
         let (probes, probe_ids) = (&mut self.probes, &mut self.probe_ids);
+        let entries = &mut self.patterns;
         let names = patterns
             .iter()
             .map(|p| p.identifier().name.trim_start_matches('$'));
@@ -464,6 +489,10 @@ impl Building {
                 });
                 used.push(id);
                 id
+            },
+            literals: &mut |info| {
+                entries.push(PatternEntry::new(info, id));
+                entries.len() - 1 - first_pattern
             },
             variables: Vec::new(),
         };
@@ -511,6 +540,7 @@ impl Building {
             users: Vec::new(),
             residents: Vec::new(),
             residents_of_class: Vec::new(),
+            needles: Vec::new(),
             dependants,
             probes: self.probes,
             groups,

@@ -132,6 +132,10 @@ impl Evaluation<'_> {
             }
             Expr::Module { module, kind } => self.module(module, *kind),
             Expr::Call { module, .. } => self.module(module, ModuleItem::Field),
+            Expr::Needing(index, _) if self.presence_of(*index, scope) == Presence::Absent => {
+                Value::Falsy
+            }
+            Expr::Needing(_, inner) => self.value(inner, scope),
             Expr::Rule(name) => match self.plan.find(scope.rule, name) {
                 Some(rule) => self.reference(rule),
                 None => Value::Unknown,

@@ -5,6 +5,9 @@ use std::ops::Range;
 use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{self, Expr as Ast, MatchAnchor, WithSpan};
 
+use crate::pattern::PatternInfo;
+use crate::required;
+
 /// An expression. Whatever is not here is [`Expr::Opaque`].
 #[derive(Debug, Clone)]
 pub(crate) enum Expr {
@@ -36,6 +39,9 @@ pub(crate) enum Expr {
     Call {
         module: String,
     },
+    /// False or undefined where a literal of the plan's own does not occur, by its index among
+    /// the rule's patterns; else the expression.
+    Needing(usize, Box<Expr>),
     /// Another rule of the namespace.
     Rule(String),
     Not(Box<Expr>),
@@ -137,6 +143,8 @@ pub(crate) struct Converter<'a> {
     pub(crate) rules: &'a dyn Fn(&str) -> bool,
     /// Takes a probe, gives its index.
     pub(crate) probes: &'a mut dyn FnMut(Probe) -> usize,
+    /// Takes a literal, gives the index of a pattern of it.
+    pub(crate) literals: &'a mut dyn FnMut(PatternInfo) -> usize,
     /// Variables of the loops around.
     pub(crate) variables: Vec<String>,
 }
@@ -267,7 +275,9 @@ impl Converter<'_> {
             | Ast::IEndsWith(b)
             | Ast::IEquals(b) => {
                 let (left, right) = (self.value(&b.lhs), self.value(&b.rhs));
-                Expr::TextTest(Box::new(left), Box::new(right))
+                let test = Expr::TextTest(Box::new(left), Box::new(right));
+                let text = required::of_version_info(&b.lhs, &b.rhs);
+                self.needing(text, test)
             }
             Ast::Ident(ident) => self.name(ident.name),
             Ast::PatternMatch(found) => {
@@ -296,7 +306,10 @@ impl Converter<'_> {
                 }
             }
             Ast::Lookup(_) | Ast::FieldAccess(_) => self.field(expr),
-            Ast::FuncCall(call) => self.call(call),
+            Ast::FuncCall(call) => {
+                let converted = self.call(call);
+                self.needing(required::of_exports(call), converted)
+            }
             Ast::Defined(unary) => Expr::Defined(Box::new(self.value(&unary.operand))),
             Ast::Not(_) | Ast::And(_) | Ast::Or(_) => self.condition(expr),
             Ast::Add(n) => self.arithmetic(Operator::Add, n),
@@ -307,7 +320,10 @@ impl Converter<'_> {
             Ast::Shl(b) => self.bitwise(Operator::Shl, b),
             Ast::Shr(b) => self.bitwise(Operator::Shr, b),
             Ast::BitwiseOr(b) => self.bitwise(Operator::Or, b),
-            Ast::Eq(b) => self.compare(Comparison::Eq, b),
+            Ast::Eq(b) => {
+                let converted = self.compare(Comparison::Eq, b);
+                self.needing(required::of_version_info(&b.lhs, &b.rhs), converted)
+            }
             Ast::Ne(b) => self.compare(Comparison::Ne, b),
             Ast::Lt(b) => self.compare(Comparison::Lt, b),
             Ast::Gt(b) => self.compare(Comparison::Gt, b),
@@ -332,6 +348,15 @@ impl Converter<'_> {
         }
     }
 
+    /// The expression, which is false or undefined without the literal.
+    fn needing(&mut self, literal: Option<PatternInfo>, expr: Expr) -> Expr {
+        let known = self.imports.contains(&"pe") && !self.variables.iter().any(|v| v == "pe");
+        match literal.filter(|_| known) {
+            Some(literal) => Expr::Needing((self.literals)(literal), Box::new(expr)),
+            None => expr,
+        }
+    }
+
     fn name(&self, name: &str) -> Expr {
         if self.variables.iter().any(|variable| variable == name) {
             Expr::Opaque
@@ -352,7 +377,9 @@ impl Converter<'_> {
                 };
                 // Constants are upper case by convention; a module may give a field any default.
                 let kind = match name {
-                    _ if module == "pe" && is_of_signatures(expr) => ModuleItem::Signatures,
+                    _ if module == "pe" && required::is_of_signatures(expr) => {
+                        ModuleItem::Signatures
+                    }
                     "" => ModuleItem::Constant,
                     name if name.chars().all(|c| !c.is_ascii_lowercase()) => ModuleItem::Constant,
                     name if name.starts_with("is_") => ModuleItem::Flag,
@@ -476,33 +503,6 @@ impl Converter<'_> {
                     .collect()
             }
         }
-    }
-}
-
-/// `pe.number_of_signatures`, `pe.signatures[i].subject`.
-fn is_of_signatures(expr: &Ast<'_>) -> bool {
-    let named = |expr: Option<&Ast<'_>>, names: &[&str]| match expr {
-        Some(Ast::Ident(ident)) => names.contains(&ident.name),
-        _ => false,
-    };
-    match expr {
-        Ast::FieldAccess(access) if matches!(access.first(), Ast::Ident(_)) => {
-            let mut fields = access.operands().skip(1);
-            named(fields.next(), &["number_of_signatures", "is_signed"]) && fields.next().is_none()
-        }
-        Ast::FieldAccess(access) => match access.first() {
-            Ast::Lookup(lookup) => match &lookup.primary {
-                Ast::FieldAccess(list) => {
-                    let mut names = list.operands();
-                    matches!(names.next(), Some(Ast::Ident(_)))
-                        && named(names.next(), &["signatures"])
-                        && names.next().is_none()
-                }
-                _ => false,
-            },
-            _ => false,
-        },
-        _ => false,
     }
 }
 

@@ -54,6 +54,10 @@ impl Search<'_> {
             Expr::And(all) => self.cheapest(all.iter().map(|e| self.of(e, looped))),
             Expr::Or(any) => self.all(any.iter().map(|e| self.of(e, looped))),
             Expr::Probe(_, direct) => self.of(direct, looped),
+            Expr::Needing(index, inner) => {
+                let gates = [self.pattern(Some(*index)), self.of(inner, looped)];
+                self.cheapest(gates.into_iter())
+            }
             Expr::Compare(comparison, left, right) => {
                 self.compare(*comparison, left, right, looped)
             }

@@ -14,8 +14,10 @@ mod filters;
 mod gate;
 mod hex;
 mod known;
+mod needles;
 mod open;
 mod pattern;
+mod required;
 
 pub use compile::{Plan, PlanError, RuleId, Source};
 pub use expr::Probe;

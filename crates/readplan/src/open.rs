@@ -1,6 +1,6 @@
 //! Which rules are still open for a file.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 
 use rustc_hash::FxHashMap;
 
@@ -8,6 +8,7 @@ use crate::class::{Class, Kind};
 use crate::compile::{Plan, RuleId};
 use crate::eval::{Evaluation, Presence, Truth};
 use crate::known::{Bytes, Hits};
+use crate::needles::Met;
 
 /// What is known of a file.
 pub struct Known<'a> {
@@ -60,12 +61,21 @@ impl Plan {
         with: impl FnOnce(&Evaluation<'_>) -> R,
     ) -> R {
         let memo: RefCell<FxHashMap<usize, Presence>> = RefCell::default();
+        let met: OnceCell<Option<Met<'_>>> = OnceCell::new();
+        let look = |content| {
+            let class = Class::of(known.size, known.bytes)?;
+            Some(self.needles(class)?.look(content))
+        };
         let presence = |pattern: usize| {
             let told = memo.borrow().get(&pattern).copied();
             told.unwrap_or_else(|| {
                 let mut presence = self.presence(pattern, known.hits, known.bytes);
                 if let (Presence::Maybe(_), Some(content)) = (presence, known.search) {
-                    presence = self.look_for(pattern, content);
+                    let met = met.get_or_init(|| look(content)).as_ref();
+                    presence = match met.is_some_and(|met| met.rules_out(pattern)) {
+                        true => Presence::Absent,
+                        false => self.look_for(pattern, content),
+                    };
                 }
                 memo.borrow_mut().insert(pattern, presence);
                 presence
