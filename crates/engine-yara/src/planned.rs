@@ -349,8 +349,8 @@ impl<'r> PlannedScanner<'r> {
         Ok(stages)
     }
 
-    /// The rules that YARA-X has to decide: by the hits, then by what probes say, then by a close
-    /// look at the content.
+    /// The rules that YARA-X has to decide: by the hits, then by probes without modules, then by a
+    /// close look at the content, then by what modules say.
     fn open(
         &mut self,
         telling: &Telling<'_>,
@@ -358,7 +358,7 @@ impl<'r> PlannedScanner<'r> {
         stages: &mut Stages,
     ) -> Result<Vec<RuleId>, Stopped> {
         let Planned { plan, probes, .. } = self.planned;
-        let known = Known {
+        let mut known = Known {
             size: telling.bytes.len() as u64,
             bytes: &telling.bytes,
             hits: &self.hits,
@@ -368,16 +368,24 @@ impl<'r> PlannedScanner<'r> {
         stages.open_after_filter = open.len();
         self.prober.clear();
         let mut next = 0;
-        while let Some(group) = probes.wanted(plan, &open, next) {
+        loop {
+            let wanted = probes.wanted(plan, &open, next);
+            if known.search.is_none() && wanted.is_none_or(|group| probes.has_modules(group)) {
+                known.search = Some(telling.bytes);
+                open = plan.still_open(&open, &known, &|probe| self.prober.answer(probe));
+                continue;
+            }
+            let Some(group) = wanted else {
+                return Ok(open);
+            };
             self.prober.ask(group, telling, portable)?;
             stages.probes += 1;
-            open = plan.still_open(&open, &known, &|probe| self.prober.answer(probe));
+            // The answers are news for those alone that asked.
+            let asks = |rule: &RuleId| probes.asks(plan, *rule, group);
+            let (asking, mut others): (Vec<_>, Vec<_>) = open.iter().copied().partition(asks);
+            others.extend(plan.still_open(&asking, &known, &|p| self.prober.answer(p)));
+            open = others;
             next = group + 1;
         }
-        let known = Known {
-            search: Some(telling.bytes),
-            ..known
-        };
-        Ok(plan.still_open(&open, &known, &|probe| self.prober.answer(probe)))
     }
 }

@@ -21,13 +21,15 @@ struct Group {
     rules: Rules,
     reads: Reads,
     needs: Needs,
+    has_modules: bool,
     /// The plan's probes in it.
     ids: Vec<usize>,
 }
 
 impl Probes {
     pub(crate) fn compile(plan: &Plan) -> Result<Self, Vec<String>> {
-        let mut texts: BTreeMap<(Needs, Vec<String>, bool), Vec<(usize, String)>> = BTreeMap::new();
+        let mut texts: BTreeMap<(bool, Needs, Vec<String>, bool), Vec<(usize, String)>> =
+            BTreeMap::new();
         // Probes of rules that are open for every file are asked for every file.
         let mut often = vec![false; plan.probes().len()];
         for rule in (0..plan.len()).filter(|rule| plan.is_always_open(*rule)) {
@@ -41,7 +43,12 @@ impl Probes {
             let mut text: String = imports.map(|name| format!("import \"{name}\"\n")).collect();
             text.push_str(&format!("rule p{id} {{ condition: {} }}\n", probe.text));
             let needs = Needs::of(text.as_bytes()).rounded();
-            let key = (needs, probe.imports.clone(), !often[id]);
+            let key = (
+                !probe.imports.is_empty(),
+                needs,
+                probe.imports.clone(),
+                !often[id],
+            );
             texts.entry(key).or_default().push((id, text));
         }
         let mut probes = Self {
@@ -49,7 +56,7 @@ impl Probes {
             group_of: vec![None; plan.probes().len()],
         };
         // Those that need the least come first.
-        for ((needs, ..), texts) in texts {
+        for ((has_modules, needs, ..), texts) in texts {
             let mut compiler = compiler()?;
             let mut reads = Reads::default();
             let mut ids = Vec::new();
@@ -66,6 +73,7 @@ impl Probes {
                 rules,
                 reads,
                 needs,
+                has_modules,
                 ids,
             });
         }
@@ -75,6 +83,19 @@ impl Probes {
     /// How many scanners they need.
     pub(crate) fn groups(&self) -> usize {
         self.groups.len()
+    }
+
+    /// It takes a module to answer this group.
+    pub(crate) fn has_modules(&self, group: usize) -> bool {
+        self.groups
+            .get(group)
+            .is_some_and(|group| group.has_modules)
+    }
+
+    /// The rule has a probe in this group.
+    pub(crate) fn asks(&self, plan: &Plan, rule: RuleId, group: usize) -> bool {
+        let mut probes = plan.probes_of(rule).iter();
+        probes.any(|probe| self.group_of.get(*probe) == Some(&Some(group)))
     }
 
     /// The first group from `from` on that one of these rules asks.
@@ -124,6 +145,7 @@ impl<'r> Prober<'r> {
             reads,
             needs,
             ids,
+            ..
         }) = self.probes.groups.get(group)
         else {
             return Ok(());

@@ -193,10 +193,10 @@ impl Plan {
         &self.rule(rule).probes
     }
 
-    /// The rule may match a file in which no literal occurs, of whatever kind and size.
+    /// The rule may match a small file in which no literal occurs, of whatever kind.
     pub fn is_always_open(&self, rule: RuleId) -> bool {
-        let mut lists = self.residents_of_class.iter();
-        lists.all(|residents| residents.binary_search(&rule).is_ok())
+        let mut smallest = Class::all().filter(|class| class.sizes().0 == 0);
+        smallest.all(|class| self.residents_of(class).binary_search(&rule).is_ok())
     }
 
     /// Modules that a rule's condition names.

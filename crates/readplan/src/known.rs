@@ -1,6 +1,10 @@
 //! What is known of one file.
 
+use std::cell::RefCell;
+
 use rustc_hash::FxHashMap;
+
+use crate::eval::Presence;
 
 /// Occurrences kept of one literal; beyond these only that there are more.
 pub const HITS_MAX: usize = 64;
@@ -44,6 +48,8 @@ impl Bytes for Head<'_> {
 #[derive(Debug, Default, Clone)]
 pub struct Hits {
     by_literal: FxHashMap<u32, Vec<u64>>,
+    /// By pattern: what a close look at the content found.
+    looked: RefCell<FxHashMap<usize, Presence>>,
 }
 
 impl Hits {
@@ -61,6 +67,15 @@ impl Hits {
     /// Forgets everything, keeps the memory.
     pub fn clear(&mut self) {
         self.by_literal.clear();
+        self.looked.get_mut().clear();
+    }
+
+    pub(crate) fn looked(&self, pattern: usize) -> Option<Presence> {
+        self.looked.borrow().get(&pattern).copied()
+    }
+
+    pub(crate) fn note_look(&self, pattern: usize, presence: Presence) {
+        self.looked.borrow_mut().insert(pattern, presence);
     }
 
     /// Occurrences of `literal`; more than [`HITS_MAX`]: there may be others.

@@ -1,8 +1,6 @@
 //! Which rules are still open for a file.
 
-use std::cell::{Cell, OnceCell, RefCell};
-
-use rustc_hash::FxHashMap;
+use std::cell::{Cell, OnceCell};
 
 use crate::class::{Class, Kind};
 use crate::compile::{Plan, RuleId};
@@ -19,7 +17,7 @@ pub struct Known<'a> {
     /// All occurrences of the filter's literals.
     pub hits: &'a Hits,
     /// The whole content, to look for patterns that the literals leave open; costs a search for
-    /// each of them.
+    /// some of them. `hits` remember what it found.
     pub search: Option<&'a [u8]>,
 }
 
@@ -60,26 +58,29 @@ impl Plan {
         probe: &dyn Fn(usize) -> Option<bool>,
         with: impl FnOnce(&Evaluation<'_>) -> R,
     ) -> R {
-        let memo: RefCell<FxHashMap<usize, Presence>> = RefCell::default();
         let met: OnceCell<Option<Met<'_>>> = OnceCell::new();
         let look = |content| {
             let class = Class::of(known.size, known.bytes)?;
             Some(self.needles(class)?.look(content))
         };
         let presence = |pattern: usize| {
-            let told = memo.borrow().get(&pattern).copied();
-            told.unwrap_or_else(|| {
-                let mut presence = self.presence(pattern, known.hits, known.bytes);
-                if let (Presence::Maybe(_), Some(content)) = (presence, known.search) {
-                    let met = met.get_or_init(|| look(content)).as_ref();
-                    presence = match met.is_some_and(|met| met.rules_out(pattern)) {
-                        true => Presence::Absent,
-                        false => self.look_for(pattern, content),
-                    };
-                }
-                memo.borrow_mut().insert(pattern, presence);
-                presence
-            })
+            let presence = self.presence(pattern, known.hits, known.bytes);
+            if !matches!(presence, Presence::Maybe(_)) {
+                return presence;
+            }
+            if let Some(looked) = known.hits.looked(pattern) {
+                return looked;
+            }
+            let Some(content) = known.search else {
+                return presence;
+            };
+            let met = met.get_or_init(|| look(content)).as_ref();
+            let looked = match met.is_some_and(|met| met.rules_out(pattern)) {
+                true => Presence::Absent,
+                false => self.look_for(pattern, content),
+            };
+            known.hits.note_look(pattern, looked);
+            looked
         };
         with(&Evaluation {
             plan: self,

@@ -1,8 +1,9 @@
 //! What expressions over YARA-X's PE module need of a file, told without running the module.
 
+use literal_filter::LITERAL_MAX;
 use yara_x_parser::ast::{Expr as Ast, FuncCall};
 
-use crate::pattern::{Exact, Part, PatternInfo};
+use crate::pattern::{PatternInfo, part_of};
 
 /// `pe.exports("name")`: the module reads names of functions as they stand in the file, and
 /// compares them without regard to case.
@@ -39,18 +40,11 @@ fn literal(text: &[u8], wide: bool) -> Option<PatternInfo> {
         true => text.iter().flat_map(|byte| [*byte, 0]).collect(),
         false => text.to_vec(),
     };
+    let part = part_of(&bytes, true, wide, bytes.len() <= LITERAL_MAX);
     Some(PatternInfo {
-        sample: bytes.clone(),
-        literals: vec![Part {
-            bytes,
-            nocase: true,
-            wide,
-            before: Some(0),
-            after: Some(0),
-        }],
-        exact: Exact::No,
-        fixed: None,
-        verifier: None,
+        literals: vec![part],
+        sample: bytes,
+        ..PatternInfo::resident()
     })
 }
 
