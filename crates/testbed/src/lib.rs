@@ -4,6 +4,9 @@
 
 mod clam;
 mod daemons;
+mod guest;
+mod host_net;
+mod libvirt;
 mod mount;
 mod netns;
 mod process;
@@ -13,6 +16,9 @@ mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{Agent, AgentOptions, Server, ServerOptions, binary, rules_dir};
+pub use guest::{GuestImage, GuestTree};
+pub use host_net::HostNet;
+pub use libvirt::{LibvirtHost, LibvirtListen};
 pub use mount::{FileSystem, LoopMount};
 pub use netns::Netns;
 pub use process::{Pin, Process, Spawn, run, wait_until};
