@@ -4,6 +4,7 @@
 
 mod clam;
 mod daemons;
+mod databases;
 mod guest;
 mod host_net;
 mod libvirt;
@@ -16,6 +17,7 @@ mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{Agent, AgentOptions, Server, ServerOptions, binary, rules_dir};
+pub use databases::{Postgres, Redis};
 pub use guest::{GuestImage, GuestTree};
 pub use host_net::HostNet;
 pub use libvirt::{LibvirtHost, LibvirtListen};
