@@ -252,9 +252,9 @@ static MASKS: [u64; 256] = {
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        let mask = 1 << (state >> 58) | 1 << (state >> 52 & 63) | 1 << (state >> 46 & 63);
+        let mask: u64 = 1 << (state >> 58) | 1 << (state >> 52 & 63) | 1 << (state >> 46 & 63);
         // Three different ones.
-        if (mask as u64).count_ones() == 3 {
+        if mask.count_ones() == 3 {
             masks[index] = mask;
             index += 1;
         }
