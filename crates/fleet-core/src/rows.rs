@@ -1,0 +1,104 @@
+//! What is written down.
+
+use model::GuestId;
+use serde::{Deserialize, Serialize};
+
+use crate::inventory::{HostRecord, VmRecord, VmState};
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredHost {
+    /// Our name for it.
+    pub id: u64,
+    /// Whose it is.
+    pub connector: String,
+    /// As its connector says.
+    pub record: HostRecord,
+    /// Where it is.
+    pub site: Option<String>,
+    /// An administrator put it into maintenance.
+    pub ordered_maintenance: bool,
+}
+
+/// A VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredVm {
+    /// Our name for it.
+    pub id: u64,
+    /// Whose it is.
+    pub connector: String,
+    /// As its connector says.
+    pub record: VmRecord,
+    /// What it does.
+    pub state: VmState,
+    /// The agent in it.
+    pub guest: Option<GuestId>,
+}
+
+/// An appliance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredAppliance {
+    /// Our name for it.
+    pub id: u64,
+    /// Its name, from its certificate.
+    pub name: String,
+    /// How guests reach it, as host:port.
+    pub address: String,
+    /// The host it says it runs on, by name.
+    pub host_name: Option<String>,
+    /// Where it says it is.
+    pub cluster: Option<String>,
+    /// Where it says it is.
+    pub site: Option<String>,
+    /// Average VMs that it can carry.
+    pub capacity: u64,
+    /// What rules call it.
+    pub labels: Vec<String>,
+    /// An administrator drains it.
+    pub draining: bool,
+}
+
+/// A list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredPlacement {
+    /// Whose.
+    pub vm: u64,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Appliances, first the best.
+    pub appliances: Vec<u64>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Rises.
+    pub id: u64,
+    /// Milliseconds since 1970 UTC.
+    pub at_ms: u64,
+    /// A stable name.
+    pub kind: String,
+    /// For people; holds hostile text.
+    pub text: String,
+}
+
+/// A change to what is written down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Row {
+    /// A host, new or changed.
+    Host(StoredHost),
+    /// A host that is no more.
+    HostGone(u64),
+    /// A VM, new or changed.
+    Vm(StoredVm),
+    /// A VM that is no more, and its list.
+    VmGone(u64),
+    /// An appliance, new or changed.
+    Appliance(StoredAppliance),
+    /// An appliance that is no more.
+    ApplianceGone(u64),
+    /// A list, new or changed.
+    Placement(StoredPlacement),
+    /// Something happened.
+    Event(Event),
+}
