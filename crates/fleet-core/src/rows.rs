@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::inventory::{HostRecord, VmRecord, VmState};
 
 /// A host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredHost {
     /// Our name for it.
     pub id: u64,
@@ -21,7 +21,7 @@ pub struct StoredHost {
 }
 
 /// A VM.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredVm {
     /// Our name for it.
     pub id: u64,
@@ -32,6 +32,7 @@ pub struct StoredVm {
     /// What it does.
     pub state: VmState,
     /// The agent in it.
+    #[serde(with = "guest_hex")]
     pub guest: Option<GuestId>,
 }
 
@@ -59,7 +60,7 @@ pub struct StoredAppliance {
 }
 
 /// A list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredPlacement {
     /// Whose.
     pub vm: u64,
@@ -70,7 +71,7 @@ pub struct StoredPlacement {
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Rises.
     pub id: u64,
@@ -101,4 +102,23 @@ pub enum Row {
     Placement(StoredPlacement),
     /// Something happened.
     Event(Event),
+}
+
+/// A guest's id as its hexadecimal digits.
+mod guest_hex {
+    use model::GuestId;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(id: &Option<GuestId>, to: S) -> Result<S::Ok, S::Error> {
+        id.map(|id| id.to_string()).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<GuestId>, D::Error> {
+        let text: Option<String> = Option::deserialize(from)?;
+        let wrong = || serde::de::Error::custom("a guest's id has 32 hexadecimal digits");
+        text.map(|text| GuestId::from_hex(&text).ok_or_else(wrong))
+            .transpose()
+    }
 }

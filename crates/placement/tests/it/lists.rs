@@ -14,7 +14,7 @@ fn the_same_host_comes_first_then_the_cluster() {
     for vm in 0..world.hosts * 4 {
         let host = vm % world.hosts;
         let first = world.first(vm).unwrap();
-        if host % 2 == 0 {
+        if host.is_multiple_of(2) {
             assert_eq!(first, host, "VM {vm}");
         } else {
             assert_eq!(first / 4, host / 4, "VM {vm} stays in its cluster");
