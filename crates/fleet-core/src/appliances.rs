@@ -111,6 +111,12 @@ impl Core {
         }
     }
 
+    /// What an appliance is called.
+    #[must_use]
+    pub fn appliance_name(&self, id: ApplianceId) -> Option<&str> {
+        self.appliances.get(&id).map(|stored| stored.name.as_str())
+    }
+
     /// How long an appliance's queue holds scans up.
     pub fn appliance_queue(&mut self, clock: Clock, id: ApplianceId, queue_ms: u32) {
         self.fleet.set_queue(clock.now, id, queue_ms);

@@ -2,6 +2,10 @@
 
 mod service;
 mod store;
+mod stream;
+mod wire;
 
 pub use service::{Fleet, FleetConfig, Lead, NotLeading, OrderSink, Standing};
 pub use store::{CommitError, Lease, Store, StoreError};
+pub use stream::serve;
+pub use wire::{Dialled, FleetListener, QUEUE_LEN_MAX, dial};

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use fleet_core::{Clock, Core, CoreSettings, Order, Row, SiteRules};
 use placement::ApplianceId;
+use proto::v1;
+use proto::v1::fleet_order::Body;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -23,6 +25,8 @@ const WRITE_AGAIN: Duration = Duration::from_millis(500);
 const WAITING_MAX: usize = 4096;
 /// Applied before what came of it is written down together.
 const APPLIED_AT_ONCE: usize = 1024;
+/// How long a stop waits for the last rows to be written.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a controller's fleet is made of.
 #[derive(Debug, Clone)]
@@ -60,8 +64,8 @@ fn leader_hint(address: &str) -> String {
     }
 }
 
-/// Takes orders for an appliance; false: it is gone. Never waits.
-pub type OrderSink = Box<dyn Fn(Order) -> bool + Send>;
+/// Takes what an appliance is to be sent; false: it is gone. Never waits.
+pub type OrderSink = Box<dyn Fn(Body) -> bool + Send>;
 
 /// What the placer holds while it leads.
 pub struct Lead {
@@ -105,14 +109,44 @@ impl Lead {
             .is_some_and(|(newest, _)| *newest == stream)
     }
 
-    fn send(&self, order: Order) {
-        let to = match &order {
-            Order::Place { via, .. } => *via,
-            Order::Warm { from, .. } => *from,
-        };
+    /// Sends something to an appliance that has a stream.
+    pub fn send(&self, to: ApplianceId, body: Body) {
         if let Some((_, sink)) = self.sinks.get(&to) {
             // A stream that is gone is detached by whoever reads it.
-            let _ = sink(order);
+            let _ = sink(body);
+        }
+    }
+
+    /// Sends something to every appliance.
+    pub fn send_all(&self, body: &Body) {
+        for (_, sink) in self.sinks.values() {
+            let _ = sink(body.clone());
+        }
+    }
+
+    fn carry_out(&self, order: Order) {
+        match order {
+            Order::Place {
+                via,
+                guest,
+                epoch,
+                appliances,
+            } => self.send(
+                via,
+                Body::Place(v1::PlaceGuest {
+                    guest_id: guest.0.to_vec(),
+                    epoch,
+                    appliances,
+                }),
+            ),
+            Order::Warm { from, to, guest } => {
+                let name = self.core.appliance_name(to).unwrap_or_default();
+                let warm = v1::WarmGuest {
+                    guest_id: guest.0.to_vec(),
+                    appliance: name.to_owned(),
+                };
+                self.send(from, Body::Warm(warm));
+            }
         }
     }
 }
@@ -124,6 +158,7 @@ type Work = Box<dyn FnOnce(Result<(&mut Lead, Clock), NotLeading>) + Send>;
 pub struct Fleet {
     work: mpsc::Sender<Work>,
     standing: watch::Receiver<Standing>,
+    stop: Arc<watch::Sender<bool>>,
     task: Arc<StopAtEnd>,
 }
 
@@ -145,12 +180,14 @@ impl Fleet {
         let seed = store.seed(drawn).await?;
         let (work, waiting) = mpsc::channel(WAITING_MAX);
         let (tell, standing) = watch::channel(Standing::Follows(String::new()));
+        let (stop, stopping) = watch::channel(false);
         let mut keeper = Keeper {
             store,
             config,
             seed,
             waiting,
             tell,
+            stopping,
             start: Instant::now(),
         };
         let first = keeper.try_lead().await?;
@@ -158,6 +195,7 @@ impl Fleet {
         Ok(Self {
             work,
             standing,
+            stop: Arc::new(stop),
             task: Arc::new(StopAtEnd(task)),
         })
     }
@@ -192,6 +230,16 @@ impl Fleet {
         answered.await.map_err(|_| gone())?
     }
 
+    /// Writes down what is not yet, gives the lease up and ends.
+    pub async fn stop(&self) {
+        // It resigns after everything that was said before.
+        let _ = self.stop.send(true);
+        let mut standing = self.standing.clone();
+        let ended = async { while standing.changed().await.is_ok() {} };
+        // A database that does not answer keeps nobody from stopping.
+        let _ = tokio::time::timeout(STOP_PATIENCE, ended).await;
+    }
+
     /// Ends it at once, as a crash would.
     pub fn abort(&self) {
         self.task.0.abort();
@@ -204,6 +252,7 @@ struct Keeper {
     seed: u64,
     waiting: mpsc::Receiver<Work>,
     tell: watch::Sender<Standing>,
+    stopping: watch::Receiver<bool>,
     start: Instant,
 }
 
@@ -217,6 +266,10 @@ struct Term {
 }
 
 impl Keeper {
+    fn is_stopping(&self) -> bool {
+        self.waiting.is_closed() || *self.stopping.borrow()
+    }
+
     fn clock(&self) -> Clock {
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let millis = wall.unwrap_or_default().as_millis();
@@ -263,7 +316,7 @@ impl Keeper {
                 Some(leading) => self.lead(leading).await,
                 None => self.follow().await,
             }
-            if self.waiting.is_closed() {
+            if self.is_stopping() {
                 return;
             }
             term = match self.try_lead().await {
@@ -312,13 +365,13 @@ impl Keeper {
                         work(Ok((&mut term.lead, clock)));
                     }
                 }
-                Ok(None) => {
-                    let _ = self.settle(&mut term).await;
-                    let resigned = self.store.resign(&term.lease).await;
-                    tracing::debug!(?resigned, "the fleet stops");
-                    return;
-                }
-                Err(_) => {}
+                Ok(None) | Err(_) => {}
+            }
+            if self.is_stopping() {
+                let settled = self.settle(&mut term).await;
+                let resigned = self.store.resign(&term.lease).await;
+                tracing::debug!(?settled, ?resigned, "the fleet stops");
+                return;
             }
             match self.settle(&mut term).await {
                 Ok(more) => wait = if more { Duration::ZERO } else { TICK },
@@ -350,7 +403,7 @@ impl Keeper {
             term.written_at = Instant::now();
         }
         for order in term.unsent.drain(..) {
-            term.lead.send(order);
+            term.lead.carry_out(order);
         }
         Ok(more)
     }

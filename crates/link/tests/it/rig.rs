@@ -68,6 +68,7 @@ impl Fleet {
     pub(crate) fn config(&self, appliances: &[SocketAddr]) -> Config {
         Config {
             appliances: appliances.iter().map(ToString::to_string).collect(),
+            epoch: 0,
             tls: self.client_tls(),
             hello: v1::Hello {
                 agent_version: "test".into(),
