@@ -12,7 +12,9 @@ pub mod samples;
 mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
-pub use daemons::{Agent, AgentOptions, Server, ServerOptions, binary, rules_dir};
+pub use daemons::{
+    Agent, AgentOptions, Apart, Server, ServerOptions, binary, free_address, rules_dir,
+};
 pub use mount::{FileSystem, LoopMount};
 pub use netns::Netns;
 pub use process::{Pin, Process, Spawn, run, wait_until};

@@ -5,6 +5,7 @@ mod clamav;
 mod failures;
 mod golden;
 mod hostile;
+mod redirect;
 mod removal;
 mod scan;
 mod workloads;
