@@ -51,7 +51,7 @@ async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     let tls = ServerTls::issue(authority.ca(), &authority.anchors(), &name)?;
 
     // 3. It knows where everything is, too, and places.
-    let fleet = fleet_of(&config, state.path(), &name).await?;
+    let fleet = fleet_of(&config, &place.state_dir, &name).await?;
     let streams = appliances_elsewhere(&config, &tls, &fleet, &authority).await?;
 
     // 4. The appliance starts its engines and listens for agents.

@@ -1,7 +1,5 @@
 //! Tokens, enrolment, renewal and revocation, with real TLS on loopback.
 
-mod fleet;
-
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;

@@ -5,7 +5,6 @@ mod clamav;
 mod failures;
 mod golden;
 mod hostile;
-mod redirect;
 mod removal;
 mod scan;
 mod workloads;
