@@ -266,9 +266,6 @@ impl Core {
         self.fleet
             .restore(clock.now, id, facts, &appliances, Epoch(list.1));
         self.vms.insert(id, vm);
-        if appliances.is_empty() {
-            self.place_vm(clock, id);
-        }
     }
 
     pub(crate) fn next_id(&mut self) -> u64 {

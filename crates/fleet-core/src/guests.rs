@@ -52,15 +52,20 @@ impl Core {
         };
         self.guests.insert(id, guest);
         let vm = self.vm_for(clock, id, &facts);
-        if facts.epoch <= EPOCH_CLAIM_MAX {
-            self.fleet.outrank(vm, placement::Epoch(facts.epoch));
-        }
+        self.outrank(vm, facts.epoch);
         let is_newer = self
             .fleet
             .placement(vm)
             .is_some_and(|list| list.epoch.0 > facts.epoch);
         if is_newer {
             self.order_list(vm);
+        }
+    }
+
+    /// What a guest follows, or more, is not to be sent to it as something older.
+    fn outrank(&mut self, vm: VmId, epoch: u64) {
+        if epoch <= EPOCH_CLAIM_MAX {
+            self.fleet.outrank(vm, placement::Epoch(epoch));
         }
     }
 
@@ -118,7 +123,7 @@ impl Core {
             return vm;
         }
         if let Some(vm) = self.matching(facts.uuid, facts.address) {
-            self.bind(clock, id, vm);
+            self.bind(clock, id, vm, facts.epoch);
             return vm;
         }
         let record = VmRecord {
@@ -136,7 +141,7 @@ impl Core {
         let vm = self.vm_id(NO_CONNECTOR, &id.to_string());
         // It was put there just now.
         let vm = vm.unwrap_or(VmId(0));
-        self.bind(clock, id, vm);
+        self.bind(clock, id, vm, facts.epoch);
         vm
     }
 
@@ -158,7 +163,8 @@ impl Core {
         }
     }
 
-    fn bind(&mut self, clock: Clock, id: GuestId, vm: VmId) {
+    /// `epoch`: of the list that the guest follows.
+    fn bind(&mut self, clock: Clock, id: GuestId, vm: VmId, epoch: u64) {
         let old = self.vm_of_guest.insert(id, vm);
         if let Some(stored) = self.vms.get_mut(&vm)
             && stored.guest != Some(id)
@@ -167,16 +173,19 @@ impl Core {
             let stored = stored.clone();
             self.write(Row::Vm(stored));
         }
+        let mut follows = epoch;
         if let Some(old) = old.filter(|old| *old != vm) {
             // A VM of its own is of no use any more.
             if let Some(stored) = self.vms.get_mut(&old) {
                 stored.guest = None;
             }
-            let epoch = self.fleet.placement(old).map(|list| list.epoch);
+            let sent = self.fleet.placement(old).map(|list| list.epoch.0);
+            follows = follows.max(sent.unwrap_or(0));
             self.vm_gone(clock, old);
-            if let Some(epoch) = epoch {
-                self.fleet.outrank(vm, epoch);
-            }
+        }
+        if follows > 0 && old != Some(vm) {
+            // It was another VM's list, though the epoch may be the same.
+            self.outrank(vm, follows + 1);
         }
     }
 
@@ -199,13 +208,16 @@ impl Core {
             return;
         };
         if self.matching(facts.uuid, facts.address) == Some(vm) {
-            self.bind(clock, id, vm);
+            self.bind(clock, id, vm, facts.epoch);
         }
     }
 
     /// The VM that a guest was in was deleted; if the guest is still there it gets another.
-    pub(crate) fn vm_of_guest_gone(&mut self, clock: Clock, id: GuestId) {
+    pub(crate) fn vm_of_guest_gone(&mut self, clock: Clock, id: GuestId, epoch: u64) {
         self.vm_of_guest.remove(&id);
+        if let Some(guest) = self.guests.get_mut(&id) {
+            guest.facts.epoch = guest.facts.epoch.max(epoch);
+        }
         self.absent.remove(&id);
         let Some(guest) = self.guests.get(&id) else {
             return;

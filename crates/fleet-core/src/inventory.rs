@@ -438,13 +438,14 @@ impl Core {
         self.vm_ids
             .remove(&(vm.connector.clone(), vm.record.id.clone()));
         self.forget_uuid(vm.record.uuid, id);
+        let epoch = self.fleet.placement(id).map_or(0, |list| list.epoch.0);
         self.fleet.remove_vm(clock.now, id);
         if vm.connector != crate::guests::NO_CONNECTOR {
             self.event(clock, "vm_gone", vm.record.name.clone());
         }
         self.write(Row::VmGone(id.0));
         if let Some(guest) = vm.guest {
-            self.vm_of_guest_gone(clock, guest);
+            self.vm_of_guest_gone(clock, guest, epoch);
         }
     }
 

@@ -10,6 +10,8 @@ const ADDRESS_MAX_BYTES: usize = 262;
 pub struct Route {
     epoch: u64,
     appliances: Vec<String>,
+    /// What it began with: the last resort, whatever lists come.
+    fallback: Vec<String>,
 }
 
 /// Why a list is not followed.
@@ -35,7 +37,12 @@ impl Route {
     /// What to follow until a list comes. `epoch` is 0 where this was not given by a placer.
     #[must_use]
     pub fn new(epoch: u64, appliances: Vec<String>) -> Self {
-        Self { epoch, appliances }
+        let fallback = appliances.clone();
+        Self {
+            epoch,
+            appliances,
+            fallback,
+        }
     }
 
     /// Takes a list.
@@ -70,12 +77,17 @@ impl Route {
         &self.appliances
     }
 
-    /// Whom to try, in order: all of them, beginning behind `doubtful`, which has just failed.
+    /// Whom to try, in order: all of the list, beginning behind `doubtful`, which has just failed;
+    /// then whom it began with.
     #[must_use]
     pub fn order(&self, doubtful: Option<&str>) -> Vec<String> {
         let failed = doubtful.and_then(|it| self.appliances.iter().position(|own| own == it));
         let (before, after) = self.appliances.split_at(failed.map_or(0, |at| at + 1));
-        after.iter().chain(before).cloned().collect()
+        let mut order: Vec<String> = after.iter().chain(before).cloned().collect();
+        let others = self.fallback.iter();
+        let others = others.filter(|other| !self.appliances.contains(other));
+        order.extend(others.cloned());
+        order
     }
 
     /// Where to go from `current`: the first of a placer's list, where that is another one.
@@ -145,5 +157,8 @@ mod tests {
         assert_eq!(route.order(Some("a:1")), ["b:1", "c:1", "a:1"]);
         assert_eq!(route.order(Some("c:1")), ["a:1", "b:1", "c:1"]);
         assert_eq!(route.order(Some("gone:1")), ["a:1", "b:1", "c:1"]);
+        let mut placed = Route::new(0, list(&["a:1", "b:1"]));
+        placed.offer(1, &list(&["c:1"])).unwrap();
+        assert_eq!(placed.order(Some("c:1")), ["c:1", "a:1", "b:1"]);
     }
 }
