@@ -27,6 +27,7 @@ use model::Policy;
 
 use crate::books::Books;
 use crate::config::Limits;
+use crate::foresight::Foresight;
 use crate::{AgentConfig, allow};
 use content::{Content, Hashed};
 use deeds::{AtHand, Deed, Preparation};
@@ -63,9 +64,11 @@ pub(crate) struct Gate {
     /// Copies of policy's switches, so that the reader needs no lock to read them.
     context_sensitive: AtomicBool,
     scan_on_close: AtomicBool,
+    compress: AtomicBool,
     /// Counts changes of what is mounted, so that the reader knows when to look anew.
     mount_changes: AtomicU64,
     queues: Queues,
+    pub(crate) foresight: Foresight,
     client: OnceLock<Client>,
     /// `None`: there are no allowlists.
     shelf: Option<Arc<Shelf>>,
@@ -137,8 +140,10 @@ impl Gate {
             next_ticket: AtomicU64::new(1),
             context_sensitive: AtomicBool::new(policy.context_sensitive),
             scan_on_close: AtomicBool::new(policy.scan_on_close),
+            compress: AtomicBool::new(false),
             mount_changes: AtomicU64::new(0),
             queues,
+            foresight: Foresight::default(),
             client: OnceLock::new(),
             shelf,
             delivery: Mutex::new(Delivery::new(names.clone(), limits.allowlist_bytes_max)),
@@ -187,6 +192,10 @@ impl Gate {
 
     pub(crate) fn scans_on_close(&self) -> bool {
         self.scan_on_close.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn compresses(&self) -> bool {
+        self.compress.load(Ordering::Relaxed)
     }
 
     /// A file system came. Device numbers are used again, so nothing counts any more that was
@@ -249,9 +258,9 @@ impl Gate {
     }
 
     /// The appliance wants content.
-    pub(crate) fn needed(&self, request_id: u64, ranges: Vec<v1::ByteRange>) {
+    pub(crate) fn needed(&self, request_id: u64, need: v1::Need) {
         let at_hand = AtHand {
-            ranges,
+            need,
             ..AtHand::default()
         };
         let state = self.lock();
@@ -302,6 +311,7 @@ impl Gate {
             .store(policy.context_sensitive, Ordering::Relaxed);
         self.scan_on_close
             .store(policy.scan_on_close, Ordering::Relaxed);
+        self.compress.store(policy.compress, Ordering::Relaxed);
         deeds
     }
 
@@ -309,7 +319,9 @@ impl Gate {
     pub(crate) fn size_limits(&self) -> (u64, u64) {
         let state = self.lock();
         let policy = state.core.policy();
-        (policy.ride_along_max_bytes.into(), policy.size_max_bytes)
+        let ride_along_max = policy.ride_along_max_bytes.into();
+        let ride_along_max = self.foresight.ride_along_max(ride_along_max);
+        (ride_along_max, policy.size_max_bytes)
     }
 
     pub(crate) fn policy(&self) -> Policy {

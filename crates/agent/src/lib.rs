@@ -12,6 +12,7 @@ pub mod cli;
 mod config;
 pub mod control;
 pub mod credentials;
+mod foresight;
 mod gate;
 mod guard;
 mod keeper;
@@ -21,6 +22,7 @@ mod placed;
 pub mod scan;
 mod session;
 mod status;
+mod transfer;
 
 pub use agent::{Agent, GateFailed, StartError};
 pub use config::{

@@ -1,6 +1,7 @@
 //! Side-by-side measurements of the real programs against their peers, on one machine, in one
 //! run, alternating. `./x bench NAME` builds and runs this.
 
+mod bytes;
 mod corpora;
 mod corpus;
 mod differential;
@@ -29,6 +30,8 @@ struct Cli {
 enum Bench {
     /// What a guarded open costs: unguarded, no-op handler, Lazaret, clamonacc.
     Open(open::Options),
+    /// What a fleet of clones sends and costs the appliance, one means after the other.
+    Bytes(bytes::Options),
     /// What the appliance's engine takes for a MB, against plain YARA-X and yara 4.2.
     Engine(engine::Options),
     /// Placement of 100,000 VMs, against what products do; how long an evacuation takes to place.
@@ -46,6 +49,7 @@ enum Bench {
 fn main() -> Result<ExitCode> {
     let good = match Cli::parse().bench {
         Bench::Open(options) => open::run(&options).map(|()| true),
+        Bench::Bytes(options) => bytes::run(&options).map(|()| true),
         Bench::Engine(options) => engine::run(&options).map(|()| true),
         Bench::Fleet(options) => fleet::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),

@@ -39,6 +39,8 @@ pub struct Policy {
     pub context_sensitive: bool,
     /// Scan when a writer closes a file.
     pub scan_on_close: bool,
+    /// Agents compress content where that pays.
+    pub compress: bool,
 }
 
 /// A policy that cannot be used.
@@ -76,6 +78,7 @@ impl Default for Policy {
             on_error: Disposition::Allow,
             context_sensitive: false,
             scan_on_close: true,
+            compress: true,
         }
     }
 }

@@ -248,6 +248,7 @@ impl From<&Policy> for v1::Policy {
             on_error: v1::Disposition::from(policy.on_error) as i32,
             context_sensitive: policy.context_sensitive,
             scan_on_close: policy.scan_on_close,
+            compress: policy.compress,
         }
     }
 }
@@ -276,6 +277,7 @@ impl TryFrom<v1::Policy> for Policy {
             on_error: disposition(message.on_error(), Disposition::Allow),
             context_sensitive: message.context_sensitive,
             scan_on_close: message.scan_on_close,
+            compress: message.compress,
         };
         policy.validate().map_err(ConvertError::Policy)?;
         Ok(policy)

@@ -50,6 +50,8 @@ pub struct ServerOptions {
     pub yara_extra: String,
     /// Further configuration, TOML. Its tables must not repeat `[listen]` and `[engine]`.
     pub extra: String,
+    /// How long it may take to be ready; large rule sets are compiled first.
+    pub patience: Duration,
 }
 
 impl Default for ServerOptions {
@@ -60,6 +62,7 @@ impl Default for ServerOptions {
             clamd: None,
             yara_extra: String::new(),
             extra: String::new(),
+            patience: PATIENCE,
         }
     }
 }
@@ -68,6 +71,7 @@ impl Default for ServerOptions {
 #[derive(Debug)]
 pub struct Server {
     process: Option<Process>,
+    patience: Duration,
     dir: PathBuf,
     /// Where agents connect, host:port.
     pub link: String,
@@ -87,6 +91,7 @@ impl Server {
         let address = |port| format!("{}:{port}", options.address);
         let mut server = Self {
             process: None,
+            patience: options.patience,
             dir: dir.to_owned(),
             link: address(free_port_on(&options.address)?),
             enrol: address(free_port_on(&options.address)?),
@@ -134,7 +139,7 @@ impl Server {
         let process = Spawn::new("lazaret", binary("lazaret")?, log)
             .args(["up", "--config"])
             .arg(self.config())
-            .start_ready(PATIENCE)?;
+            .start_ready(self.patience)?;
         self.process = Some(process);
         Ok(())
     }
