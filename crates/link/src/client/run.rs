@@ -120,8 +120,9 @@ impl Shared {
 
     /// Where a frame belongs.
     pub(crate) fn session_for(&self, envelope: &v1::Envelope) -> Option<Arc<Session>> {
+        use v1::envelope::Body;
         match envelope.body {
-            Some(v1::envelope::Body::DataEnd(_)) => self.session_with(envelope.request_id),
+            Some(Body::DataEnd(_) | Body::Manifest(_)) => self.session_with(envelope.request_id),
             _ => self.session(),
         }
     }
