@@ -4,6 +4,9 @@
 
 mod clam;
 mod daemons;
+mod guest;
+mod host_net;
+mod libvirt;
 mod mount;
 mod netns;
 mod process;
@@ -15,6 +18,9 @@ pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{
     Agent, AgentOptions, Apart, Server, ServerOptions, binary, free_address, rules_dir,
 };
+pub use guest::{GuestImage, GuestTree};
+pub use host_net::HostNet;
+pub use libvirt::{LibvirtHost, LibvirtListen};
 pub use mount::{FileSystem, LoopMount};
 pub use netns::Netns;
 pub use process::{Pin, Process, Spawn, run, wait_until};
