@@ -7,6 +7,7 @@
 mod administration;
 mod engines;
 mod fields;
+mod fleet;
 mod link;
 mod types;
 
@@ -38,6 +39,7 @@ fn all() -> Golden {
     link::add(&mut golden);
     engines::add(&mut golden);
     administration::add(&mut golden);
+    fleet::add(&mut golden);
     golden
 }
 
