@@ -8,6 +8,7 @@ mod differential;
 mod engine;
 mod fleet;
 mod measure;
+mod migration;
 mod noop;
 mod open;
 mod plot;
@@ -36,6 +37,8 @@ enum Bench {
     Engine(engine::Options),
     /// Placement of 100,000 VMs, against what products do; how long an evacuation takes to place.
     Fleet(fleet::Options),
+    /// A guest opens files while it is live-migrated between two hosts.
+    Migration(migration::Options),
     /// Verdicts by read plan against those of whole-file YARA-X, rule by rule.
     Differential(differential::Options),
     /// Answers every open below a mount point with yes; a part of `open`.
@@ -52,6 +55,7 @@ fn main() -> Result<ExitCode> {
         Bench::Bytes(options) => bytes::run(&options).map(|()| true),
         Bench::Engine(options) => engine::run(&options).map(|()| true),
         Bench::Fleet(options) => fleet::run(&options).map(|()| true),
+        Bench::Migration(options) => migration::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),
         Bench::Noop { at } => noop::run(&at).map(|()| true),
     };

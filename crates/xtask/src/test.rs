@@ -43,6 +43,9 @@ pub(crate) fn ci() -> Result<Tally> {
     tally.step("bench engine --quick", || bench("engine", true, false));
     tally.step("bench bytes --quick", || bench("bytes", true, false));
     tally.step("bench fleet --quick", || bench("fleet", true, false));
+    tally.step("bench migration --quick", || {
+        bench("migration", true, false)
+    });
     Ok(tally)
 }
 
