@@ -148,7 +148,7 @@ impl Agent {
         let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
         let (renewed, renewed_end) = bounded(1);
         let peer = Arc::new(Mutex::new(Peer::default()));
-        let follows_lists = config.appliance.follow_lists;
+        let follows_lists = config.appliance.follows_lists();
         let session = Session::new(
             Arc::clone(&gate),
             orders,
@@ -329,7 +329,7 @@ fn route_of(
     config: &AgentConfig,
     credentials: &Credentials,
 ) -> (Option<Placed>, (u64, Vec<String>)) {
-    if !config.appliance.follow_lists {
+    if !config.appliance.follows_lists() {
         return (None, (0, credentials.appliances.clone()));
     }
     let (placed, epoch, list) = Placed::load(&config.state_dir, &credentials.appliances);
@@ -343,7 +343,7 @@ fn spawn_nearness(
     halt: &Halt,
 ) -> Result<Option<JoinHandle<()>>, StartError> {
     let every = Duration::from_secs(config.appliance.measure_s);
-    if every.is_zero() || !config.appliance.follow_lists {
+    if every.is_zero() || !config.appliance.follows_lists() {
         return Ok(None);
     }
     let (gate, stop) = (Arc::clone(gate), halt.keeper.clone());

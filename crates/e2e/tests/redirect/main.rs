@@ -95,6 +95,16 @@ fn arrives(system: &System, address: &str) -> Result<()> {
     Ok(())
 }
 
+/// Its addresses are configured: it is to follow the placer's lists all the same.
+fn follow_lists(system: &mut System) -> Result<()> {
+    let path = system.agent.config();
+    let text = std::fs::read_to_string(&path)?;
+    let text = text.replace("[appliance]\n", "[appliance]\nfollow_lists = true\n");
+    std::fs::write(&path, text)?;
+    system.agent.stop()?;
+    system.agent.restart(None)
+}
+
 #[test]
 fn a_guest_is_redirected_while_it_opens_files() -> Result<()> {
     let streams = free_address()?;
@@ -108,6 +118,7 @@ fn a_guest_is_redirected_while_it_opens_files() -> Result<()> {
         },
         ..Setup::default()
     })?;
+    follow_lists(&mut system)?;
     let own = fleet(&system.server, &["appliances"])?[0]["name"].clone();
     let own = own
         .as_str()

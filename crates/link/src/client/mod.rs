@@ -57,7 +57,8 @@ pub struct Limits {
     pub goodbye_linger: Duration,
     /// After a move to another appliance, time to finish what is under way where it is. 60 s.
     pub leave_linger: Duration,
-    /// Pause before a better appliance that could not be reached is tried again. 5 s.
+    /// Pause before a better appliance that could not be reached is tried again, doubled each
+    /// time. 5 s.
     pub move_retry: Duration,
     /// Bytes of frames that may wait to be sent, besides file data. 4 MiB.
     pub queue_bytes_max: usize,

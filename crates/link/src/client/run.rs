@@ -17,6 +17,8 @@ use super::{Config, Handler, Route, RouteRefused, Stats};
 
 /// A session that lived so long was worth having: the back-off starts anew after it.
 const USEFUL_AFTER: Duration = Duration::from_secs(5);
+/// Longest pause before a better appliance that could not be reached is tried again.
+const MOVE_RETRY_MAX: Duration = Duration::from_secs(300);
 /// The longest that an appliance can send us away.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
@@ -256,18 +258,23 @@ impl Shared {
         self.begin(&address, greeted, handler, Arrival::Up).ok()?;
         let mut current = address;
         let mut retry_at = Instant::now();
+        let mut pause = self.config.limits.move_retry;
         loop {
             let to = match self.watch(&current, retry_at) {
                 Wake::Ended(ending) => return Some((current, ending)),
                 Wake::Move(to) => to,
             };
-            retry_at = Instant::now() + self.config.limits.move_retry;
+            retry_at = Instant::now() + pause;
+            pause = (pause * 2).min(MOVE_RETRY_MAX);
             let only = std::slice::from_ref(&to);
             let Some((_, greeted)) = self.try_each(only, not_before, &**handler) else {
                 continue;
             };
             match self.begin(&to, greeted, handler, Arrival::Moved) {
-                Ok(()) => current = to,
+                Ok(()) => {
+                    current = to;
+                    (retry_at, pause) = (Instant::now(), self.config.limits.move_retry);
+                }
                 // The one to be left has ended meanwhile: its `down` comes before this one's `up`.
                 Err(Some(greeted)) => {
                     let ending = self.await_end();
