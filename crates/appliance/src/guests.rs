@@ -213,6 +213,15 @@ impl Guests {
             .unwrap_or_default()
     }
 
+    /// Host names of those who are connected.
+    pub(crate) fn hostnames(&self) -> HashMap<GuestId, String> {
+        let guests = self.guests.lock();
+        let names = guests
+            .iter()
+            .map(|(id, guest)| (*id, guest.hostname.clone()));
+        names.collect()
+    }
+
     /// Every session, to tell them all something.
     pub(crate) fn everybody(&self) -> Vec<SessionHandle> {
         let guests = self.guests.lock();

@@ -4,6 +4,7 @@
 
 mod clam;
 mod daemons;
+mod databases;
 mod guest;
 mod host_net;
 mod libvirt;
@@ -18,6 +19,7 @@ pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{
     Agent, AgentOptions, Apart, Server, ServerOptions, binary, free_address, rules_dir,
 };
+pub use databases::{Postgres, Redis};
 pub use guest::{GuestImage, GuestTree};
 pub use host_net::HostNet;
 pub use libvirt::{LibvirtHost, LibvirtListen};
