@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use proto::v1;
 use proto::v1::envelope::Body;
 use proto::v1::fleet_said::Body as Said;
-use scan_core::{CacheKey, VerdictStore};
+use scan_core::CacheKey;
 
 use crate::appliance::Appliance;
 use crate::session::Session;
