@@ -15,6 +15,8 @@ use quarantine::Listed;
 use rustix::fs::{FileType, OFlags};
 
 use crate::credentials::Credentials;
+use crate::gate::trace;
+use crate::guard::probe;
 use crate::{Agent, AgentConfig, CONFIG_PATH, control, orders, scan, status};
 
 /// Guards a machine's files: every open is judged by an appliance first.
@@ -48,6 +50,22 @@ enum Command {
         /// One JSON object.
         #[arg(long)]
         json: bool,
+    },
+    /// Ask the running agent where the time of the last opens went.
+    Trace {
+        /// One JSON object for each open, one a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try out what this kernel and its file systems really do, and which fast paths of the gate
+    /// that bears out. Makes, and removes, a folder on each file system.
+    Probe {
+        /// One JSON object for each file system, one a line.
+        #[arg(long)]
+        json: bool,
+        /// Only the file systems of these paths; otherwise all that are guarded.
+        #[arg(value_name = "PATH")]
+        paths: Vec<PathBuf>,
     },
     /// Scan files and folders now.
     Scan(scan::ScanArgs),
@@ -89,6 +107,11 @@ impl Cli {
             Command::CheckConfig => say(&format!("{} is good\n", self.config.display())),
             Command::Enrol { token, controller } => enrol(&config, &token, &controller),
             Command::Status { json } => tell_status(&config, json),
+            Command::Trace { json } => tell_trace(&config, json),
+            Command::Probe { json, paths } => {
+                let told = probe::tell(&config, &paths, json).context("the table of mounts")?;
+                say(&told)
+            }
             Command::Scan(args) => Ok(scan::run(&args, &config)),
             Command::Quarantine {
                 command: QuarantineCommand::List { json },
@@ -145,6 +168,17 @@ fn tell_status(config: &AgentConfig, json: bool) -> Result<ExitCode> {
         return say(&format!("{told}\n"));
     }
     say(&status::render(&told))
+}
+
+fn tell_trace(config: &AgentConfig, json: bool) -> Result<ExitCode> {
+    let told = control::trace(&config.control_socket())?;
+    if !json {
+        return say(&trace::render(&told));
+    }
+    for open in told.as_array().into_iter().flatten() {
+        say(&format!("{open}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn list_quarantine(config: &AgentConfig, json: bool) -> Result<ExitCode> {

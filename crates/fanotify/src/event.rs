@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::identity::FileIdentity;
 use crate::sys::GroupFd;
+use crate::without::is_off;
 
 /// What an opener is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +104,9 @@ impl PermissionEvent {
     /// # Errors
     /// As `fstat`.
     pub fn identity(&self) -> io::Result<FileIdentity> {
+        if is_off(16) {
+            return FileIdentity::of_path(self.fd());
+        }
         FileIdentity::of(self.fd())
     }
 
@@ -117,7 +121,9 @@ impl PermissionEvent {
     }
 
     fn send(&self, answer: Answer) -> Result<(), AnswerError> {
-        let number = self.file.as_raw_fd();
+        let duplicate = is_off(10).then(|| self.file.try_clone());
+        let duplicate = duplicate.and_then(Result::ok);
+        let number = duplicate.as_ref().unwrap_or(&*self.file).as_raw_fd();
         send_or_fall_back(answer, self.answering.default, |answer| {
             write_response(&self.answering.group, number, answer)
         })
@@ -126,7 +132,7 @@ impl PermissionEvent {
 
 impl Drop for PermissionEvent {
     fn drop(&mut self) {
-        if !self.answered {
+        if !self.answered && !is_off(9) {
             // Nobody is left to be told of an error here, and the fallback has been tried.
             let _ = self.send(self.answering.default);
         }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use agent_core::{Action, Answered, Input, Source, Ticket, Why};
+use agent_core::{Action, Answered, Fallen, FileKey, Input, Source, StandingId, Ticket, Why};
 use bytes::Bytes;
 use daemon::log::escape;
 use fanotify::{Answer, PermissionEvent};
@@ -14,8 +14,11 @@ use model::{AccessClass, Digest, Disposition, Outcome, UnscannedReason};
 use proto::v1::{self, envelope::Body};
 
 use super::content::Content;
+use super::standing::Standing;
+use super::trace::{self, Stages};
 use super::workers::{HashTask, UploadTask};
 use super::{Gate, Held};
+use crate::guard::container;
 
 /// What the caller of the core has at hand for its actions.
 #[derive(Default)]
@@ -32,8 +35,16 @@ pub(super) enum Deed {
         event: PermissionEvent,
         disposition: Disposition,
         why: Why,
-        waited: Duration,
+        opened_at: Duration,
+        /// Whose way it went, where it did not join another one's.
+        content: Option<Arc<Content>>,
     },
+    Place {
+        standing: StandingId,
+        key: FileKey,
+        content: Arc<Content>,
+    },
+    Lift,
     Hash(HashTask),
     Check {
         check: Question,
@@ -65,6 +76,7 @@ pub(super) struct Question {
 pub(super) struct Preparation<'a> {
     pub(super) held: &'a mut HashMap<Ticket, Held>,
     pub(super) at_hand: &'a mut AtHand,
+    pub(super) standing: &'a Standing,
 }
 
 impl Preparation<'_> {
@@ -81,6 +93,22 @@ impl Preparation<'_> {
                 disposition,
                 why,
             } => self.answer(ticket, disposition, why)?,
+            Action::Place {
+                ticket,
+                standing,
+                key,
+            } => {
+                self.standing.announce(standing);
+                Deed::Place {
+                    standing,
+                    key,
+                    content: self.content(ticket)?,
+                }
+            }
+            Action::Lift(taken) => {
+                self.standing.take_back(taken);
+                Deed::Lift
+            }
             Action::Digest { ticket, class } => Deed::Hash(HashTask {
                 ticket,
                 class,
@@ -126,7 +154,8 @@ impl Preparation<'_> {
     fn answer(&mut self, ticket: Ticket, disposition: Disposition, why: Why) -> Option<Deed> {
         let held = self.held.get_mut(&ticket)?;
         let event = held.event.take()?;
-        let waited = held.opened_at.elapsed();
+        let opened_at = held.opened_at;
+        let content = held.content.clone();
         if held.content.is_none() {
             self.held.remove(&ticket);
         }
@@ -134,7 +163,8 @@ impl Preparation<'_> {
             event,
             disposition,
             why,
-            waited,
+            opened_at,
+            content,
         })
     }
 
@@ -162,9 +192,24 @@ impl Gate {
                 event,
                 disposition,
                 why,
-                waited,
+                opened_at,
+                content,
             } => {
-                self.answer(event, disposition, why, waited);
+                let stages = content.as_ref().map(|content| &content.stages);
+                self.answer(event, (disposition, why), opened_at, stages);
+                None
+            }
+            Deed::Place {
+                standing,
+                key,
+                content,
+            } => {
+                let stands = self.standing.place(standing, &key, &content);
+                let why = Fallen::NotPlaced;
+                (!stands).then_some(Input::Fallen { standing, why })
+            }
+            Deed::Lift => {
+                self.standing.wake();
                 None
             }
             Deed::Hash(task) => {
@@ -201,7 +246,11 @@ impl Gate {
                 None
             }
             Deed::LedgerUnpaid(content) => {
-                self.books.unpaid(content.path(), self.now());
+                if content.before_us {
+                    self.books.add(content.path(), UnscannedReason::Other);
+                } else {
+                    self.books.unpaid(content.path(), self.now());
+                }
                 None
             }
             Deed::Late(content, digest) => {
@@ -212,17 +261,30 @@ impl Gate {
         }
     }
 
-    fn answer(&self, event: PermissionEvent, disposition: Disposition, why: Why, waited: Duration) {
+    fn answer(
+        &self,
+        event: PermissionEvent,
+        (disposition, why): (Disposition, Why),
+        opened_at: Duration,
+        stages: Option<&Stages>,
+    ) {
         let (file, pid) = (event.file(), event.pid);
         let answer = match disposition {
             Disposition::Allow => Answer::Allow,
             Disposition::Deny => Answer::Deny,
         };
         let taken = event.answer(answer);
+        let now = self.now();
+        let waited = now.saturating_sub(opened_at);
         self.tally.answered(disposition, why, waited);
         if let Err(error) = taken {
             self.tally.answers_refused.add(1);
             tracing::debug!(%error, "the kernel refused an answer");
+        }
+        if self.trace.wants(why.source) {
+            let path = fanotify::path_of(&file).unwrap_or_default();
+            let how = (disposition, why);
+            self.trace.note((path, pid), how, stages, (opened_at, now));
         }
         self.log_answer(&file, pid, disposition, why);
     }
@@ -236,7 +298,7 @@ impl Gate {
             source: Source::Local,
         };
         let file = event.file();
-        self.answer(event, disposition, why, Duration::ZERO);
+        self.answer(event, (disposition, why), self.now(), trace::JOINED);
         self.books
             .add(&fanotify::path_of(&file).unwrap_or_default(), reason);
     }
@@ -254,9 +316,11 @@ impl Gate {
             return;
         };
         let path = fanotify::path_of(file).unwrap_or_default();
+        let container = container::of(pid).map(|it| it.to_string());
         tracing::warn!(
             path = %escape(&path),
             pid,
+            container = container.map(|it| escape(it.as_bytes()).to_string()),
             reason,
             ?disposition,
             suppressed,
@@ -286,6 +350,7 @@ impl Gate {
             content_compressed: compressed.is_some(),
             content: compressed.map(Bytes::from).or(bytes),
         };
+        content.stages.asked(self.now());
         let envelope = v1::Envelope {
             request_id,
             body: Some(Body::Check(message)),
