@@ -209,7 +209,7 @@ impl Gate {
                 (!stands).then_some(Input::Fallen { standing, why })
             }
             Deed::Lift => {
-                self.standing.wake();
+                self.standing.lift();
                 None
             }
             Deed::Hash(task) => {

@@ -89,8 +89,28 @@ impl Standing {
         }
     }
 
+    /// Takes back what the core no longer wants: a few at once, by whoever was told, so that a
+    /// recall counts when it is done; more of them by the watching thread.
+    pub(super) fn lift(&self) {
+        if self.lift_some() {
+            self.wake();
+        }
+    }
+
+    /// True: there is more to be taken back.
+    fn lift_some(&self) -> bool {
+        let mut table = self.lock();
+        let from = table.taken.len().saturating_sub(LIFTED_AT_ONCE);
+        let taken = table.taken.split_off(from);
+        let lifted: Vec<_> = taken.into_iter().map(|id| table.remove(id)).collect();
+        let more = !table.taken.is_empty();
+        drop(table);
+        drop(lifted);
+        more
+    }
+
     /// Wakes the watching thread.
-    pub(super) fn wake(&self) {
+    fn wake(&self) {
         // Fails only if the counter is full, and then it is awake already.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
@@ -193,7 +213,7 @@ impl Watcher<'_> {
     fn round(&mut self) -> io::Result<()> {
         self.wait()?;
         self.let_writers_go_on()?;
-        while self.lift_some() {
+        while self.gate.standing.lift_some() {
             self.let_writers_go_on()?;
         }
         if self.swept.elapsed() >= self.sweep_pause {
@@ -246,18 +266,6 @@ impl Watcher<'_> {
         })?;
         self.tell(fallen, Fallen::Writer);
         Ok(())
-    }
-
-    /// True: there is more to be taken back.
-    fn lift_some(&self) -> bool {
-        let mut table = self.gate.standing.lock();
-        let from = table.taken.len().saturating_sub(LIFTED_AT_ONCE);
-        let taken = table.taken.split_off(from);
-        let lifted: Vec<_> = taken.into_iter().map(|id| table.remove(id)).collect();
-        let more = !table.taken.is_empty();
-        drop(table);
-        drop(lifted);
-        more
     }
 
     /// Files without a name give their space back.

@@ -151,5 +151,6 @@ fn trap_12_bind_mounts_and_overlays_show_the_same_file() {
     for name in ["bound/bad", "lower/bad"] {
         assert_eq!(rig.read(name), Got::Denied, "{name}");
     }
-    rig.shell("umount merged; umount bound");
+    // A verdict that stands holds the mount that its file was opened through.
+    rig.shell("umount merged; umount --lazy bound");
 }
