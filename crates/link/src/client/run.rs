@@ -278,7 +278,7 @@ impl Shared {
                 // The one to be left has ended meanwhile: its `down` comes before this one's `up`.
                 Err(Some(greeted)) => {
                     let ending = self.await_end();
-                    if self.begin(&to, greeted, handler, Arrival::Up).is_err() {
+                    if self.begin(&to, *greeted, handler, Arrival::Up).is_err() {
                         return Some((current, ending));
                     }
                     current = to;
@@ -339,7 +339,7 @@ impl Shared {
         greeted: Greeted,
         handler: &Arc<dyn Handler>,
         arrival: Arrival,
-    ) -> Result<(), Option<Greeted>> {
+    ) -> Result<(), Option<Box<Greeted>>> {
         let (go, start) = std::sync::mpsc::sync_channel::<Greeted>(1);
         let (shared, handler) = (Arc::clone(self), Arc::clone(handler));
         let thread = std::thread::Builder::new().name("link-session".into());
@@ -361,7 +361,7 @@ impl Shared {
             }
         };
         if arrival == Arrival::Moved && state.session.is_none() {
-            return Err(Some(greeted));
+            return Err(Some(Box::new(greeted)));
         }
         let left = state.session.replace(session);
         address.clone_into(&mut state.address);
