@@ -15,8 +15,9 @@ use link::client::Client;
 use proto::v1;
 use quarantine::Vault;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use supervisor::Worker;
 
-use crate::books::{Books, LedgerFile};
+use crate::books::LedgerFile;
 use crate::control;
 use crate::credentials::{Credentials, boot_id, hostname, make_private_dir};
 use crate::gate::reader::{BATCH, Reader};
@@ -123,22 +124,42 @@ impl Agent {
     /// # Errors
     /// Nothing is guarded then.
     pub fn start(config: AgentConfig, stop: Stop) -> Result<Self, StartError> {
+        Self::start_under(config, stop, None)
+    }
+
+    /// As [`start`](Self::start), in a worker's process: its group is the supervisor's, and it
+    /// goes on with what its predecessor left.
+    ///
+    /// # Errors
+    /// Nothing more is guarded then.
+    pub fn start_under(
+        config: AgentConfig,
+        stop: Stop,
+        worker: Option<Arc<Worker>>,
+    ) -> Result<Self, StartError> {
         let config = Arc::new(with_descriptors(config)?);
         make_private_dir(&config.state_dir)?;
         make_private_dir(&config.runtime_dir)?;
         let credentials = Credentials::load(&config)?;
-        let (ledger_file, ledger) =
+        let (ledger_file, books) =
             LedgerFile::open(&config.state_dir, config.limits.ledger_entries_max)?;
         let vault = open_vault(config.quarantine_dir(), config.limits.quarantine_bytes_max)?;
 
         let (queues, hash_lanes, upload_lanes) = workers::queues(config.limits.in_flight_max);
         let shelf = allow::open(&config, true);
-        let gate = Arc::new(Gate::new(&config, queues, Books::new(ledger), shelf));
+        let gate = Arc::new(Gate::new(&config, queues, books, shelf));
         gate.reload_allowlists();
         let scope = Arc::new(Scope::new(&config.guard));
-        let group = Arc::new(Group::new(GroupOptions {
-            default_answer: Answer::Allow,
-        })?);
+        let group = Arc::new(match &worker {
+            Some(worker) => worker.group(Answer::Allow)?,
+            None => Group::new(GroupOptions {
+                default_answer: Answer::Allow,
+            })?,
+        });
+        if let Some(worker) = &worker {
+            gate.set_worker(Arc::clone(worker));
+            spawn_outliving(worker, &stop)?;
+        }
         let progress = Progress::new();
         let (metrics, server) = serve_metrics(&config, &gate)?;
 
@@ -151,7 +172,7 @@ impl Agent {
         let client = start_link(&credentials, session)?;
         gate.set_client(client.clone());
 
-        let reader = spawn_reader(&gate, &group, &scope, &progress, &stop)?;
+        let reader = spawn_reader(&gate, &group, &scope, &progress, &stop, worker.clone())?;
         let not_after = status::not_after_s(&credentials);
         let halt = Halt {
             interrupter: group.interrupter(),
@@ -191,6 +212,9 @@ impl Agent {
         match spawn_marks(&config, &group, &gate, &stop) {
             Ok(marks) => {
                 agent.threads.marks = Some(marks);
+                if let Some(worker) = worker {
+                    worker.guarding();
+                }
                 Ok(agent)
             }
             Err(error) => {
@@ -360,6 +384,7 @@ fn spawn_reader(
     scope: &Arc<Scope>,
     progress: &Arc<Progress>,
     stop: &Stop,
+    worker: Option<Arc<Worker>>,
 ) -> Result<JoinHandle<Result<(), ReadError>>, StartError> {
     let reserve = Reserve::new(BATCH).map_err(system("the reserve of descriptors"))?;
     let (gate, group, scope) = (Arc::clone(gate), Arc::clone(group), Arc::clone(scope));
@@ -367,8 +392,34 @@ fn spawn_reader(
     spawn("reader", move || {
         // However it ends but by an interrupt, nobody reads any more and every opener would wait.
         let _stop_at_end = StopAtEnd(stop);
-        Reader::new(&gate, &group, &scope, reserve).run(&progress)
+        let mut reader = Reader::new(&gate, &group, &scope, reserve);
+        let Some(worker) = worker else {
+            return reader.run(&progress);
+        };
+        for left in worker.begin_reading(&group, &group.interrupter()) {
+            reader.inherit(left);
+        }
+        gate.books.overflowed_by(worker.take_unnamed());
+        let read = reader.run(&progress);
+        if worker.has_handed_over() {
+            // The new supervisor ends this process; nothing may be undone before.
+            loop {
+                std::thread::park();
+            }
+        }
+        read
     })
+}
+
+/// The thread that sleeps until the supervisor dies. Not waited for: it ends with the process.
+fn spawn_outliving(worker: &Arc<Worker>, stop: &Stop) -> Result<(), StartError> {
+    let (worker, stop) = (Arc::clone(worker), stop.clone());
+    spawn("outliving", move || {
+        if worker.outlive_supervisor() {
+            stop.stop();
+        }
+    })
+    .map(drop)
 }
 
 /// Stops the agent when dropped, panics included.

@@ -2,6 +2,8 @@
 
 mod file;
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +12,9 @@ use model::UnscannedReason;
 
 pub(crate) use file::{LedgerFile, LedgerFileError};
 
+/// A single report of unnamed opens counts for no more: one is enough to say that a scan is due.
+const OVERFLOWS_MAX: u64 = 65_536;
+
 /// The debt, shared by all threads.
 pub(crate) struct Books {
     inner: Mutex<Inner>,
@@ -17,24 +22,59 @@ pub(crate) struct Books {
 
 struct Inner {
     ledger: Ledger,
-    /// Changes not yet on disk.
+    /// Where changes are appended at once, so that a killed agent's debts are known to the next.
+    journal: File,
+    /// Changes that could not be appended yet.
     lines: String,
+    /// Bytes appended since the file was last written as a whole.
+    appended: u64,
+    /// Something was appended that may not be on the disk yet.
+    unsynced: bool,
+    /// The file is being written as a whole: what was appended meanwhile.
+    meanwhile: Option<String>,
     /// The totals when last written.
     written: LedgerTotals,
 }
 
-/// What is to be written.
-pub(crate) struct Unwritten {
-    pub(crate) lines: String,
+impl Inner {
+    /// Hands the changes to the kernel, which keeps them if this process dies.
+    fn append(&mut self) -> io::Result<()> {
+        if self.lines.is_empty() {
+            return Ok(());
+        }
+        self.journal.write_all(self.lines.as_bytes())?;
+        self.appended += self.lines.len() as u64;
+        self.unsynced = true;
+        if let Some(meanwhile) = &mut self.meanwhile {
+            meanwhile.push_str(&self.lines);
+        }
+        self.lines.clear();
+        Ok(())
+    }
+
+    fn overflowed(&mut self) {
+        let is_first = self.ledger.totals().overflow_total == self.written.overflow_total;
+        self.ledger.overflowed();
+        if is_first {
+            // Of a flood only the first at once: one tells that there were some.
+            self.lines.push_str(&self.ledger.totals_line());
+            // What fails is tried again by the keeper, which reports it.
+            let _ = self.append();
+        }
+    }
 }
 
 impl Books {
-    pub(crate) fn new(ledger: Ledger) -> Self {
+    pub(crate) fn new(ledger: Ledger, journal: File) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 written: ledger.totals(),
                 ledger,
+                journal,
                 lines: String::new(),
+                appended: 0,
+                unsynced: false,
+                meanwhile: None,
             }),
         }
     }
@@ -43,16 +83,22 @@ impl Books {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An open was answered without a verdict. A file without a path cannot be found again, so
-    /// the guest needs a full scan.
+    /// An open is answered without a verdict. Returns when the kernel has the entry: after that
+    /// not even this process's death loses it. A file without a path cannot be found again, so the
+    /// guest needs a full scan.
     pub(crate) fn add(&self, path: &[u8], reason: UnscannedReason) {
-        let Inner { ledger, lines, .. } = &mut *self.lock();
+        let mut inner = self.lock();
         if path.first() != Some(&b'/') {
-            ledger.overflowed();
-            return;
+            return inner.overflowed();
         }
-        if ledger.add(path, reason, lines) == LedgerAdded::Overflowed {
-            tracing::debug!("the ledger is full");
+        let Inner { ledger, lines, .. } = &mut *inner;
+        match ledger.add(path, reason, lines) {
+            LedgerAdded::New => {
+                // What fails is tried again by the keeper, which reports it.
+                let _ = inner.append();
+            }
+            LedgerAdded::Known => {}
+            LedgerAdded::Overflowed => tracing::debug!("the ledger is full"),
         }
     }
 
@@ -67,7 +113,12 @@ impl Books {
     }
 
     pub(crate) fn overflowed(&self) {
-        self.lock().ledger.overflowed();
+        self.lock().overflowed();
+    }
+
+    /// So many opens went unseen, or were answered by others, and nothing names them.
+    pub(crate) fn overflowed_by(&self, count: u64) {
+        (0..count.min(OVERFLOWS_MAX)).for_each(|_| self.lock().overflowed());
     }
 
     pub(crate) fn forgive(&self, now: Duration) {
@@ -85,26 +136,42 @@ impl Books {
         ledger.due(now, room)
     }
 
-    /// Takes what changed since the last call; `None`: nothing.
-    pub(crate) fn take_unwritten(&self) -> Option<Unwritten> {
-        let mut inner = self.lock();
+    /// Appends what is not appended yet. True if something may not be on the disk.
+    pub(crate) fn append(&self) -> io::Result<bool> {
+        let inner = &mut *self.lock();
         let totals = inner.ledger.totals();
-        if totals == inner.written && inner.lines.is_empty() {
-            return None;
-        }
-        let mut lines = std::mem::take(&mut inner.lines);
         if totals.overflow_total != inner.written.overflow_total {
-            lines.push_str(&inner.ledger.totals_line());
+            inner.lines.push_str(&inner.ledger.totals_line());
         }
         inner.written = totals;
-        Some(Unwritten { lines })
+        inner.append()?;
+        Ok(std::mem::take(&mut inner.unsynced))
     }
 
-    /// The whole, which stands for everything written before.
+    pub(crate) fn appended(&self) -> u64 {
+        self.lock().appended
+    }
+
+    /// The whole as it is now, which stands for everything written before. What comes after it
+    /// is given to [`replace`](Self::replace).
     pub(crate) fn snapshot(&self) -> String {
         let mut inner = self.lock();
         inner.lines.clear();
+        inner.meanwhile = Some(String::new());
         inner.written = inner.ledger.totals();
         inner.ledger.snapshot()
+    }
+
+    /// Goes on with another file, which `put` brings up to date and into its place: nothing is
+    /// appended to either in between.
+    pub(crate) fn replace(
+        &self,
+        put: impl FnOnce(&str) -> io::Result<File>,
+    ) -> io::Result<()> {
+        let inner = &mut *self.lock();
+        let meanwhile = inner.meanwhile.take().unwrap_or_default();
+        inner.journal = put(&meanwhile)?;
+        inner.appended = meanwhile.len() as u64;
+        Ok(())
     }
 }

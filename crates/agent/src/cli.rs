@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -13,8 +15,11 @@ use daemon::signal::Stop;
 use pki::JoinToken;
 use quarantine::Listed;
 use rustix::fs::{FileType, OFlags};
+use rustix::process::{Pid, Signal, kill_process};
+use supervisor::Worker;
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, make_private_dir};
+use crate::gate::fallback_of;
 use crate::{Agent, AgentConfig, CONFIG_PATH, control, orders, scan, status};
 
 /// Guards a machine's files: every open is judged by an appliance first.
@@ -49,6 +54,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have the running agent become the program that is installed now, without an unguarded
+    /// moment. The configuration is read anew.
+    Upgrade,
     /// Scan files and folders now.
     Scan(scan::ScanArgs),
     /// Look into the quarantine. Only the appliance decides what happens to its items.
@@ -85,10 +93,11 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode> {
         let config = load(&self.config)?;
         match self.command {
-            Command::Run => guard(config),
+            Command::Run => guard(config, &self.config),
             Command::CheckConfig => say(&format!("{} is good\n", self.config.display())),
             Command::Enrol { token, controller } => enrol(&config, &token, &controller),
             Command::Status { json } => tell_status(&config, json),
+            Command::Upgrade => upgrade(&config),
             Command::Scan(args) => Ok(scan::run(&args, &config)),
             Command::Quarantine {
                 command: QuarantineCommand::List { json },
@@ -110,15 +119,44 @@ fn load(path: &Path) -> Result<AgentConfig> {
     Ok(config)
 }
 
-fn guard(config: AgentConfig) -> Result<ExitCode> {
+/// Becomes the supervisor; the worker, which is all the rest, is a clone of it.
+fn guard(config: AgentConfig, config_path: &Path) -> Result<ExitCode> {
     never_block(std::io::stderr()).context("standard error")?;
     daemon::log::init(config.log.format, &config.log.filter)?;
+    fanotify::limits::bound_nofile(supervisor::SLOTS as u64).context("descriptors")?;
+    make_private_dir(&config.runtime_dir)?;
+    let options = supervisor::Options {
+        dir: config.runtime_dir.clone(),
+        policy: fallback_of(&model::Policy::default()),
+        program: std::env::current_exe().context("this program's path")?,
+        arguments: std::env::args_os().skip(1).collect(),
+        check_arguments: ["check-config".into(), "--config".into(), config_path.into()].into(),
+        hooks: supervisor::Hooks {
+            ready: daemon::notify::ready,
+            stopping: daemon::notify::stopping,
+        },
+    };
+    let code = supervisor::run(options, move |worker| work(config.clone(), worker))?;
+    Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// The worker's life; its exit code.
+fn work(config: AgentConfig, worker: Worker) -> i32 {
+    match guard_as_worker(config, worker) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("lazaret-agent: {error:#}");
+            1
+        }
+    }
+}
+
+fn guard_as_worker(config: AgentConfig, worker: Worker) -> Result<()> {
     let stop = Stop::install().context("cannot catch signals")?;
-    let agent = Agent::start(config, stop)?;
-    daemon::notify::ready();
+    let agent = Agent::start_under(config, stop, Some(Arc::new(worker)))?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "guarding");
     agent.wait()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Has lines be lost where nobody takes them. Whoever takes our log (journald, say) opens files
@@ -145,6 +183,31 @@ fn tell_status(config: &AgentConfig, json: bool) -> Result<ExitCode> {
         return say(&format!("{told}\n"));
     }
     say(&status::render(&told))
+}
+
+/// How long an upgrade may take.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(60);
+
+fn upgrade(config: &AgentConfig) -> Result<ExitCode> {
+    let socket = config.control_socket();
+    let told = control::status(&socket)?;
+    let supervisor = |told: &serde_json::Value, key: &str| told["supervisor"][key].as_i64();
+    let pid = supervisor(&told, "pid").context("the running agent has no supervisor")?;
+    let before = supervisor(&told, "takeovers");
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.context("the running agent names no process")?;
+    kill_process(pid, Signal::HUP).context("the supervisor")?;
+    let give_up = Instant::now() + UPGRADE_WITHIN;
+    while Instant::now() < give_up {
+        std::thread::sleep(Duration::from_millis(50));
+        // Between the old and the new worker nobody answers.
+        let told = control::status(&socket).unwrap_or_default();
+        if supervisor(&told, "takeovers") > before {
+            let version = told["version"].as_str().unwrap_or_default();
+            return say(&format!("version {version} has taken over\n"));
+        }
+    }
+    anyhow::bail!("nothing took over in {UPGRADE_WITHIN:?}; the agent's log says why")
 }
 
 fn list_quarantine(config: &AgentConfig, json: bool) -> Result<ExitCode> {

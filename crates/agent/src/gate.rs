@@ -23,7 +23,8 @@ use allowlist::Shelf;
 use daemon::log::RateLimit;
 use fanotify::PermissionEvent;
 use link::client::Client;
-use model::Policy;
+use model::{Disposition, Outcome, Policy, UnscannedReason};
+use supervisor::{Fallback, Worker};
 
 use crate::books::Books;
 use crate::config::Limits;
@@ -48,6 +49,8 @@ struct State {
     core: Core,
     held: HashMap<Ticket, Held>,
     actions: Vec<Action>,
+    /// Of the policy that the supervisor knows.
+    policy_told: [u8; 16],
     /// Until when the timer sleeps, unless it is woken.
     timer_sleeps_until: Duration,
     timer_ends: bool,
@@ -67,6 +70,8 @@ pub(crate) struct Gate {
     mount_changes: AtomicU64,
     queues: Queues,
     client: OnceLock<Client>,
+    /// `None`: this agent has no supervisor.
+    worker: OnceLock<Arc<Worker>>,
     /// `None`: there are no allowlists.
     shelf: Option<Arc<Shelf>>,
     /// Those that the appliance sends, and where each is kept, by its name.
@@ -129,6 +134,7 @@ impl Gate {
                 core,
                 held: HashMap::new(),
                 actions: Vec::new(),
+                policy_told: policy.revision,
                 timer_sleeps_until: Duration::ZERO,
                 timer_ends: false,
             }),
@@ -140,6 +146,7 @@ impl Gate {
             mount_changes: AtomicU64::new(0),
             queues,
             client: OnceLock::new(),
+            worker: OnceLock::new(),
             shelf,
             delivery: Mutex::new(Delivery::new(names.clone(), limits.allowlist_bytes_max)),
             fetched_files: names
@@ -174,6 +181,16 @@ impl Gate {
     pub(crate) fn set_client(&self, client: Client) {
         // Set once, when the agent starts.
         let _ = self.client.set(client);
+    }
+
+    pub(crate) fn set_worker(&self, worker: Arc<Worker>) {
+        // Set once, when the agent starts.
+        let _ = self.worker.set(worker);
+    }
+
+    /// `None`: this agent has no supervisor.
+    pub(crate) fn worker(&self) -> Option<&Worker> {
+        self.worker.get().map(|worker| &**worker)
     }
 
     /// `None` until the agent has started its link.
@@ -262,6 +279,8 @@ impl Gate {
         let mut at_hand = at_hand;
         let mut deeds = self.decide(&mut state, input, &mut at_hand);
         drop(state);
+        // Debts first: once an opener goes on, even a killed agent must know of them.
+        deeds.sort_by_key(|deed| !matches!(deed, Deed::LedgerAdd(..)));
         // What could not be done is an input again, which may bring more to do.
         while !deeds.is_empty() {
             let again: Vec<Input> = deeds
@@ -280,6 +299,7 @@ impl Gate {
             core,
             held,
             actions,
+            policy_told,
             timer_sleeps_until,
             ..
         } = state;
@@ -288,7 +308,7 @@ impl Gate {
         let deeds = actions.drain(..);
         let deeds = deeds
             .filter_map(|action| preparation.deed(action))
-            .collect();
+            .collect::<Vec<_>>();
         if core
             .next_deadline()
             .is_some_and(|due| due < *timer_sleeps_until)
@@ -302,6 +322,12 @@ impl Gate {
             .store(policy.context_sensitive, Ordering::Relaxed);
         self.scan_on_close
             .store(policy.scan_on_close, Ordering::Relaxed);
+        if policy.revision != *policy_told {
+            *policy_told = policy.revision;
+            if let Some(worker) = self.worker() {
+                worker.set_policy(fallback_of(policy));
+            }
+        }
         deeds
     }
 
@@ -372,5 +398,18 @@ impl Gate {
     pub(crate) fn end_timer(&self) {
         self.lock().timer_ends = true;
         self.nearer.notify_all();
+    }
+}
+
+/// What the supervisor goes by where this worker cannot answer.
+pub(crate) fn fallback_of(policy: &Policy) -> Fallback {
+    let unjudged = Outcome::unscanned(UnscannedReason::Deadline);
+    Fallback {
+        exec_budget: policy.exec_budget,
+        open_budget: policy.open_budget,
+        answer: match policy.disposition(&unjudged) {
+            Disposition::Allow => fanotify::Answer::Allow,
+            Disposition::Deny => fanotify::Answer::Deny,
+        },
     }
 }

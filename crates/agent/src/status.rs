@@ -47,7 +47,19 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
             "revoked": list.revoked,
         })
     });
+    let supervisor = gate.worker().map(|worker| {
+        let tally = worker.tally();
+        json!({
+            "pid": worker.supervisor_pid(),
+            "worker_pid": std::process::id(),
+            "answered": tally.answered,
+            "worker_starts": tally.worker_starts,
+            "worker_hangs": tally.worker_hangs,
+            "takeovers": tally.takeovers,
+        })
+    });
     json!({
+        "supervisor": supervisor,
         "version": env!("CARGO_PKG_VERSION"),
         "link": if snapshot.link_up { "up" } else { "down" },
         "appliance": peer.appliance,

@@ -219,12 +219,24 @@ impl Gate {
             Disposition::Deny => Answer::Deny,
         };
         let taken = event.answer(answer);
-        self.tally.answered(disposition, why, waited);
         if let Err(error) = taken {
+            if error.elsewhere {
+                return self.answered_before(&file, why);
+            }
             self.tally.answers_refused.add(1);
             tracing::debug!(%error, "the kernel refused an answer");
         }
+        self.tally.answered(disposition, why, waited);
         self.log_answer(&file, pid, disposition, why);
+    }
+
+    /// The supervisor had answered this opener, whose budget was over. What the core gives now is
+    /// a late verdict; a debt it enters itself.
+    fn answered_before(&self, file: &Arc<OwnedFd>, why: Why) {
+        if why.answered == Answered::Malicious {
+            let path = fanotify::path_of(file).unwrap_or_default();
+            self.told_late("answered by the supervisor at its deadline", &path);
+        }
     }
 
     /// Answers an opener that the core never sees, because its file cannot be looked at, and
@@ -235,10 +247,9 @@ impl Gate {
             answered: Answered::Unscanned(reason),
             source: Source::Local,
         };
-        let file = event.file();
+        let path = fanotify::path_of(event.fd()).unwrap_or_default();
+        self.books.add(&path, reason);
         self.answer(event, disposition, why, Duration::ZERO);
-        self.books
-            .add(&fanotify::path_of(&file).unwrap_or_default(), reason);
     }
 
     /// Only what a person may want to know; verdicts are logged where they arrive.
@@ -296,12 +307,15 @@ impl Gate {
     }
 
     fn late(&self, content: &Content, digest: Digest) {
-        let path = content.path();
-        self.send_alert("late_malicious", &format!("content {digest}"), path);
+        self.told_late(&format!("content {digest}"), content.path());
+    }
+
+    fn told_late(&self, what: &str, path: &[u8]) {
+        self.send_alert("late_malicious", what, path);
         if let Some(suppressed) = self.lines.late.allow(Instant::now()) {
             tracing::warn!(
                 path = %escape(path),
-                %digest,
+                what,
                 suppressed,
                 "malicious, and let through before the verdict came"
             );
