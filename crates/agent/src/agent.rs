@@ -1,6 +1,7 @@
 //! The agent as a whole: what is started, in which order, and how it ends.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use link::client::Client;
 use proto::v1;
 use quarantine::Vault;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use supervisor::Worker;
+use supervisor::{Unguarded, Worker};
 
 use crate::books::LedgerFile;
 use crate::control;
@@ -29,7 +30,7 @@ use crate::keeper::Keeper;
 use crate::metrics::Published;
 use crate::orders::{Hands, open_vault};
 use crate::session::{Peer, Session};
-use crate::{AgentConfig, STACK_BYTES, allow, status};
+use crate::{AgentConfig, STACK_BYTES, allow, status, unguarded};
 
 /// Descriptors for everything but events: sockets, logs, the quarantine's files.
 const DESCRIPTORS_ASIDE: usize = 256;
@@ -90,6 +91,7 @@ pub enum GateFailed {
 
 /// A running agent.
 pub struct Agent {
+    state_dir: PathBuf,
     gate: Arc<Gate>,
     group: Arc<Group>,
     client: Client,
@@ -194,6 +196,7 @@ impl Agent {
         let tell = status::teller(Arc::clone(&gate), peer, not_after);
         let control = spawn_control(&config, &scope, &stop, tell)?;
         let mut agent = Self {
+            state_dir: config.state_dir.clone(),
             gate: Arc::clone(&gate),
             group: Arc::clone(&group),
             client,
@@ -214,6 +217,7 @@ impl Agent {
                 agent.threads.marks = Some(marks);
                 if let Some(worker) = worker {
                     worker.guarding();
+                    agent.account_for(&worker, &config, &scope)?;
                 }
                 Ok(agent)
             }
@@ -224,6 +228,32 @@ impl Agent {
                 Err(error)
             }
         }
+    }
+
+    /// Looks for what happened while nobody guarded.
+    fn account_for(
+        &self,
+        worker: &Worker,
+        config: &Arc<AgentConfig>,
+        scope: &Arc<Scope>,
+    ) -> Result<(), StartError> {
+        let tally = worker.tally();
+        let is_first = tally.worker_starts == 1 && tally.takeovers == 0;
+        let by_mark = || unguarded::by_mark(&config.state_dir).filter(|_| is_first);
+        let unguarded = worker.unguarded().or_else(|| {
+            let until_ms = supervisor::wall_ms();
+            by_mark().map(|from_ms| Unguarded { from_ms, until_ms })
+        });
+        unguarded::mark(&config.state_dir).map_err(system("the mark of guarding"))?;
+        let Some(unguarded) = unguarded else {
+            return Ok(());
+        };
+        let (gate, config) = (Arc::clone(&self.gate), Arc::clone(config));
+        let (scope, stop) = (Arc::clone(scope), self.stop.clone());
+        spawn("sweep", move || {
+            unguarded::sweep(&gate, &config, &scope, unguarded, &stop);
+        })
+        .map(drop)
     }
 
     /// Waits until the agent is told to stop or can no longer guard, and ends it cleanly: marks
@@ -254,6 +284,7 @@ impl Agent {
         join(self.threads.control);
         self.halt.keeper.stop();
         join(self.threads.keeper);
+        unguarded::unmark(&self.state_dir);
         match read {
             Ok(read) => read.map_err(GateFailed::Read),
             Err(_) => Err(GateFailed::Panicked),

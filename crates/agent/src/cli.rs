@@ -36,7 +36,12 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Guard what the configuration names, until stopped.
-    Run,
+    Run {
+        /// One process only, as a measure of what the second costs and prevents: when it dies,
+        /// the kernel lets every waiting opener through.
+        #[arg(long, hide = true)]
+        unsupervised: bool,
+    },
     /// Say whether the configuration can be used, and change nothing.
     CheckConfig,
     /// Exchange a join token for this guest's certificate.
@@ -93,7 +98,12 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode> {
         let config = load(&self.config)?;
         match self.command {
-            Command::Run => guard(config, &self.config),
+            Command::Run { unsupervised: true } => {
+                prepare(&config)?;
+                guard_here(config, None)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Run { .. } => guard(config, &self.config),
             Command::CheckConfig => say(&format!("{} is good\n", self.config.display())),
             Command::Enrol { token, controller } => enrol(&config, &token, &controller),
             Command::Status { json } => tell_status(&config, json),
@@ -121,8 +131,7 @@ fn load(path: &Path) -> Result<AgentConfig> {
 
 /// Becomes the supervisor; the worker, which is all the rest, is a clone of it.
 fn guard(config: AgentConfig, config_path: &Path) -> Result<ExitCode> {
-    never_block(std::io::stderr()).context("standard error")?;
-    daemon::log::init(config.log.format, &config.log.filter)?;
+    prepare(&config)?;
     fanotify::limits::bound_nofile(supervisor::SLOTS as u64).context("descriptors")?;
     make_private_dir(&config.runtime_dir)?;
     let options = supervisor::Options {
@@ -142,7 +151,7 @@ fn guard(config: AgentConfig, config_path: &Path) -> Result<ExitCode> {
 
 /// The worker's life; its exit code.
 fn work(config: AgentConfig, worker: Worker) -> i32 {
-    match guard_as_worker(config, worker) {
+    match guard_here(config, Some(Arc::new(worker))) {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("lazaret-agent: {error:#}");
@@ -151,9 +160,19 @@ fn work(config: AgentConfig, worker: Worker) -> i32 {
     }
 }
 
-fn guard_as_worker(config: AgentConfig, worker: Worker) -> Result<()> {
+fn prepare(config: &AgentConfig) -> Result<()> {
+    never_block(std::io::stderr()).context("standard error")?;
+    daemon::log::init(config.log.format, &config.log.filter)?;
+    Ok(())
+}
+
+fn guard_here(config: AgentConfig, worker: Option<Arc<Worker>>) -> Result<()> {
     let stop = Stop::install().context("cannot catch signals")?;
-    let agent = Agent::start_under(config, stop, Some(Arc::new(worker)))?;
+    let is_alone = worker.is_none();
+    let agent = Agent::start_under(config, stop, worker)?;
+    if is_alone {
+        daemon::notify::ready();
+    }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "guarding");
     agent.wait()?;
     Ok(())

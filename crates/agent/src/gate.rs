@@ -28,6 +28,7 @@ use supervisor::{Fallback, Worker};
 
 use crate::books::Books;
 use crate::config::Limits;
+use crate::unguarded::Gap;
 use crate::{AgentConfig, allow};
 use content::{Content, Hashed};
 use deeds::{AtHand, Deed, Preparation};
@@ -79,6 +80,7 @@ pub(crate) struct Gate {
     fetched_files: HashMap<String, PathBuf>,
     pub(crate) books: Books,
     pub(crate) tally: Tally,
+    pub(crate) gap: Gap,
     pub(crate) lines: Lines,
     pub(crate) limits: Limits,
 }
@@ -155,6 +157,7 @@ impl Gate {
                 .collect(),
             books,
             tally: Tally::default(),
+            gap: Gap::default(),
             lines: Lines::new(config.log.guest_lines_per_minute),
             limits: limits.clone(),
         }

@@ -24,6 +24,7 @@ use crate::gate::Gate;
 use crate::gate::content::Content;
 use crate::metrics::Published;
 use crate::orders::chain;
+use crate::unguarded;
 
 /// How often the keeper looks round.
 const ROUND: Duration = Duration::from_millis(250);
@@ -64,6 +65,7 @@ impl Keeper {
     fn round(&mut self) {
         self.write_ledger();
         if self.gate.is_link_up() {
+            unguarded::tell(&self.gate);
             self.report();
             self.pay_back();
             self.renew();

@@ -20,6 +20,7 @@ mod orders;
 pub mod scan;
 mod session;
 mod status;
+mod unguarded;
 
 pub use agent::{Agent, GateFailed, StartError};
 pub use config::{

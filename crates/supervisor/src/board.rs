@@ -58,6 +58,8 @@ pub(crate) enum Word {
     LastAnswerMs,
     /// When the worker began to guard; 0: it does not yet.
     GuardingSinceMs,
+    /// 1: some worker has guarded.
+    HasGuarded,
     /// 1: the supervisor's timer will go off.
     Armed,
     /// One more than the greatest slot ever used.
@@ -360,7 +362,8 @@ pub(crate) fn now_ms() -> u64 {
 }
 
 /// Milliseconds since 1970.
-pub(crate) fn wall_ms() -> u64 {
+#[must_use]
+pub fn wall_ms() -> u64 {
     let now = clock_gettime(ClockId::Realtime);
     u64::try_from(now.tv_sec.saturating_mul(1000) + now.tv_nsec / 1_000_000).unwrap_or(0)
 }

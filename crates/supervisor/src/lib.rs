@@ -31,6 +31,6 @@ mod sys;
 mod takeover;
 mod worker;
 
-pub use board::{BoardError, Fallback, KEPT_MAX, SLOTS};
+pub use board::{BoardError, Fallback, KEPT_MAX, SLOTS, wall_ms};
 pub use run::{Hooks, Options, SuperviseError, run};
 pub use worker::{Inherited, Tally, Unguarded, Worker};

@@ -73,6 +73,11 @@ pub(crate) fn begin(dir: &Path, policy: Fallback) -> Result<Beginning, Supervise
     if let Some(from_ms) = old.and_then(|old| unguarded_from(&old)) {
         board.set(Word::UnguardedFromMs, from_ms);
     }
+    if let Some(old) = old.filter(|old| old.get(Word::Ended) == 0) {
+        // Whoever waited then was let through, and with the descriptors went the names.
+        let unnamed = old.get(Word::Unnamed) - old.get(Word::UnnamedTaken);
+        board.set(Word::Unnamed, unnamed + old.slots().count() as u64);
+    }
     sign(&board);
     let group = Group::new(OPTIONS)?;
     let group = shared(group.to_fd().map_err(SuperviseError::System)?, board)?;
@@ -116,7 +121,7 @@ fn shared(group: OwnedFd, board: Board) -> Result<Group, SuperviseError> {
 /// The last event that an agent without a clean end has read, on the wall's clock: what came
 /// after it nobody saw.
 fn unguarded_from(old: &Board) -> Option<u64> {
-    let ran = old.get(Word::StartedWallMs) != 0 && old.get(Word::GuardingSinceMs) != 0;
+    let ran = old.get(Word::HasGuarded) != 0;
     // An older interval that nobody accounted for counts from its own beginning.
     let older = Some(old.get(Word::UnguardedFromMs)).filter(|from| *from != 0);
     let since_last = now_ms().saturating_sub(old.get(Word::LastReadMs));

@@ -123,8 +123,8 @@ pub enum Inherited {
     File {
         /// The file.
         file: OwnedFd,
-        /// An opener was answered without a verdict.
-        owed: bool,
+        /// An opener was answered without a verdict: its process, and how long ago it came.
+        owed: Option<(i32, Duration)>,
     },
 }
 
@@ -229,7 +229,8 @@ impl Worker {
             State::Owed | State::Closed => {
                 board.set_slot(number, Slot::FREE);
                 let file = sys::own(number)?;
-                let owed = slot.state == State::Owed;
+                let age = Duration::from_millis(now_ms().saturating_sub(slot.at_ms));
+                let owed = (slot.state == State::Owed).then_some((slot.pid, age));
                 Some(Inherited::File { file, owed })
             }
             State::Free | State::Answering | State::Superseded => None,
@@ -253,6 +254,7 @@ impl Worker {
             board.set(Word::UnguardedUntilMs, wall_ms());
         }
         board.set(Word::GuardingSinceMs, now_ms());
+        board.set(Word::HasGuarded, 1);
         self.ring();
     }
 

@@ -12,7 +12,7 @@ pub mod samples;
 mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
-pub use daemons::{Agent, AgentOptions, Server, ServerOptions, binary, rules_dir};
+pub use daemons::{Agent, AgentOptions, AgentPids, Server, ServerOptions, binary, rules_dir};
 pub use mount::{FileSystem, LoopMount};
 pub use netns::Netns;
 pub use process::{Pin, Process, Spawn, run, wait_until};

@@ -91,6 +91,7 @@ impl<'a> Reader<'a> {
             Inherited::Opener(event) => return self.look_at(event),
             Inherited::File { file, owed } => (file, owed),
         };
+        let owed = owed.is_some();
         if owed {
             let path = fanotify::path_of(&file).unwrap_or_default();
             gate.books.add(&path, UnscannedReason::Deadline);

@@ -7,4 +7,5 @@ mod golden;
 mod hostile;
 mod removal;
 mod scan;
+mod supervisor;
 mod workloads;
