@@ -8,6 +8,7 @@ pub(crate) mod deeds;
 mod delivery;
 mod listed;
 pub(crate) mod reader;
+mod suspects;
 pub(crate) mod tally;
 pub(crate) mod timer;
 pub(crate) mod workers;
@@ -18,12 +19,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_core::{Action, Core, Input, Opened, Ticket};
+use agent_core::{Action, Core, FileKey, Input, Opened, Ticket};
 use allowlist::Shelf;
 use daemon::log::RateLimit;
 use fanotify::PermissionEvent;
 use link::client::Client;
-use model::{Disposition, Outcome, Policy, UnscannedReason};
+use model::{Disposition, LateAction, Outcome, Policy, UnscannedReason};
 use supervisor::{Fallback, Worker};
 
 use crate::books::Books;
@@ -34,6 +35,7 @@ use content::{Content, Hashed};
 use deeds::{AtHand, Deed, Preparation};
 use delivery::Delivery;
 use proto::v1;
+use suspects::Suspects;
 use tally::Tally;
 use workers::Queues;
 
@@ -44,6 +46,7 @@ struct Held {
     /// The content, until the core releases it.
     content: Option<Arc<Content>>,
     opened_at: Instant,
+    key: FileKey,
 }
 
 struct State {
@@ -67,6 +70,8 @@ pub(crate) struct Gate {
     /// Copies of policy's switches, so that the reader needs no lock to read them.
     context_sensitive: AtomicBool,
     scan_on_close: AtomicBool,
+    /// Openers let through are remembered, to be killed.
+    kills_late: AtomicBool,
     /// Counts changes of what is mounted, so that the reader knows when to look anew.
     mount_changes: AtomicU64,
     queues: Queues,
@@ -81,6 +86,7 @@ pub(crate) struct Gate {
     pub(crate) books: Books,
     pub(crate) tally: Tally,
     pub(crate) gap: Gap,
+    pub(crate) suspects: Suspects,
     pub(crate) lines: Lines,
     pub(crate) limits: Limits,
 }
@@ -145,6 +151,7 @@ impl Gate {
             next_ticket: AtomicU64::new(1),
             context_sensitive: AtomicBool::new(policy.context_sensitive),
             scan_on_close: AtomicBool::new(policy.scan_on_close),
+            kills_late: AtomicBool::new(policy.on_late_malicious == LateAction::Kill),
             mount_changes: AtomicU64::new(0),
             queues,
             client: OnceLock::new(),
@@ -158,6 +165,7 @@ impl Gate {
             books,
             tally: Tally::default(),
             gap: Gap::default(),
+            suspects: Suspects::default(),
             lines: Lines::new(config.log.guest_lines_per_minute),
             limits: limits.clone(),
         }
@@ -238,6 +246,7 @@ impl Gate {
         };
         let held = Held {
             event,
+            key: content.key,
             content: Some(Arc::new(content)),
             opened_at: Instant::now(),
         };
@@ -325,6 +334,10 @@ impl Gate {
             .store(policy.context_sensitive, Ordering::Relaxed);
         self.scan_on_close
             .store(policy.scan_on_close, Ordering::Relaxed);
+        self.kills_late.store(
+            policy.on_late_malicious == LateAction::Kill,
+            Ordering::Relaxed,
+        );
         if policy.revision != *policy_told {
             *policy_told = policy.revision;
             if let Some(worker) = self.worker() {

@@ -32,5 +32,6 @@ mod takeover;
 mod worker;
 
 pub use board::{BoardError, Fallback, KEPT_MAX, SLOTS, wall_ms};
+pub use process::{Process, since_boot};
 pub use run::{Hooks, Options, SuperviseError, run};
 pub use worker::{Inherited, Tally, Unguarded, Worker};

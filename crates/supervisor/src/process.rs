@@ -9,9 +9,30 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// A process that may have ended, but is never mistaken for another.
 #[derive(Debug)]
-pub(crate) struct Process(OwnedFd);
+pub struct Process(OwnedFd);
+
+/// Clock ticks a second in `/proc/PID/stat`, the same on every Linux.
+const TICKS_PER_S: u64 = 100;
 
 impl Process {
+    /// Whoever has this number now. Opens no file.
+    #[must_use]
+    pub fn of(pid: i32) -> Option<Self> {
+        let pid = Pid::from_raw(pid)?;
+        pidfd_open(pid, PidfdFlags::empty()).ok().map(Self)
+    }
+
+    /// True if it, whose number is `pid` as long as it has not been waited for, started no later
+    /// than so long after the boot, to a clock tick. Within one tick no number comes twice.
+    #[must_use]
+    pub fn started_before(&self, pid: i32, since_boot: Duration) -> bool {
+        let start = Pid::from_raw(pid).and_then(start_of);
+        let tick_ms = 1000 / TICKS_PER_S;
+        let latest = u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX) / tick_ms;
+        // In this order: a number passes on only after the end.
+        start.is_some_and(|start| start <= latest) && !self.has_ended(Duration::ZERO)
+    }
+
     /// The process with this number, if it is the one that started then.
     pub(crate) fn find(pid: i32, start: u64) -> Option<Self> {
         let pid = Pid::from_raw(pid)?;
@@ -20,13 +41,15 @@ impl Process {
         (start_of(pid) == Some(start)).then_some(Self(pidfd))
     }
 
-    pub(crate) fn kill(&self) {
+    /// Kills it.
+    pub fn kill(&self) {
         // One that has ended needs no signal.
         let _ = pidfd_send_signal(&self.0, Signal::KILL);
     }
 
     /// True once it has ended; waits for that for so long.
-    pub(crate) fn has_ended(&self, within: Duration) -> bool {
+    #[must_use]
+    pub fn has_ended(&self, within: Duration) -> bool {
         let mut sources = [PollFd::new(&self.0, PollFlags::IN)];
         let within = Timespec::try_from(within).unwrap_or_default();
         let polled =
@@ -46,6 +69,13 @@ impl Process {
         let flags = rustix::process::PidfdGetfdFlags::empty();
         Ok(rustix::process::pidfd_getfd(self.0.as_fd(), number, flags)?)
     }
+}
+
+/// How long ago the boot was.
+#[must_use]
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
 }
 
 /// When a process started, in clock ticks since the boot.

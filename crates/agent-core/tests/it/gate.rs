@@ -272,6 +272,7 @@ impl Gate {
             }
             Action::Upload { ticket, .. }
             | Action::LedgerAdd { ticket, .. }
+            | Action::Provisional { ticket }
             | Action::LedgerPaid { ticket }
             | Action::LedgerUnpaid { ticket }
             | Action::Late { ticket, .. } => self.assert_held(*ticket),

@@ -1,19 +1,20 @@
 //! Actions of the core, with what they need taken out of the files held; then carried out.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use agent_core::{Action, Answered, Input, Source, Ticket, Why};
+use agent_core::{Action, Answered, FileKey, Input, Source, Ticket, Why};
 use bytes::Bytes;
 use daemon::log::escape;
-use fanotify::{Answer, PermissionEvent};
+use fanotify::{Answer, FileIdentity, PermissionEvent};
 use link::Priority;
-use model::{AccessClass, Digest, Disposition, Outcome, UnscannedReason};
+use model::{AccessClass, Digest, Disposition, LateAction, Outcome, UnscannedReason};
 use proto::v1::{self, envelope::Body};
 
-use super::content::Content;
+use super::content::{Content, key_of};
 use super::workers::{HashTask, UploadTask};
 use super::{Gate, Held};
 
@@ -32,6 +33,11 @@ pub(super) enum Deed {
         event: PermissionEvent,
         disposition: Disposition,
         why: Why,
+        waited: Duration,
+    },
+    Suspect {
+        pid: i32,
+        key: FileKey,
         waited: Duration,
     },
     Hash(HashTask),
@@ -81,6 +87,14 @@ impl Preparation<'_> {
                 disposition,
                 why,
             } => self.answer(ticket, disposition, why)?,
+            Action::Provisional { ticket } => {
+                let held = self.held.get(&ticket)?;
+                Deed::Suspect {
+                    pid: held.event.as_ref()?.pid,
+                    key: held.key,
+                    waited: held.opened_at.elapsed(),
+                }
+            }
             Action::Digest { ticket, class } => Deed::Hash(HashTask {
                 ticket,
                 class,
@@ -167,6 +181,10 @@ impl Gate {
                 self.answer(event, disposition, why, waited);
                 None
             }
+            Deed::Suspect { pid, key, waited } => {
+                self.suspect(pid, key, waited);
+                None
+            }
             Deed::Hash(task) => {
                 let ticket = task.ticket;
                 let refused = self.queues.hash(task).is_err();
@@ -221,7 +239,7 @@ impl Gate {
         let taken = event.answer(answer);
         if let Err(error) = taken {
             if error.elsewhere {
-                return self.answered_before(&file, why);
+                return self.answered_before(&file, pid, why, waited);
             }
             self.tally.answers_refused.add(1);
             tracing::debug!(%error, "the kernel refused an answer");
@@ -232,10 +250,16 @@ impl Gate {
 
     /// The supervisor had answered this opener, whose budget was over. What the core gives now is
     /// a late verdict; a debt it enters itself.
-    fn answered_before(&self, file: &Arc<OwnedFd>, why: Why) {
+    fn answered_before(&self, file: &Arc<OwnedFd>, pid: i32, why: Why, waited: Duration) {
+        let Ok(identity) = FileIdentity::of(file.as_fd()) else {
+            return;
+        };
+        let key = key_of(&identity);
+        self.suspect(pid, key, waited);
         if why.answered == Answered::Malicious {
+            let recalled = self.recall_openers(&key);
             let path = fanotify::path_of(file).unwrap_or_default();
-            self.told_late("answered by the supervisor at its deadline", &path);
+            self.told_late(&format!("answered at the deadline{recalled}"), &path);
         }
     }
 
@@ -307,7 +331,29 @@ impl Gate {
     }
 
     fn late(&self, content: &Content, digest: Digest) {
-        self.told_late(&format!("content {digest}"), content.path());
+        let recalled = self.recall_openers(&content.key);
+        self.told_late(&format!("content {digest}{recalled}"), content.path());
+    }
+
+    /// Remembers an opener that is let through without a verdict, if policy wants it killed when
+    /// a bad one comes.
+    pub(super) fn suspect(&self, pid: i32, key: FileKey, age: Duration) {
+        if self.kills_late.load(Ordering::Relaxed) {
+            self.suspects.add(pid, key, age);
+        }
+    }
+
+    /// Does what policy says to those who opened this; told in words.
+    fn recall_openers(&self, key: &FileKey) -> String {
+        if self.policy().on_late_malicious != LateAction::Kill {
+            return String::new();
+        }
+        let killed = self.suspects.kill(key);
+        self.tally.openers_killed.add(killed.pids.len() as u64);
+        for pid in &killed.pids {
+            tracing::warn!(pid, "killed: it had opened malicious content");
+        }
+        format!("; killed {:?}, {} had ended", killed.pids, killed.gone)
     }
 
     fn told_late(&self, what: &str, path: &[u8]) {

@@ -91,12 +91,15 @@ impl<'a> Reader<'a> {
             Inherited::Opener(event) => return self.look_at(event),
             Inherited::File { file, owed } => (file, owed),
         };
-        let owed = owed.is_some();
-        if owed {
+        if let Some((pid, age)) = owed {
             let path = fanotify::path_of(&file).unwrap_or_default();
             gate.books.add(&path, UnscannedReason::Deadline);
+            if let Ok(identity) = FileIdentity::of(file.as_fd()) {
+                gate.suspect(pid, key_of(&identity), age);
+            }
         }
-        let looked = catch_unwind(AssertUnwindSafe(|| self.judge(Arc::new(file), owed)));
+        let is_owed = owed.is_some();
+        let looked = catch_unwind(AssertUnwindSafe(|| self.judge(Arc::new(file), is_owed)));
         if looked.is_err() {
             gate.tally.panics.add(1);
         }

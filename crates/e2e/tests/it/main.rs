@@ -7,5 +7,4 @@ mod golden;
 mod hostile;
 mod removal;
 mod scan;
-mod supervisor;
 mod workloads;
