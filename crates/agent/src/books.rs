@@ -164,10 +164,7 @@ impl Books {
 
     /// Goes on with another file, which `put` brings up to date and into its place: nothing is
     /// appended to either in between.
-    pub(crate) fn replace(
-        &self,
-        put: impl FnOnce(&str) -> io::Result<File>,
-    ) -> io::Result<()> {
+    pub(crate) fn replace(&self, put: impl FnOnce(&str) -> io::Result<File>) -> io::Result<()> {
         let inner = &mut *self.lock();
         let meanwhile = inner.meanwhile.take().unwrap_or_default();
         inner.journal = put(&meanwhile)?;

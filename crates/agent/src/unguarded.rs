@@ -101,7 +101,10 @@ pub(crate) fn sweep(
 ) {
     gate.gap.set(unguarded);
     let length_ms = gate.gap.length_ms();
-    tracing::error!(length_ms, "nothing was guarded; what changed or was opened is judged now");
+    tracing::error!(
+        length_ms,
+        "nothing was guarded; what changed or was opened is judged now"
+    );
     let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     let excluded = mountinfo::parse(&table)
         .into_iter()

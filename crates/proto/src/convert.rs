@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use model::{
-    AccessClass, Coverage, DETECTIONS_MAX, Detection, Digest, Disposition, Generation, LateAction, Outcome,
-    Policy, PolicyError, Sha256, UnscannedReason, Verdict,
+    AccessClass, Coverage, DETECTIONS_MAX, Detection, Digest, Disposition, Generation, LateAction,
+    Outcome, Policy, PolicyError, Sha256, UnscannedReason, Verdict,
 };
 
 use crate::v1;

@@ -52,8 +52,7 @@ impl Process {
     pub fn has_ended(&self, within: Duration) -> bool {
         let mut sources = [PollFd::new(&self.0, PollFlags::IN)];
         let within = Timespec::try_from(within).unwrap_or_default();
-        let polled =
-            rustix::io::retry_on_intr(|| rustix::event::poll(&mut sources, Some(&within)));
+        let polled = rustix::io::retry_on_intr(|| rustix::event::poll(&mut sources, Some(&within)));
         polled.is_ok_and(|ready| ready > 0)
     }
 
@@ -104,7 +103,10 @@ mod tests {
 
     #[test]
     fn the_end_is_seen() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
         let pid = Pid::from_child(&child);
         let found = Process::find(pid.as_raw_nonzero().get(), start_of(pid).unwrap()).unwrap();
         found.kill();

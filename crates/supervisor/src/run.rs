@@ -254,7 +254,8 @@ impl Supervisor {
                 let own = rustix::process::getpid().as_raw_nonzero().get();
                 self.group.set_own_pids(vec![own, number]);
                 // Its start is read while it lives, or is a zombie of ours: the number is its own.
-                self.board.set(Word::WorkerStart, start_of(pid).unwrap_or(0));
+                self.board
+                    .set(Word::WorkerStart, start_of(pid).unwrap_or(0));
                 self.board
                     .set(Word::WorkerPid, u64::from(number.unsigned_abs()));
                 self.board.add(Word::WorkerStarts, 1);
@@ -307,7 +308,11 @@ impl Supervisor {
         if next.is_none() && !is_busy {
             self.board.set(Word::Armed, 0);
             // Whoever came in between saw the alarm set.
-            if !self.board.slots().any(|(_, slot)| slot.state == State::Waiting) {
+            if !self
+                .board
+                .slots()
+                .any(|(_, slot)| slot.state == State::Waiting)
+            {
                 return;
             }
             self.board.set(Word::Armed, 1);
@@ -562,13 +567,20 @@ impl Supervisor {
             return;
         }
         let code = status.exit_status();
-        tracing::debug!(code, signal = status.terminating_signal(), "the worker ended");
+        tracing::debug!(
+            code,
+            signal = status.terminating_signal(),
+            "the worker ended"
+        );
         self.worker_ended(code);
     }
 
     fn worker_ended(&mut self, code: Option<i32>) {
         let now = now_ms();
-        let lived_ms = self.worker.take().map_or(0, |w| now.saturating_sub(w.since_ms));
+        let lived_ms = self
+            .worker
+            .take()
+            .map_or(0, |w| now.saturating_sub(w.since_ms));
         self.board.set_reader(Reader::Supervisor);
         self.board.set(Word::BusySinceMs, 0);
         self.board.set(Word::WorkerPid, 0);

@@ -323,7 +323,9 @@ impl Worker {
         if self.board().get(Word::Stopping) != 0 {
             return true;
         }
-        tracing::error!("the supervisor is gone; this worker goes on guarding until it is replaced");
+        tracing::error!(
+            "the supervisor is gone; this worker goes on guarding until it is replaced"
+        );
         std::thread::sleep(SUCCESSOR_WITHIN);
         if !self.is_taken_over.load(Ordering::Relaxed) {
             self.start_successor();

@@ -363,7 +363,9 @@ impl Agent {
     pub fn pids(&self) -> Result<AgentPids> {
         let status = self.status()?;
         let pid = |key: &str| {
-            let number = status["supervisor"][key].as_i64().context("no supervisor")?;
+            let number = status["supervisor"][key]
+                .as_i64()
+                .context("no supervisor")?;
             Pid::from_raw(i32::try_from(number)?).context("no process")
         };
         Ok(AgentPids {
@@ -399,7 +401,9 @@ impl Agent {
         let pids = pids.context("the agent does not answer")?;
         kill_process(pids.supervisor, Signal::TERM)?;
         let is_gone = |pid: Pid| !Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists();
-        let gone = wait_until(PATIENCE, || is_gone(pids.supervisor) && is_gone(pids.worker));
+        let gone = wait_until(PATIENCE, || {
+            is_gone(pids.supervisor) && is_gone(pids.worker)
+        });
         ensure!(gone, "the agent does not end");
         Ok(())
     }

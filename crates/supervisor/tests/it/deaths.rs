@@ -143,7 +143,11 @@ fn answered_at_the_deadline(on_unscanned: &str) -> Result<()> {
     let before = system.agent.pids()?;
     kill_process(before.worker, Signal::KILL)?;
     let opened = opener.finish()?;
-    ensure!(opened.allowed == (on_unscanned == "allow"), "{}", opened.said);
+    ensure!(
+        opened.allowed == (on_unscanned == "allow"),
+        "{}",
+        opened.said
+    );
     ensure!(opened.took < Duration::from_secs(20), "{:?}", opened.took);
     let entered = wait_until(PATIENCE, || {
         let status = system.agent.status().unwrap_or_default();
