@@ -18,6 +18,7 @@ use quarantine::Vault;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use supervisor::{Unguarded, Worker};
 
+use crate::bell::Bell;
 use crate::books::LedgerFile;
 use crate::control;
 use crate::credentials::{Credentials, boot_id, hostname, make_private_dir};
@@ -26,7 +27,7 @@ use crate::gate::workers::{self, Lanes};
 use crate::gate::{Gate, timer};
 use crate::guard::marks::{GuardError, Marks};
 use crate::guard::scope::Scope;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, watch_folders};
 use crate::metrics::Published;
 use crate::orders::{Hands, open_vault};
 use crate::session::{Peer, Session};
@@ -34,8 +35,8 @@ use crate::{AgentConfig, STACK_BYTES, allow, status, unguarded};
 
 /// Descriptors for everything but events: sockets, logs, the quarantine's files.
 const DESCRIPTORS_ASIDE: usize = 256;
-/// The longest that the timer sleeps, so that a stop is noticed.
-const TIMER_SLEEP_MAX: Duration = Duration::from_secs(5);
+/// The longest that the timer sleeps where no watchdog wants to see it move.
+const TIMER_SLEEP_MAX: Duration = Duration::from_secs(6 * 3600);
 /// How long the end waits for the kernel's queue to run empty.
 const DRAIN_ROUNDS_MAX: usize = 200;
 
@@ -149,7 +150,8 @@ impl Agent {
 
         let (queues, hash_lanes, upload_lanes) = workers::queues(config.limits.in_flight_max);
         let shelf = allow::open(&config, true);
-        let gate = Arc::new(Gate::new(&config, queues, books, shelf));
+        let bell = Arc::new(Bell::new().map_err(system("the keeper's bell"))?);
+        let gate = Arc::new(Gate::new(&config, queues, books, shelf, bell));
         gate.reload_allowlists();
         let scope = Arc::new(Scope::new(&config.guard));
         let group = Arc::new(match &worker {
@@ -163,7 +165,7 @@ impl Agent {
             spawn_outliving(worker, &stop)?;
         }
         let progress = Progress::new();
-        let (metrics, server) = serve_metrics(&config, &gate)?;
+        let server = serve_metrics(&config, &gate)?;
 
         let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
         let (renewed, renewed_end) = bounded(1);
@@ -187,10 +189,10 @@ impl Agent {
             credentials,
             state_dir: config.state_dir.clone(),
             renewed: renewed_end,
-            metrics,
             reported: None,
             renewal: None,
             allowlists_seen: Instant::now(),
+            allowlist_changes: watch_folders(gate.allowlist_files()),
         };
         let keeper = spawn_keeper(keeper, &halt)?;
         let tell = status::teller(Arc::clone(&gate), peer, not_after);
@@ -352,16 +354,17 @@ fn with_descriptors(mut config: AgentConfig) -> Result<AgentConfig, StartError> 
 
 fn serve_metrics(
     config: &AgentConfig,
-    gate: &Gate,
-) -> Result<(Option<Published>, Option<daemon::metrics::Server>), StartError> {
+    gate: &Arc<Gate>,
+) -> Result<Option<daemon::metrics::Server>, StartError> {
     let Some(address) = config.metrics.listen else {
-        return Ok((None, None));
+        return Ok(None);
     };
     let registry = Registry::new();
     let published = Published::new(&registry, &gate.tally);
-    published.update(gate);
-    let server = daemon::metrics::serve(address, registry)?;
-    Ok((Some(published), Some(server)))
+    let gate = Arc::clone(gate);
+    let refresh = move || published.update(&gate);
+    let server = daemon::metrics::serve_fresh(address, registry, refresh)?;
+    Ok(Some(server))
 }
 
 fn start_link(credentials: &Credentials, session: Session) -> Result<Client, StartError> {

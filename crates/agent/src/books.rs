@@ -4,11 +4,13 @@ mod file;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use agent_core::{Ledger, LedgerAdded, LedgerTotals};
 use model::UnscannedReason;
+
+use crate::bell::Bell;
 
 pub(crate) use file::{LedgerFile, LedgerFileError};
 
@@ -18,6 +20,8 @@ const OVERFLOWS_MAX: u64 = 65_536;
 /// The debt, shared by all threads.
 pub(crate) struct Books {
     inner: Mutex<Inner>,
+    /// Rung when there is something to write, report or pay back.
+    bell: OnceLock<Arc<Bell>>,
 }
 
 struct Inner {
@@ -76,6 +80,18 @@ impl Books {
                 unsynced: false,
                 meanwhile: None,
             }),
+            bell: OnceLock::new(),
+        }
+    }
+
+    /// From now on this bell is rung when something changes; once.
+    pub(crate) fn ring(&self, bell: Arc<Bell>) {
+        let _ = self.bell.set(bell);
+    }
+
+    fn changed(&self) {
+        if let Some(bell) = self.bell.get() {
+            bell.ring();
         }
     }
 
@@ -87,6 +103,7 @@ impl Books {
     /// not even this process's death loses it. A file without a path cannot be found again, so the
     /// guest needs a full scan.
     pub(crate) fn add(&self, path: &[u8], reason: UnscannedReason) {
+        self.changed();
         let mut inner = self.lock();
         if path.first() != Some(&b'/') {
             return inner.overflowed();
@@ -104,29 +121,43 @@ impl Books {
 
     /// There is a verdict, or nothing left to judge.
     pub(crate) fn paid(&self, path: &[u8]) {
-        let Inner { ledger, lines, .. } = &mut *self.lock();
-        ledger.paid(path, lines);
+        let was_open = {
+            let Inner { ledger, lines, .. } = &mut *self.lock();
+            ledger.paid(path, lines)
+        };
+        if was_open {
+            self.changed();
+        }
     }
 
     pub(crate) fn unpaid(&self, path: &[u8], now: Duration) {
         self.lock().ledger.unpaid(path, now);
+        self.changed();
     }
 
     pub(crate) fn overflowed(&self) {
         self.lock().overflowed();
+        self.changed();
     }
 
     /// So many opens went unseen, or were answered by others, and nothing names them.
     pub(crate) fn overflowed_by(&self, count: u64) {
         (0..count.min(OVERFLOWS_MAX)).for_each(|_| self.lock().overflowed());
+        self.changed();
     }
 
     pub(crate) fn forgive(&self, now: Duration) {
         self.lock().ledger.forgive(now);
+        self.changed();
     }
 
     pub(crate) fn totals(&self) -> LedgerTotals {
         self.lock().ledger.totals()
+    }
+
+    /// When the next file may be judged again; `None`: none waits for that.
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        self.lock().ledger.next_due()
     }
 
     /// Files to be judged again, so many that at most `in_flight_max` are under way.
@@ -146,6 +177,13 @@ impl Books {
         inner.written = totals;
         inner.append()?;
         Ok(std::mem::take(&mut inner.unsynced))
+    }
+
+    /// Something is not on the disk yet.
+    pub(crate) fn is_unwritten(&self) -> bool {
+        let inner = self.lock();
+        let is_counted = inner.ledger.totals() == inner.written;
+        inner.unsynced || !inner.lines.is_empty() || !is_counted
     }
 
     pub(crate) fn appended(&self) -> u64 {

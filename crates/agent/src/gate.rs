@@ -27,6 +27,7 @@ use link::client::Client;
 use model::{Disposition, LateAction, Outcome, Policy, UnscannedReason};
 use supervisor::{Fallback, Worker};
 
+use crate::bell::Bell;
 use crate::books::Books;
 use crate::config::Limits;
 use crate::unguarded::Gap;
@@ -84,6 +85,8 @@ pub(crate) struct Gate {
     delivery: Mutex<Delivery>,
     fetched_files: HashMap<String, PathBuf>,
     pub(crate) books: Books,
+    /// Wakes the keeper.
+    pub(crate) bell: Arc<Bell>,
     pub(crate) tally: Tally,
     pub(crate) gap: Gap,
     pub(crate) suspects: Suspects,
@@ -129,7 +132,9 @@ impl Gate {
         queues: Queues,
         books: Books,
         shelf: Option<Arc<Shelf>>,
+        bell: Arc<Bell>,
     ) -> Self {
+        books.ring(Arc::clone(&bell));
         let limits = &config.limits;
         let names = &config.allowlist.names;
         let policy = Policy::default();
@@ -163,6 +168,7 @@ impl Gate {
                 .map(|name| (name.clone(), config.fetched_allowlist(name)))
                 .collect(),
             books,
+            bell,
             tally: Tally::default(),
             gap: Gap::default(),
             suspects: Suspects::default(),

@@ -1,5 +1,5 @@
-//! What the gate counts, as Prometheus metrics. Copied there by the keeper a few times a second,
-//! so that the paths of opens touch nothing but their own atomics.
+//! What the gate counts, as Prometheus metrics. Copied there when somebody asks, so that the paths
+//! of opens touch nothing but their own atomics.
 
 use std::sync::atomic::Ordering;
 
