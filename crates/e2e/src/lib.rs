@@ -39,6 +39,8 @@ pub struct Setup {
     pub files: Vec<PathBuf>,
     /// An agent without a supervisor.
     pub unsupervised: bool,
+    /// An agent in a mount namespace of its own, as a unit with private mounts has.
+    pub private_mounts: bool,
 }
 
 impl System {
@@ -68,6 +70,7 @@ impl System {
             extra: setup.agent_extra,
             guard_extra: String::new(),
             unsupervised: setup.unsupervised,
+            private_mounts: setup.private_mounts,
         };
         let dir = scratch.path().join("agent");
         let agent = Agent::start(&dir, &server, &agent_options, netns.as_ref())?;

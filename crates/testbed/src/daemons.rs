@@ -208,6 +208,8 @@ pub struct AgentOptions {
     pub guard_extra: String,
     /// One process instead of two: what a supervisor prevents, and what it costs.
     pub unsupervised: bool,
+    /// In a mount namespace of its own, as `PrivateTmp=yes` makes one.
+    pub private_mounts: bool,
 }
 
 /// A running `lazaret-agent run`.
@@ -216,6 +218,7 @@ pub struct Agent {
     process: Option<Process>,
     dir: PathBuf,
     unsupervised: bool,
+    private_mounts: bool,
     /// A process that we did not start has taken over.
     is_adopted: bool,
     /// Where metrics are served, host:port, in the agent's network namespace.
@@ -253,6 +256,7 @@ impl Agent {
             process: None,
             dir: dir.to_owned(),
             unsupervised: options.unsupervised,
+            private_mounts: options.private_mounts,
             is_adopted: false,
             metrics: format!("127.0.0.1:{}", free_port_on("127.0.0.1")?),
         };
@@ -288,6 +292,9 @@ impl Agent {
         let log = self.dir.join("agent.log");
         let spawn = match netns {
             Some(net) => net.spawn("agent", &program, &log),
+            None if self.private_mounts => Spawn::new("agent", "unshare", &log)
+                .args(["--mount", "--propagation", "slave", "--"])
+                .arg(&program),
             None => Spawn::new("agent", &program, &log),
         };
         let process = spawn
