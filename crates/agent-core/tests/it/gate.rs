@@ -248,6 +248,10 @@ impl Gate {
                 self.answers
                     .insert(*ticket, (*disposition, why.answered, why.source));
             }
+            Action::Provisional { ticket } => {
+                let held = self.held.get(ticket).expect("a ticket of ours");
+                assert!(held.class.has_opener() && !held.answered, "{ticket:?}");
+            }
             Action::Digest { ticket, .. } => {
                 self.assert_held(*ticket);
                 let node = self.held[ticket].key.node;
@@ -272,7 +276,6 @@ impl Gate {
             }
             Action::Upload { ticket, .. }
             | Action::LedgerAdd { ticket, .. }
-            | Action::Provisional { ticket }
             | Action::LedgerPaid { ticket }
             | Action::LedgerUnpaid { ticket }
             | Action::Late { ticket, .. } => self.assert_held(*ticket),
