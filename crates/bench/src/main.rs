@@ -5,7 +5,6 @@ mod corpora;
 mod corpus;
 mod differential;
 mod engine;
-mod footprint;
 mod measure;
 mod noop;
 mod open;
@@ -29,8 +28,6 @@ struct Cli {
 enum Bench {
     /// What a guarded open costs: unguarded, no-op handler, Lazaret, clamonacc.
     Open(open::Options),
-    /// What the agent takes from its guest, idle and in a storm, beside clamonacc.
-    Footprint(footprint::Options),
     /// What the appliance's engine takes for a MB, against plain YARA-X and yara 4.2.
     Engine(engine::Options),
     /// Verdicts by read plan against those of whole-file YARA-X, rule by rule.
@@ -46,7 +43,6 @@ enum Bench {
 fn main() -> Result<ExitCode> {
     let good = match Cli::parse().bench {
         Bench::Open(options) => open::run(&options).map(|()| true),
-        Bench::Footprint(options) => footprint::run(&options).map(|()| true),
         Bench::Engine(options) => engine::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),
         Bench::Noop { at } => noop::run(&at).map(|()| true),

@@ -191,6 +191,7 @@ impl Supervisor {
     where
         W: Fn(Worker) -> i32 + Clone + Send + 'static,
     {
+        sys::give_back_text();
         loop {
             if self.worker.is_none() && self.exit_code.is_none() && now_ms() >= self.start_at_ms {
                 self.start_worker(work.clone())?;

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 use rustix::process::Pid;
 
 /// Shows that the process has one thread. Whoever holds it starts none.
@@ -159,4 +159,21 @@ fn set_of(signals: &[i32]) -> libc::sigset_t {
 pub(crate) fn never_dump_core() {
     // SAFETY: PR_SET_DUMPABLE takes an integer and reads no memory.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+}
+
+/// Gives back the pages of the program that the start needed. Those still needed come again, one
+/// by one, from the file: the supervisor's loop is a few pages of a large program.
+pub(crate) fn give_back_text() {
+    unsafe extern "C" {
+        /// The first byte of the program, and the end of its code: from the linker.
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    let page = rustix::param::page_size();
+    let start = (&raw const __executable_start).cast_mut();
+    let len = (&raw const etext as usize).saturating_sub(start as usize) / page * page;
+    // SAFETY: between the two symbols are the program's headers and code, mapped privately from
+    // its file and never written (relocations lie behind `etext`), so what is dropped comes back
+    // as it was. The start of a program is page-aligned.
+    let _unchanged_if_refused = unsafe { madvise(start.cast(), len, Advice::LinuxDontNeed) };
 }

@@ -4,6 +4,7 @@
 
 mod clam;
 mod daemons;
+mod debian;
 mod mount;
 mod netns;
 mod process;
@@ -13,6 +14,7 @@ mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{Agent, AgentOptions, AgentPids, Server, ServerOptions, binary, rules_dir};
+pub use debian::debian_root;
 pub use mount::{FileSystem, LoopMount};
 pub use netns::Netns;
 pub use process::{Pin, Process, Spawn, run, wait_until};

@@ -41,9 +41,6 @@ pub(crate) fn ci() -> Result<Tally> {
     tally.step("differential", || differential(&[]));
     tally.step("bench open --quick", || bench("open", true, false));
     tally.step("package --test", || package::package(true));
-    tally.step("bench footprint --quick", || {
-        bench("footprint", true, false)
-    });
     tally.step("bench engine --quick", || bench("engine", true, false));
     Ok(tally)
 }

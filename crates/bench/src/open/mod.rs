@@ -2,7 +2,7 @@
 
 mod outcome;
 mod scenarios;
-pub(crate) mod stage;
+mod stage;
 mod summary;
 mod wire;
 

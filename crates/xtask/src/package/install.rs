@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
-use testbed::{Server, ServerOptions, Spawn, run, samples, wait_until};
+use testbed::{Server, ServerOptions, Spawn, debian_root, run, samples, wait_until};
 
-const SUITE: &str = "bookworm";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What dpkg itself writes when it does anything.
 const BOOKKEEPING: [&str; 4] = [
@@ -27,7 +26,7 @@ struct Root {
 
 impl Root {
     fn new() -> Result<Self> {
-        let base = base()?;
+        let base = debian_root(&[])?;
         let dir = tempfile::Builder::new().prefix("lazaret-root-").tempdir()?;
         let layer = |name: &str| -> Result<PathBuf> {
             let path = dir.path().join(name);
@@ -107,22 +106,6 @@ impl Drop for Root {
             }
         }
     }
-}
-
-/// A minimal Debian, made once and kept.
-pub(crate) fn base() -> Result<PathBuf> {
-    let cache = std::env::var_os("LAZARET_CACHE").context("run through ./x")?;
-    let base = PathBuf::from(cache).join(format!("debootstrap-{SUITE}"));
-    if base.is_dir() {
-        return Ok(base);
-    }
-    let unfinished = base.with_extension("unfinished");
-    let _ = std::fs::remove_dir_all(&unfinished);
-    run(Command::new("debootstrap")
-        .args(["--variant=minbase", SUITE])
-        .arg(&unfinished))?;
-    std::fs::rename(&unfinished, &base)?;
-    Ok(base)
 }
 
 /// Installs, upgrades and purges both packages in a fresh root.
