@@ -33,8 +33,8 @@ fuzz_target!(|input: (bool, &[u8])| {
                 rules.sending(&Envelope {
                     request_id,
                     body: Some(Body::Need(v1::Need {
-                        ranges: Vec::new(),
                         credit_bytes: CREDIT_BYTES,
+                        ..v1::Need::default()
                     })),
                 });
             }

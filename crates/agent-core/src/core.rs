@@ -119,6 +119,7 @@ impl Core {
             }
             Input::NotSent { request_id } => self.not_sent(now, request_id),
             Input::Needed { request_id } => self.needed(request_id, actions),
+            Input::Sent { request_id } => self.sent(request_id),
             Input::Reply {
                 request_id,
                 verdict,

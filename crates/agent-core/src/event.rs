@@ -100,6 +100,12 @@ pub enum Input {
         /// Of which check.
         request_id: u64,
     },
+    /// What was wanted is about to be complete; said before its last frame, since the appliance
+    /// may want something else after it.
+    Sent {
+        /// Of which check.
+        request_id: u64,
+    },
     /// The appliance judged.
     Reply {
         /// Which check.

@@ -24,6 +24,8 @@ pub(crate) struct Request {
     pub(crate) leads: Vec<Ticket>,
     /// The appliance asked for the content.
     pub(crate) needed: bool,
+    /// It is being sent.
+    pub(crate) sending: bool,
 }
 
 /// Requests by number and by content.

@@ -30,6 +30,7 @@ use supervisor::{Fallback, Worker};
 use crate::bell::Bell;
 use crate::books::Books;
 use crate::config::Limits;
+use crate::foresight::Foresight;
 use crate::unguarded::Gap;
 use crate::{AgentConfig, allow};
 use content::{Content, Hashed};
@@ -73,9 +74,11 @@ pub(crate) struct Gate {
     scan_on_close: AtomicBool,
     /// Openers let through are remembered, to be killed.
     kills_late: AtomicBool,
+    compress: AtomicBool,
     /// Counts changes of what is mounted, so that the reader knows when to look anew.
     mount_changes: AtomicU64,
     queues: Queues,
+    pub(crate) foresight: Foresight,
     client: OnceLock<Client>,
     /// `None`: this agent has no supervisor.
     worker: OnceLock<Arc<Worker>>,
@@ -157,8 +160,10 @@ impl Gate {
             context_sensitive: AtomicBool::new(policy.context_sensitive),
             scan_on_close: AtomicBool::new(policy.scan_on_close),
             kills_late: AtomicBool::new(policy.on_late_malicious == LateAction::Kill),
+            compress: AtomicBool::new(false),
             mount_changes: AtomicU64::new(0),
             queues,
+            foresight: Foresight::default(),
             client: OnceLock::new(),
             worker: OnceLock::new(),
             shelf,
@@ -223,6 +228,10 @@ impl Gate {
         self.scan_on_close.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn compresses(&self) -> bool {
+        self.compress.load(Ordering::Relaxed)
+    }
+
     /// A file system came. Device numbers are used again, so nothing counts any more that was
     /// learnt of the one that had its number before.
     pub(crate) fn mounts_changed(&self) {
@@ -284,9 +293,9 @@ impl Gate {
     }
 
     /// The appliance wants content.
-    pub(crate) fn needed(&self, request_id: u64, ranges: Vec<v1::ByteRange>) {
+    pub(crate) fn needed(&self, request_id: u64, need: v1::Need) {
         let at_hand = AtHand {
-            ranges,
+            need,
             ..AtHand::default()
         };
         let state = self.lock();
@@ -350,6 +359,7 @@ impl Gate {
                 worker.set_policy(fallback_of(policy));
             }
         }
+        self.compress.store(policy.compress, Ordering::Relaxed);
         deeds
     }
 
@@ -357,7 +367,9 @@ impl Gate {
     pub(crate) fn size_limits(&self) -> (u64, u64) {
         let state = self.lock();
         let policy = state.core.policy();
-        (policy.ride_along_max_bytes.into(), policy.size_max_bytes)
+        let ride_along_max = policy.ride_along_max_bytes.into();
+        let ride_along_max = self.foresight.ride_along_max(ride_along_max);
+        (ride_along_max, policy.size_max_bytes)
     }
 
     pub(crate) fn policy(&self) -> Policy {

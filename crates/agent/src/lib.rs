@@ -13,6 +13,7 @@ pub mod cli;
 mod config;
 pub mod control;
 pub mod credentials;
+mod foresight;
 mod gate;
 mod guard;
 mod keeper;
@@ -21,6 +22,7 @@ mod orders;
 pub mod scan;
 mod session;
 mod status;
+mod transfer;
 mod unguarded;
 
 pub use agent::{Agent, GateFailed, StartError};

@@ -53,6 +53,7 @@ impl Session {
     }
 
     fn replied(&self, request_id: u64, reply: v1::CheckReply) {
+        self.gate.foresight.learn(reply.cached);
         let contents = self.gate.contents_of(request_id);
         let verdict = verdict_of(reply.verdict);
         let changed = match verdict.outcome {
@@ -206,7 +207,7 @@ impl Handler for Session {
         let request_id = envelope.request_id;
         match envelope.body {
             Some(Body::CheckReply(reply)) => self.replied(request_id, reply),
-            Some(Body::Need(need)) => self.gate.needed(request_id, need.ranges),
+            Some(Body::Need(need)) => self.gate.needed(request_id, need),
             Some(Body::ContentChanged(changed)) => {
                 if let Some(generation) = Generation::from_slice(&changed.generation) {
                     self.gate.input(Input::ContentChanged { generation });

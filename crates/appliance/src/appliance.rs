@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::assembly::Spool;
+use crate::chunk_store::ChunkStore;
 use crate::config::{Config, ConfigConflict};
 use crate::detections::{DetectionLimits, Detections, LogError};
 use crate::engines::{EngineSet, EngineSetError, EngineSource};
@@ -218,6 +219,7 @@ impl Appliance {
         let limits = force.limits.queue(engines.workers());
         shared.budget.lock().set_limits(force.limits.budget());
         shared.scans.set_limits(limits);
+        shared.chunks.set_limits(config.chunk_limits());
         *shared.engines.write() = engines;
         let generation = force.generation;
         put_in_force(shared, force);
@@ -271,6 +273,10 @@ pub(crate) fn build(
         scans: Scans::new(limits.queue(engines.workers())),
         budget: Mutex::new(Budget::new(limits.budget())),
         spool: Spool::new(state.spool()),
+        chunks: Arc::new(ChunkStore::new(
+            Spool::new(state.spool()),
+            config.chunk_limits(),
+        )),
         guests: Guests::default(),
         orders: Orders::new(epoch),
         detections: Detections::open(
@@ -456,6 +462,7 @@ async fn tick(shared: Arc<Shared>, config: Arc<AsyncMutex<Config>>, progress: Ar
     loop {
         every.tick().await;
         shared.budget.lock().forget_idle(shared.now());
+        shared.chunks.forget_idle();
         // A reload under way brings its own engines in, and must not be overwritten by an older
         // view.
         if let Ok(_no_reload) = config.try_lock() {
@@ -497,6 +504,9 @@ fn set_gauges(shared: &Shared) {
     let (memory, spool) = shared.budget.lock().bytes_held();
     metrics.scans.memory_bytes.set(gauge_of(memory));
     metrics.scans.spool_bytes.set(gauge_of(spool));
+    let (bytes, guests) = shared.chunks.totals();
+    metrics.guests.chunk_store_bytes.set(gauge_of(bytes));
+    metrics.guests.chunk_store_guests.set(gauge_of(guests));
     let store = shared.verdicts.stats();
     let tiers = [
         ("memory", store.memory_entries, store.memory_bytes),

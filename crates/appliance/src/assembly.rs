@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use chunks::DecompressError;
 use engine::host::Content;
 use model::{Digest, Sha256, UnscannedReason};
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
@@ -41,14 +42,17 @@ pub(crate) enum AssemblyError {
     Spool(io::Error),
     #[error("no memory can hold it: {0}")]
     Memory(io::Error),
+    #[error(transparent)]
+    Compressed(#[from] DecompressError),
 }
 
 impl AssemblyError {
     pub(crate) fn reason(&self) -> UnscannedReason {
         match self {
-            Self::OutOfOrder { .. } | Self::Excess { .. } | Self::Short { .. } => {
-                UnscannedReason::Truncated
-            }
+            Self::OutOfOrder { .. }
+            | Self::Excess { .. }
+            | Self::Short { .. }
+            | Self::Compressed(_) => UnscannedReason::Truncated,
             Self::Changed => UnscannedReason::Changed,
             Self::Spool(_) => UnscannedReason::NoSpace,
             Self::Memory(_) => UnscannedReason::Overloaded,
@@ -69,13 +73,20 @@ impl Spool {
 
     /// A nameless file with its blocks reserved, so that a full disk shows before any byte is
     /// asked of the guest.
-    fn create(&self, size: u64) -> io::Result<File> {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = rustix::fs::open(&self.dir, flags, Mode::RUSR | Mode::WUSR)?;
+    pub(crate) fn create(&self, size: u64) -> io::Result<File> {
+        let file = self.create_sparse()?;
         match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size) {
-            Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(file.into()),
+            Ok(()) => Ok(file),
+            Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(size).map(|()| file),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// A nameless file without any block.
+    pub(crate) fn create_sparse(&self) -> io::Result<File> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&self.dir, flags, Mode::RUSR | Mode::WUSR)?;
+        Ok(file.into())
     }
 }
 
@@ -218,12 +229,12 @@ pub(crate) fn sha256_of(bytes: &[u8]) -> Sha256 {
     Sha256(sha2::Sha256::digest(bytes).into())
 }
 
-fn memory_file() -> io::Result<File> {
+pub(crate) fn memory_file() -> io::Result<File> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     Ok(rustix::fs::memfd_create("lazaret-content", flags)?.into())
 }
 
-fn sealed(fd: OwnedFd, size: u64) -> io::Result<Content> {
+pub(crate) fn sealed(fd: OwnedFd, size: u64) -> io::Result<Content> {
     let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&fd, seals)?;
     Ok(Content::Sealed {
@@ -233,7 +244,7 @@ fn sealed(fd: OwnedFd, size: u64) -> io::Result<Content> {
 }
 
 /// The same nameless file, through a descriptor that cannot write; the one that can is dropped.
-fn read_only(file: &File, size: u64) -> io::Result<Content> {
+pub(crate) fn read_only(file: &File, size: u64) -> io::Result<Content> {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;

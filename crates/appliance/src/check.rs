@@ -1,13 +1,16 @@
 //! A check: known, under way, whole already, or to be sent.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use chunks::DecompressError;
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
 use scan_core::{CacheKey, Context, Place, Refusal, VerdictStore};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::answer::{OpenCheck, Waiter};
-use crate::assembly::{INLINE_MAX_BYTES, prove_whole};
+use crate::assembly::{AssemblyError, INLINE_MAX_BYTES, prove_whole};
 use crate::force::Force;
 use crate::scans::ScanJob;
 use crate::session::{Breach, Session};
@@ -38,6 +41,8 @@ struct Ask {
     class: AccessClass,
     context: Context,
     content: Option<Bytes>,
+    /// `content` is a zstd frame.
+    compressed: bool,
 }
 
 fn read(check: v1::Check) -> Result<Ask, CheckError> {
@@ -50,6 +55,10 @@ fn read(check: v1::Check) -> Result<Ask, CheckError> {
     if check.content.as_ref().is_some_and(is_long) {
         return Err(CheckError::Content);
     }
+    let is_long = check.size > u64::from(model::RIDE_ALONG_MAX);
+    if check.content_compressed && is_long {
+        return Err(CheckError::Content);
+    }
     Ok(Ask {
         digest: Digest::from_slice(&check.blake3).ok_or(CheckError::Digest)?,
         size: check.size,
@@ -60,6 +69,7 @@ fn read(check: v1::Check) -> Result<Ask, CheckError> {
             mode: context.mode,
         },
         content: check.content.or_else(|| (check.size == 0).then(Bytes::new)),
+        compressed: check.content_compressed,
     })
 }
 
@@ -93,7 +103,13 @@ impl Session {
                     .content_bytes
                     .with(["ride_along"])
                     .inc_by(bytes);
-                self.judge_whole(key, ask.context, ask.size, content, waiter);
+                let plain = if ask.compressed {
+                    // Its size is bounded by `read`.
+                    chunks::decompress(&content, ask.size as usize).map(Bytes::from)
+                } else {
+                    Ok(content)
+                };
+                self.judge_whole(key, ask.context, ask.size, plain, waiter);
             }
             None => {
                 if let Err(waiter) = shared.scans.join(shared, &key, ask.size, waiter) {
@@ -126,10 +142,17 @@ impl Session {
         key: CacheKey,
         context: Context,
         size: u64,
-        content: Bytes,
+        content: Result<Bytes, DecompressError>,
         waiter: Waiter,
     ) {
         let shared = &self.shared;
+        let content = match content {
+            Ok(content) => content,
+            Err(error) => {
+                let reason = AssemblyError::from(error).reason();
+                return waiter.unscanned(shared, size, reason, error.to_string());
+            }
+        };
         let held = content.len() as u64;
         let reservation = match shared.reserve(waiter.asker.guest, Place::Memory, held) {
             Ok(reservation) => reservation,
@@ -141,7 +164,7 @@ impl Session {
                     key,
                     context,
                     proved,
-                    reservation,
+                    reservation: Arc::new(reservation),
                 };
                 shared.scans.submit(shared, job, waiter);
             }
@@ -174,7 +197,7 @@ impl Session {
             memory_max,
             credit_bytes: limits.upload_credit_bytes.get(),
             idle_timeout: limits.upload_idle_timeout(),
-            reservation,
+            reservation: Arc::new(reservation),
             waiter,
         };
         shared.runtime.spawn(upload.receive(shared.clone(), pieces));

@@ -45,6 +45,10 @@ pub(crate) struct GuestMetrics {
     checks: Counters<3>,
     verdicts: Counters<2>,
     pub(crate) content_bytes: Counters<1>,
+    pub(crate) manifests: Counters<1>,
+    pub(crate) chunk_bytes_held: Counter,
+    pub(crate) chunk_store_bytes: Gauge,
+    pub(crate) chunk_store_guests: Gauge,
     pub(crate) refusals: Counters<1>,
     pub(crate) alerts: Counters<1>,
     pub(crate) ledger_open: Gauges<1>,
@@ -75,6 +79,20 @@ impl GuestMetrics {
                 "lazaret_content_bytes",
                 "Content received, with its check or after it.",
                 ["how"],
+            ),
+            manifests: r.counters(
+                "lazaret_manifests",
+                "Lists of chunks that were asked for, by what came of them.",
+                ["result"],
+            ),
+            chunk_bytes_held: r.counter(
+                "lazaret_chunk_bytes_held",
+                "Bytes of content that guests did not send, since their chunks were here.",
+            ),
+            chunk_store_bytes: r.gauge("lazaret_chunk_store_bytes", "Size of kept chunks."),
+            chunk_store_guests: r.gauge(
+                "lazaret_chunk_store_guests",
+                "Guests of which chunks are kept.",
             ),
             refusals: r.counters(
                 "lazaret_refusals",

@@ -25,7 +25,7 @@ pub(crate) struct ScanJob {
     pub(crate) context: Context,
     pub(crate) proved: Proved,
     /// Held until the scan is over.
-    pub(crate) reservation: Reservation,
+    pub(crate) reservation: Arc<Reservation>,
 }
 
 /// Scans that wait or run.

@@ -115,13 +115,8 @@ impl Session {
         let request_id = envelope.request_id;
         match envelope.body {
             Some(Body::Check(check)) => return self.check(request_id, check),
-            Some(Body::Data(data)) => self.piece(
-                request_id,
-                Piece::Data {
-                    offset: data.offset,
-                    bytes: data.bytes,
-                },
-            ),
+            Some(Body::Data(data)) => self.piece(request_id, Piece::Data(data)),
+            Some(Body::Manifest(manifest)) => self.piece(request_id, Piece::Manifest(manifest)),
             Some(Body::DataEnd(end)) => {
                 let failed = (end.failed != 0).then(|| end.failed().into());
                 self.piece(request_id, Piece::End { failed });

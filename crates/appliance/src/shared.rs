@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::assembly::Spool;
+use crate::chunk_store::ChunkStore;
 use crate::detections::Detections;
 use crate::engines::EngineSet;
 use crate::force::Force;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) scans: Scans,
     pub(crate) budget: Mutex<Budget>,
     pub(crate) spool: Spool,
+    pub(crate) chunks: Arc<ChunkStore>,
     pub(crate) guests: Guests,
     pub(crate) orders: Orders,
     pub(crate) detections: Detections,

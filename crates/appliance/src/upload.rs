@@ -1,10 +1,16 @@
-//! An upload: asks for content, takes it piece by piece, proves it, and has it scanned.
+//! An upload: asks for content, takes it piece by piece, proves it, and has it scanned. Where the
+//! guest has sent something before, it first asks for a list of chunks ([`by_chunks`]).
 
+mod by_chunks;
+
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use model::UnscannedReason;
+use by_chunks::ByChunks;
+use chunks::Manifest;
+use engine::host::Content;
+use model::{GuestId, UnscannedReason};
 use proto::v1;
 use scan_core::{CacheKey, Context, Place, VerdictStore};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -25,7 +31,9 @@ const INLINE_WORK_MAX_BYTES: u64 = 256 * 1024;
 #[derive(Debug)]
 pub(crate) enum Piece {
     /// Bytes at their offset.
-    Data { offset: u64, bytes: Bytes },
+    Data(v1::Data),
+    /// A list of chunks.
+    Manifest(v1::Manifest),
     /// No more; or why the guest could not send it all.
     End { failed: Option<UnscannedReason> },
 }
@@ -39,7 +47,7 @@ pub(crate) struct Upload {
     pub(crate) memory_max: u64,
     pub(crate) credit_bytes: u64,
     pub(crate) idle_timeout: Duration,
-    pub(crate) reservation: Reservation,
+    pub(crate) reservation: Arc<Reservation>,
     pub(crate) waiter: Waiter,
 }
 
@@ -59,6 +67,8 @@ enum UploadError {
     Abandoned,
     #[error("the thread that assembled it ended badly")]
     Broken,
+    #[error("a manifest that nobody asked for")]
+    Unwanted,
 }
 
 impl UploadError {
@@ -66,7 +76,7 @@ impl UploadError {
         match self {
             Self::Assembly(error) => error.reason(),
             Self::Failed(reason) => *reason,
-            Self::Idle(_) | Self::Slow(_) => UnscannedReason::Truncated,
+            Self::Idle(_) | Self::Slow(_) | Self::Unwanted => UnscannedReason::Truncated,
             Self::Abandoned => UnscannedReason::Cancelled,
             Self::Broken => UnscannedReason::Other,
         }
@@ -76,7 +86,7 @@ impl UploadError {
 impl Upload {
     /// Runs the upload to its end.
     pub(crate) async fn receive(self, shared: Arc<Shared>, mut pieces: UnboundedReceiver<Piece>) {
-        let proved = self.assemble(&shared, &mut pieces).await;
+        let assembled = self.assemble(&shared, &mut pieces).await;
         let Self {
             key,
             context,
@@ -85,22 +95,32 @@ impl Upload {
             waiter,
             ..
         } = self;
-        match proved {
-            Err(error) => waiter.unscanned(&shared, size, error.reason(), error.to_string()),
-            Ok(proved) => match shared.verdicts.find(&key) {
-                // Another guest was faster.
-                Some(verdict) => waiter.answer(&shared, &verdict, true),
-                None => {
-                    let job = ScanJob {
-                        key,
-                        context,
-                        proved,
-                        reservation,
-                    };
-                    shared.scans.submit(&shared, job, waiter);
-                }
-            },
+        let (proved, manifest) = match assembled {
+            Ok(assembled) => (assembled.proved, assembled.manifest),
+            Err(error) => {
+                return waiter.unscanned(&shared, size, error.reason(), error.to_string());
+            }
+        };
+        let (guest, content, held) = (waiter.asker.guest, proved.content.clone(), &reservation);
+        let held = Arc::clone(held);
+        match shared.verdicts.find(&key) {
+            // Another guest was faster.
+            Some(verdict) => waiter.answer(&shared, &verdict, true),
+            None => {
+                let job = ScanJob {
+                    key,
+                    context,
+                    proved,
+                    reservation,
+                };
+                shared.scans.submit(&shared, job, waiter);
+            }
         }
+        if let Content::Sealed { fd, size } = content {
+            keep_chunks(&shared, guest, fd, size, manifest).await;
+        }
+        // The content has its place until here.
+        drop(held);
     }
 
     /// The next pieces, before the guest is too late with them or with the whole.
@@ -111,11 +131,23 @@ impl Upload {
         begun: Instant,
         time_max: Duration,
     ) -> Result<(), UploadError> {
-        let (over, idle) = (begun + time_max, Instant::now() + self.idle_timeout);
+        self.pieces_within(pieces, batch, begun, time_max, self.idle_timeout)
+            .await
+    }
+
+    async fn pieces_within(
+        &self,
+        pieces: &mut UnboundedReceiver<Piece>,
+        batch: &mut Vec<Piece>,
+        begun: Instant,
+        time_max: Duration,
+        idle_max: Duration,
+    ) -> Result<(), UploadError> {
+        let (over, idle) = (begun + time_max, Instant::now() + idle_max);
         let some = pieces.recv_many(batch, BATCH_MAX);
         match timeout_at(over.min(idle), some).await {
             Err(_) if over <= idle => Err(UploadError::Slow(time_max)),
-            Err(_) => Err(UploadError::Idle(self.idle_timeout)),
+            Err(_) => Err(UploadError::Idle(idle_max)),
             Ok(0) => Err(UploadError::Abandoned),
             Ok(_) => Ok(()),
         }
@@ -123,8 +155,48 @@ impl Upload {
 
     async fn assemble(
         &self,
+        shared: &Arc<Shared>,
+        pieces: &mut UnboundedReceiver<Piece>,
+    ) -> Result<Assembled, UploadError> {
+        let mut batch = Vec::new();
+        let asked = if shared.chunks.may_know(self.waiter.asker.guest, self.size) {
+            match self.by_chunks(shared, pieces, &mut batch).await? {
+                ByChunks::Done(assembled) => return Ok(assembled),
+                ByChunks::ContentComes => true,
+                ByChunks::InVain => false,
+            }
+        } else {
+            false
+        };
+        let proved = self.whole(shared, pieces, batch, asked).await?;
+        Ok(Assembled {
+            proved,
+            manifest: None,
+        })
+    }
+
+    fn first_credit(&self) -> u64 {
+        self.size.min(self.credit_bytes)
+    }
+
+    /// Asks for the whole content. Returns what may be sent of it for now.
+    fn ask(&self) -> u64 {
+        let granted = self.first_credit();
+        self.send(v1::envelope::Body::Need(v1::Need {
+            credit_bytes: u32::try_from(granted).unwrap_or(u32::MAX),
+            ..v1::Need::default()
+        }));
+        granted
+    }
+
+    /// Makes place, asks unless that was done, and takes the whole content, of which `batch` is the
+    /// beginning.
+    async fn whole(
+        &self,
         shared: &Shared,
         pieces: &mut UnboundedReceiver<Piece>,
+        mut batch: Vec<Piece>,
+        was_asked: bool,
     ) -> Result<Proved, UploadError> {
         let (size, memory_max, spool) = (self.size, self.memory_max, shared.spool.clone());
         let begin = move || Assembly::begin(size, memory_max, &spool);
@@ -134,28 +206,22 @@ impl Upload {
                 .await
                 .map_err(|_| UploadError::Broken)??,
         };
-        let mut granted = size.min(self.credit_bytes);
-        let credit_bytes = u32::try_from(granted).unwrap_or(u32::MAX);
-        self.send(v1::envelope::Body::Need(v1::Need {
-            ranges: Vec::new(),
-            credit_bytes,
-        }));
+        let mut granted = if was_asked {
+            self.first_credit()
+        } else {
+            self.ask()
+        };
         let time_max = shared.force().limits.upload_time_max(self.size);
         let begun = Instant::now();
-        let mut batch = Vec::new();
         loop {
-            self.pieces(pieces, &mut batch, begun, time_max).await?;
-            let (data, end) = split(batch.drain(..));
-            let bytes: u64 = data.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-            shared
-                .metrics
-                .guests
-                .content_bytes
-                .with(["upload"])
-                .inc_by(bytes);
-            assembly = self.absorb(assembly, data).await?;
+            if batch.is_empty() {
+                self.pieces(pieces, &mut batch, begun, time_max).await?;
+            }
+            let (data, end) = split(batch.drain(..))?;
+            count(shared, "upload", &data);
+            assembly = self.absorb(assembly, data, Assembly::absorb).await?;
             match end {
-                End::NotYet => granted = self.replenish(assembly.received(), granted),
+                End::NotYet => granted = self.replenish(assembly.received(), granted, self.size),
                 End::Failed(reason) => return Err(UploadError::Failed(reason)),
                 End::Complete => return Ok(assembly.finish(self.key.digest)?),
             }
@@ -163,15 +229,23 @@ impl Upload {
     }
 
     /// Hashes and stores; on a thread that may block where that takes long.
-    async fn absorb(
+    async fn absorb<T: Send + 'static>(
         &self,
-        mut assembly: Assembly,
-        data: Vec<(u64, Bytes)>,
-    ) -> Result<Assembly, UploadError> {
+        mut to: T,
+        data: Vec<v1::Data>,
+        absorb: fn(&mut T, u64, &[u8]) -> Result<(), AssemblyError>,
+    ) -> Result<T, UploadError> {
         let work = move || {
-            data.iter()
-                .try_for_each(|(offset, bytes)| assembly.absorb(*offset, bytes))
-                .map(|()| assembly)
+            for piece in data {
+                match piece.plain_bytes {
+                    0 => absorb(&mut to, piece.offset, &piece.bytes)?,
+                    plain => {
+                        let bytes = chunks::decompress(&piece.bytes, plain as usize)?;
+                        absorb(&mut to, piece.offset, &bytes)?;
+                    }
+                }
+            }
+            Ok::<_, AssemblyError>(to)
         };
         if self.size <= INLINE_WORK_MAX_BYTES {
             return Ok(work()?);
@@ -182,10 +256,10 @@ impl Upload {
 
     /// Lets the agent send as much again as has been taken, in steps worth a frame. Returns what
     /// it may have sent in all by then.
-    fn replenish(&self, received: u64, granted: u64) -> u64 {
-        let may_have_sent = received.saturating_add(self.credit_bytes).min(self.size);
+    fn replenish(&self, received: u64, granted: u64, all: u64) -> u64 {
+        let may_have_sent = received.saturating_add(self.credit_bytes).min(all);
         let more = may_have_sent.saturating_sub(granted);
-        let is_worth_a_frame = more >= self.credit_bytes / 4 || may_have_sent == self.size;
+        let is_worth_a_frame = more >= self.credit_bytes / 4 || may_have_sent == all;
         if more == 0 || !is_worth_a_frame {
             return granted;
         }
@@ -212,17 +286,50 @@ enum End {
     Failed(UnscannedReason),
 }
 
+/// Proved content, and its chunks where the guest has listed them.
+struct Assembled {
+    proved: Proved,
+    manifest: Option<Manifest>,
+}
+
 /// Data up to the end; what comes after an end is nothing.
-fn split(pieces: impl Iterator<Item = Piece>) -> (Vec<(u64, Bytes)>, End) {
+fn split(pieces: impl Iterator<Item = Piece>) -> Result<(Vec<v1::Data>, End), UploadError> {
     let mut data = Vec::new();
     for piece in pieces {
         match piece {
-            Piece::Data { offset, bytes } => data.push((offset, bytes)),
-            Piece::End { failed: None } => return (data, End::Complete),
+            Piece::Data(piece) => data.push(piece),
+            Piece::Manifest(_) => return Err(UploadError::Unwanted),
+            Piece::End { failed: None } => return Ok((data, End::Complete)),
             Piece::End {
                 failed: Some(reason),
-            } => return (data, End::Failed(reason)),
+            } => return Ok((data, End::Failed(reason))),
         }
     }
-    (data, End::NotYet)
+    Ok((data, End::NotYet))
+}
+
+fn count(shared: &Shared, how: &'static str, data: &[v1::Data]) {
+    let bytes: u64 = data.iter().map(|piece| piece.bytes.len() as u64).sum();
+    let received = &shared.metrics.guests.content_bytes;
+    received.with([how]).inc_by(bytes);
+}
+
+/// Keeps what a guest has sent, so that it need not send what is like it.
+async fn keep_chunks(
+    shared: &Arc<Shared>,
+    guest: GuestId,
+    content: Arc<OwnedFd>,
+    size: u64,
+    manifest: Option<Manifest>,
+) {
+    let Some(waiting) = shared.chunks.wait(guest, size) else {
+        return;
+    };
+    let Some(_turn) = waiting.turn().await else {
+        return;
+    };
+    let cut = move || waiting.cut(&content, size, manifest.as_ref());
+    if spawn_blocking(cut).await.is_err() {
+        tracing::error!("the thread that cut content ended badly");
+    }
 }

@@ -41,6 +41,28 @@ pub(crate) fn package(name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// A Debian root without anything that is not needed, made once for all runs. Needs to be root.
+///
+/// # Errors
+/// debootstrap failed, for example without a network.
+pub(crate) fn debian_root(mirror: &str) -> Result<PathBuf> {
+    let cache = cache()?;
+    let root = cache.join("debian-bookworm");
+    if root.is_dir() {
+        return Ok(root);
+    }
+    std::fs::create_dir_all(&cache)?;
+    let scratch = tempfile::tempdir_in(&cache)?;
+    eprintln!("bench: making a Debian root");
+    let part = scratch.path().join("root");
+    run(Command::new("debootstrap")
+        .args(["--variant=minbase", "bookworm"])
+        .arg(&part)
+        .arg(mirror))?;
+    std::fs::rename(&part, &root)?;
+    Ok(root)
+}
+
 /// What is taken of a folder.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Share {
@@ -59,6 +81,29 @@ impl Share {
         bytes: u64::MAX,
         each: u64::MAX,
     };
+
+    /// The first of these files that there is room for.
+    ///
+    /// # Errors
+    /// A file cannot be looked at.
+    pub(crate) fn of(self, files: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+        let sized = files.into_iter().map(|path| {
+            let size = path.metadata()?.len();
+            Ok((path, size))
+        });
+        Ok(self.of_sized(sized.collect::<Result<_>>()?))
+    }
+
+    fn of_sized(self, files: Vec<(PathBuf, u64)>) -> Vec<PathBuf> {
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        for (path, size) in files {
+            if size <= self.each && bytes + size <= self.bytes && taken.len() < self.files {
+                bytes += size;
+                taken.push(path);
+            }
+        }
+        taken
+    }
 }
 
 /// Regular files that are not empty below `folder`, without those below the kernel's own mounts:
@@ -74,14 +119,7 @@ pub(crate) fn files(folder: &Path, share: Share) -> Result<Vec<PathBuf>> {
     found.sort_by_cached_key(|(path, _)| {
         *blake3::hash(path.as_os_str().as_encoded_bytes()).as_bytes()
     });
-    let (mut taken, mut bytes) = (Vec::new(), 0);
-    for (path, size) in found {
-        if size <= share.each && bytes + size <= share.bytes && taken.len() < share.files {
-            bytes += size;
-            taken.push(path);
-        }
-    }
-    Ok(taken)
+    Ok(share.of_sized(found))
 }
 
 fn walk(folder: &Path, found: &mut Vec<(PathBuf, u64)>) -> Result<()> {

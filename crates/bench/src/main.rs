@@ -1,10 +1,12 @@
 //! Side-by-side measurements of the real programs against their peers, on one machine, in one
 //! run, alternating. `./x bench NAME` builds and runs this.
 
+mod bytes;
 mod corpora;
 mod corpus;
 mod differential;
 mod engine;
+mod fleet;
 mod measure;
 mod noop;
 mod open;
@@ -28,8 +30,12 @@ struct Cli {
 enum Bench {
     /// What a guarded open costs: unguarded, no-op handler, Lazaret, clamonacc.
     Open(open::Options),
+    /// What a fleet of clones sends and costs the appliance, one means after the other.
+    Bytes(bytes::Options),
     /// What the appliance's engine takes for a MB, against plain YARA-X and yara 4.2.
     Engine(engine::Options),
+    /// Placement of 100,000 VMs, against what products do; how long an evacuation takes to place.
+    Fleet(fleet::Options),
     /// Verdicts by read plan against those of whole-file YARA-X, rule by rule.
     Differential(differential::Options),
     /// Answers every open below a mount point with yes; a part of `open`.
@@ -43,7 +49,9 @@ enum Bench {
 fn main() -> Result<ExitCode> {
     let good = match Cli::parse().bench {
         Bench::Open(options) => open::run(&options).map(|()| true),
+        Bench::Bytes(options) => bytes::run(&options).map(|()| true),
         Bench::Engine(options) => engine::run(&options).map(|()| true),
+        Bench::Fleet(options) => fleet::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),
         Bench::Noop { at } => noop::run(&at).map(|()| true),
     };

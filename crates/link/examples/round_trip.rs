@@ -143,8 +143,8 @@ async fn serve(mut listener: Listener) {
         let id = asked.request_id;
         let answer = match asked.body {
             Some(Body::Check(check)) if check.size > 0 => Body::Need(v1::Need {
-                ranges: Vec::new(),
                 credit_bytes: 1 << 20,
+                ..v1::Need::default()
             }),
             Some(Body::Data(data)) => Body::Credit(v1::Credit {
                 bytes: data.bytes.len() as u32,

@@ -84,6 +84,7 @@ mod tests {
             body: Some(Body::Data(v1::Data {
                 offset: 0,
                 bytes: vec![1; GREETING_MAX_BYTES].into(),
+                ..v1::Data::default()
             })),
         };
         let frame = proto::encode(&envelope).unwrap();

@@ -51,6 +51,8 @@ pub struct Policy {
     pub context_sensitive: bool,
     /// Scan when a writer closes a file.
     pub scan_on_close: bool,
+    /// Agents compress content where that pays.
+    pub compress: bool,
 }
 
 /// A policy that cannot be used.
@@ -89,6 +91,7 @@ impl Default for Policy {
             on_error: Disposition::Allow,
             context_sensitive: false,
             scan_on_close: true,
+            compress: true,
         }
     }
 }

@@ -265,6 +265,7 @@ impl From<&Policy> for v1::Policy {
             context_sensitive: policy.context_sensitive,
             scan_on_close: policy.scan_on_close,
             on_late_malicious: v1::LateAction::from(policy.on_late_malicious) as i32,
+            compress: policy.compress,
         }
     }
 }
@@ -294,6 +295,7 @@ impl TryFrom<v1::Policy> for Policy {
             on_error: disposition(message.on_error(), Disposition::Allow),
             context_sensitive: message.context_sensitive,
             scan_on_close: message.scan_on_close,
+            compress: message.compress,
         };
         policy.validate().map_err(ConvertError::Policy)?;
         Ok(policy)

@@ -25,5 +25,9 @@ pub const ALPN_ENROL: &[u8] = b"lazaret-enrol/1";
 pub const VERSIONS: (u32, u32) = (1, 1);
 /// Most bytes in one `Data` frame, so that an urgent frame never waits behind more.
 pub const DATA_MAX_BYTES: usize = 64 * 1024;
+/// Most bytes of content that one `Data` frame stands for, compressed.
+pub const DATA_PLAIN_MAX_BYTES: usize = 128 * 1024;
+/// Most bytes of one `Manifest`.
+pub const MANIFEST_MAX_BYTES: usize = 896 * 1024;
 /// Most bytes in one packet between an appliance and an engine process.
 pub const ENGINE_PACKET_MAX_BYTES: usize = 192 * 1024;

@@ -51,6 +51,10 @@ pub struct ServerOptions {
     pub yara_extra: String,
     /// Further configuration, TOML. Its tables must not repeat `[listen]` and `[engine]`.
     pub extra: String,
+    /// Runs in this network namespace, on ports of its own choice.
+    pub netns: Option<String>,
+    /// How long it may take to be ready; large rule sets are compiled first.
+    pub patience: Duration,
 }
 
 impl Default for ServerOptions {
@@ -61,6 +65,8 @@ impl Default for ServerOptions {
             clamd: None,
             yara_extra: String::new(),
             extra: String::new(),
+            netns: None,
+            patience: PATIENCE,
         }
     }
 }
@@ -69,7 +75,9 @@ impl Default for ServerOptions {
 #[derive(Debug)]
 pub struct Server {
     process: Option<Process>,
+    patience: Duration,
     dir: PathBuf,
+    netns: Option<String>,
     /// Where agents connect, host:port.
     pub link: String,
     /// Where agents enrol, host:port.
@@ -85,13 +93,24 @@ impl Server {
     /// Where it is not ready within a minute; the message holds the end of its log.
     pub fn start(dir: &Path, options: &ServerOptions) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
+        let [link, enrol, metrics] = match &options.netns {
+            // A namespace made for it: nobody else listens there.
+            Some(_) => [7443, 7444, 9640],
+            None => [
+                free_port_on(&options.address)?,
+                free_port_on(&options.address)?,
+                free_port_on("127.0.0.1")?,
+            ],
+        };
         let address = |port| format!("{}:{port}", options.address);
         let mut server = Self {
             process: None,
+            patience: options.patience,
             dir: dir.to_owned(),
-            link: address(free_port_on(&options.address)?),
-            enrol: address(free_port_on(&options.address)?),
-            metrics: format!("127.0.0.1:{}", free_port_on("127.0.0.1")?),
+            netns: options.netns.clone(),
+            link: address(link),
+            enrol: address(enrol),
+            metrics: format!("127.0.0.1:{metrics}"),
         };
         server.configure(options)?;
         server.restart()?;
@@ -132,10 +151,17 @@ impl Server {
     /// Where it is not ready within a minute.
     pub fn restart(&mut self) -> Result<()> {
         let log = self.dir.join("lazaret.log");
-        let process = Spawn::new("lazaret", binary("lazaret")?, log)
+        let program = binary("lazaret")?;
+        let spawn = match &self.netns {
+            Some(netns) => Spawn::new("lazaret", "ip", log)
+                .args(["netns", "exec", netns])
+                .arg(program),
+            None => Spawn::new("lazaret", program, log),
+        };
+        let process = spawn
             .args(["up", "--config"])
             .arg(self.config())
-            .start_ready(PATIENCE)?;
+            .start_ready(self.patience)?;
         self.process = Some(process);
         Ok(())
     }

@@ -42,6 +42,8 @@ pub(crate) fn ci() -> Result<Tally> {
     tally.step("bench open --quick", || bench("open", true, false));
     tally.step("package --test", || package::package(true));
     tally.step("bench engine --quick", || bench("engine", true, false));
+    tally.step("bench bytes --quick", || bench("bytes", true, false));
+    tally.step("bench fleet --quick", || bench("fleet", true, false));
     Ok(tally)
 }
 

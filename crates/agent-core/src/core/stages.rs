@@ -309,6 +309,7 @@ impl Core {
                 class,
                 leads: vec![lead],
                 needed: false,
+                sending: false,
             };
             return self.ask(now, request, actions);
         };
@@ -400,17 +401,24 @@ impl Core {
             self.counters.stale_replies += 1;
             return;
         };
-        // A second Need would have two threads send the same content.
-        if request.needed {
+        // A second Need meanwhile would have two threads send the same content.
+        if request.sending {
             return;
         }
         request.needed = true;
+        request.sending = true;
         if let Some(ticket) = request.leads.last().copied() {
             actions.push(Action::Upload {
                 request_id,
                 ticket,
                 class: request.class,
             });
+        }
+    }
+
+    pub(super) fn sent(&mut self, request_id: u64) {
+        if let Some(request) = self.requests.get_mut(request_id) {
+            request.sending = false;
         }
     }
 

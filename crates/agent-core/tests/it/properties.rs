@@ -102,6 +102,8 @@ fn take(gate: &mut Gate, step: Step, files: &mut Files) {
         Step::Need(index) if !gate.asked.is_empty() => {
             let request_id = gate.nth_question(index);
             gate.input(Input::Needed { request_id });
+            // A third Need comes after the second was served.
+            gate.input(Input::Sent { request_id });
         }
         Step::Reply(index, outcome) if !gate.asked.is_empty() => {
             let request_id = gate.nth_question(index);

@@ -499,7 +499,7 @@ fn a_payback_ends_paid_or_unpaid() {
 }
 
 #[test]
-fn need_is_served_once() {
+fn one_need_is_served_at_a_time() {
     let mut gate = linked();
     let ticket = gate.open(OPEN, key(1), true);
     gate.digested(ticket, key(1), digest(1));
@@ -510,9 +510,12 @@ fn need_is_served_once() {
         ticket,
         class: OPEN,
     };
-    assert_eq!(gate.last, [upload]);
+    assert_eq!(gate.last, [upload.clone()]);
     gate.input(Input::Needed { request_id });
     assert_eq!(gate.last, []);
+    gate.input(Input::Sent { request_id });
+    gate.input(Input::Needed { request_id });
+    assert_eq!(gate.last, [upload], "something else of the same content");
 }
 
 #[test]

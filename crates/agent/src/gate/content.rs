@@ -10,10 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use agent_core::{ContextHash, FileKey, FileNode};
 use bytes::Bytes;
+use chunks::Manifest;
 use fanotify::FileIdentity;
 use fanotify::lease::{LeaseRefused, ReadLease};
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
+
+use crate::transfer::{self, ReadAt, Stopped};
 
 /// How old a file's last change must be before its time stamps tell every later one, where
 /// stamps follow the clock's tick: two ticks of the slowest (100 Hz).
@@ -35,6 +38,9 @@ pub(crate) struct Content {
     hashed: Mutex<Option<FileIdentity>>,
     /// Bytes hashed.
     hashed_size: AtomicU64,
+    hashed_digest: Mutex<Option<Digest>>,
+    /// Its chunks, once the appliance has asked for them.
+    manifest: OnceLock<Manifest>,
 }
 
 /// What a file system is good for.
@@ -72,6 +78,8 @@ impl Content {
             path: OnceLock::new(),
             hashed: Mutex::new(None),
             hashed_size: AtomicU64::new(0),
+            hashed_digest: Mutex::new(None),
+            manifest: OnceLock::new(),
         }
     }
 
@@ -117,6 +125,25 @@ impl Content {
     /// How many bytes were hashed last: a file that grows is sent no further.
     pub(crate) fn hashed_size(&self) -> u64 {
         self.hashed_size.load(Ordering::Relaxed)
+    }
+
+    /// Lists what was hashed by its chunks. `None`: it is to be sent instead.
+    ///
+    /// # Errors
+    /// [`Stopped::Failed`]: it cannot be read, or has changed.
+    pub(crate) fn list(&self) -> Result<Option<&Manifest>, Stopped> {
+        let digest = *self
+            .hashed_digest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let digest = digest.ok_or(Stopped::Failed(UnscannedReason::Changed))?;
+        let listed = transfer::list(self, self.hashed_size(), digest)?;
+        Ok(listed.map(|manifest| self.manifest.get_or_init(|| manifest)))
+    }
+
+    /// Its chunks, where they were listed.
+    pub(crate) fn listed(&self) -> Option<&Manifest> {
+        self.manifest.get()
     }
 
     /// True if the file is certainly no longer what was hashed. Where a writer held it nothing is
@@ -167,6 +194,10 @@ impl Content {
         }
         *self.hashed.lock().unwrap_or_else(PoisonError::into_inner) = alone.then_some(after);
         self.hashed_size.store(size, Ordering::Relaxed);
+        *self
+            .hashed_digest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(digest);
         let key = FileKey {
             size,
             ..key_of(&after)
@@ -229,6 +260,12 @@ impl Content {
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let read = || rustix::io::pread(&self.file, &mut *buffer, offset);
         Ok(rustix::io::retry_on_intr(read)?)
+    }
+}
+
+impl ReadAt for Content {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        Content::read_at(self, buffer, offset)
     }
 }
 

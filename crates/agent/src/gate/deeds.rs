@@ -23,8 +23,8 @@ use super::{Gate, Held};
 pub(super) struct AtHand {
     /// The content of a ticket, from its hashing.
     pub(super) bytes: Option<(Ticket, Bytes)>,
-    /// What the appliance wants of a content; empty: all.
-    pub(super) ranges: Vec<v1::ByteRange>,
+    /// What the appliance wants of a content.
+    pub(super) need: v1::Need,
 }
 
 /// Something to do, with all it needs.
@@ -126,7 +126,7 @@ impl Preparation<'_> {
                 request_id,
                 class,
                 content: self.content(ticket)?,
-                ranges: std::mem::take(&mut self.at_hand.ranges),
+                need: std::mem::take(&mut self.at_hand.need),
             }),
             Action::Cancel { request_id } => Deed::Cancel { request_id },
             Action::LedgerAdd { ticket, reason } => Deed::LedgerAdd(self.content(ticket)?, reason),
@@ -307,15 +307,20 @@ impl Gate {
                 .unwrap_or(u32::MAX)
                 .max(1)
         };
+        self.tally.rode_along(bytes.as_ref());
+        let compressed = bytes
+            .as_ref()
+            .filter(|_| self.compresses())
+            .and_then(|bytes| chunks::compress(bytes));
         let message = v1::Check {
             blake3: check.digest.0.to_vec(),
             size: check.size,
             class: v1::AccessClass::from(check.class) as i32,
             deadline_ms: check.patience.map_or(0, patience_ms),
             context: Some(content.context()),
-            content: bytes,
+            content_compressed: compressed.is_some(),
+            content: compressed.map(Bytes::from).or(bytes),
         };
-        self.tally.rode_along(message.content.as_ref());
         let envelope = v1::Envelope {
             request_id,
             body: Some(Body::Check(message)),

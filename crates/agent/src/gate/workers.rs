@@ -5,19 +5,17 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent_core::{Input, Ticket};
-use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use link::Priority;
-use link::client::{Client, SendDataError};
 use model::{AccessClass, UnscannedReason};
-use proto::DATA_MAX_BYTES;
 use proto::v1::{self, envelope::Body};
 
 use super::Gate;
 use super::content::Content;
+use crate::transfer::{Sending, Stopped};
 
 /// How long the end waits for a place in a full queue.
 const END_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -34,8 +32,8 @@ pub(crate) struct UploadTask {
     pub(super) request_id: u64,
     pub(super) class: AccessClass,
     pub(super) content: Arc<Content>,
-    /// What of it; empty: all.
-    pub(super) ranges: Vec<v1::ByteRange>,
+    /// What the appliance asked for.
+    pub(super) need: v1::Need,
 }
 
 /// A bounded queue of two urgencies.
@@ -182,78 +180,71 @@ pub(crate) fn upload_all(gate: &Gate, lanes: &Lanes<UploadTask>) {
     }
 }
 
-/// Why an upload stopped short.
-enum Stopped {
-    /// Nobody wants it any more, or there is nobody.
-    Unwanted,
-    /// It cannot be completed; the appliance is told.
-    Failed(UnscannedReason),
-}
-
 fn upload_one(gate: &Gate, task: &UploadTask) {
     let Some(client) = gate.client() else {
         return;
     };
-    let whole = [v1::ByteRange {
-        offset: 0,
-        length: task.content.hashed_size(),
-    }];
-    let ranges = if task.ranges.is_empty() {
-        &whole[..]
-    } else {
-        &task.ranges
+    let mut sending = Sending::new(
+        client,
+        task.request_id,
+        Priority::from(task.class),
+        Duration::from_secs(gate.limits.upload_stall_max_s),
+        gate.compresses(),
+    );
+    let sent = match send_list(gate, task, &sending) {
+        Ok(true) => return,
+        Ok(false) => send_ranges(gate, task, &mut sending),
+        Err(stopped) => Err(stopped),
     };
-    let sent = ranges
-        .iter()
-        .try_for_each(|range| send_range(gate, client, task, range));
     match sent {
         Ok(()) => gate.end_data(task, None),
         Err(Stopped::Failed(reason)) => gate.end_data(task, Some(reason)),
-        Err(Stopped::Unwanted) => {}
+        Err(Stopped::Stalled) => gate.end_data(task, Some(UnscannedReason::Deadline)),
+        Err(Stopped::NotWanted | Stopped::NotConnected) => {}
     }
 }
 
-/// Sends up to the end of the range or of the file, whichever comes first: where the file was cut
-/// meanwhile, the appliance notices by the digest.
-fn send_range(
-    gate: &Gate,
-    client: &Client,
-    task: &UploadTask,
-    range: &v1::ByteRange,
-) -> Result<(), Stopped> {
-    let stall_max = Duration::from_secs(gate.limits.upload_stall_max_s);
-    let end = range.offset.saturating_add(range.length);
-    let mut offset = range.offset;
-    while offset < end {
-        let room = end.saturating_sub(offset).min(DATA_MAX_BYTES as u64) as usize;
-        let mut piece = vec![0; room];
-        let read = task.content.read_at(&mut piece, offset);
-        let read = read.map_err(|_| Stopped::Failed(UnscannedReason::ReadFailed))?;
-        if read == 0 {
-            break;
-        }
-        piece.truncate(read);
-        let give_up = Instant::now() + stall_max;
-        let priority = Priority::from(task.class);
-        let sent = client.send_data(
-            task.request_id,
-            priority,
-            offset,
-            Bytes::from(piece),
-            give_up,
-        );
-        sent.map_err(|error| match error {
-            SendDataError::NotConnected | SendDataError::NotWanted => Stopped::Unwanted,
-            SendDataError::TimedOut => Stopped::Failed(UnscannedReason::Deadline),
-        })?;
-        gate.tally.content_bytes_sent.add(read as u64);
-        offset += read as u64;
+/// Sends the list of chunks where it was asked for and there is one.
+fn send_list(gate: &Gate, task: &UploadTask, sending: &Sending<'_>) -> Result<bool, Stopped> {
+    if !task.need.manifest {
+        return Ok(false);
     }
-    Ok(())
+    let Some(manifest) = task.content.list()? else {
+        return Ok(false);
+    };
+    gate.was_sent(task);
+    sending.manifest(manifest).map(|()| true)
+}
+
+fn send_ranges(gate: &Gate, task: &UploadTask, sending: &mut Sending<'_>) -> Result<(), Stopped> {
+    let content = &*task.content;
+    let size = content.hashed_size();
+    let whole = [v1::ByteRange {
+        offset: 0,
+        length: size,
+    }];
+    let ranges = match &task.need.ranges[..] {
+        [] => &whole[..],
+        ranges => ranges,
+    };
+    ranges.iter().try_for_each(|range| {
+        let end = range.offset.saturating_add(range.length).min(size);
+        sending.range(content, (range.offset, end), content.listed(), |bytes| {
+            gate.tally.content_bytes_sent.add(bytes);
+            true
+        })
+    })
 }
 
 impl Gate {
+    /// The last frame that a Need is owed is about to be sent.
+    fn was_sent(&self, task: &UploadTask) {
+        let request_id = task.request_id;
+        self.input(Input::Sent { request_id });
+    }
+
     pub(super) fn end_data(&self, task: &UploadTask, failed: Option<UnscannedReason>) {
+        self.was_sent(task);
         let failed = failed.map_or(0, |reason| v1::UnscannedReason::from(reason) as i32);
         let envelope = v1::Envelope {
             request_id: task.request_id,

@@ -7,8 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use chunks::Manifest;
 use model::{AccessClass, Digest};
-use proto::{DATA_MAX_BYTES, v1};
+use proto::v1;
+
+use crate::transfer::{self, ReadAt, Stopped};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 * 1024;
@@ -71,8 +74,13 @@ impl<'a> Candidate<'a> {
         })
     }
 
-    /// The question.
-    pub(crate) fn to_check(&self) -> v1::Check {
+    /// The question; `compress`: content that rides along may be compressed.
+    pub(crate) fn to_check(&self, compress: bool) -> v1::Check {
+        let compressed = self
+            .content
+            .as_ref()
+            .filter(|_| compress)
+            .and_then(|content| chunks::compress(content));
         v1::Check {
             blake3: self.digest.0.to_vec(),
             size: self.size,
@@ -84,53 +92,35 @@ impl<'a> Candidate<'a> {
                 mode: self.opened.mode,
                 pid: 0,
             }),
-            content: self.content.clone(),
+            content_compressed: compressed.is_some(),
+            content: compressed.map(Bytes::from).or_else(|| self.content.clone()),
         }
     }
 
-    /// The content of those ranges (none: all of it), in pieces that fit a frame.
-    pub(crate) fn pieces(&self, ranges: &[v1::ByteRange]) -> Pieces<'_> {
-        let whole = [(0, self.size)];
-        let asked = ranges.iter().map(|range| {
-            let start = range.offset.min(self.size);
-            (
-                start,
-                range.offset.saturating_add(range.length).min(self.size),
-            )
-        });
-        let ranges = if ranges.is_empty() {
-            whole.to_vec()
-        } else {
-            asked.collect()
+    /// The ranges asked for (none: all of it), as far as there is content: from, to.
+    pub(crate) fn ranges(&self, asked: &[v1::ByteRange]) -> Vec<(u64, u64)> {
+        if asked.is_empty() {
+            return vec![(0, self.size)];
+        }
+        let range = |range: &v1::ByteRange| {
+            let end = range.offset.saturating_add(range.length);
+            (range.offset.min(self.size), end.min(self.size))
         };
-        Pieces {
-            file: &self.opened.file,
-            ranges: ranges.into_iter(),
-            current: (0, 0),
-        }
+        asked.iter().map(range).collect()
+    }
+
+    /// Its chunks; `None`: it is to be sent instead.
+    ///
+    /// # Errors
+    /// [`Stopped::Failed`]: it cannot be read, or has changed.
+    pub(crate) fn list(&self) -> Result<Option<Manifest>, Stopped> {
+        transfer::list(self, self.size, self.digest)
     }
 }
 
-/// Pieces of content, read as they are asked for.
-pub(crate) struct Pieces<'a> {
-    file: &'a File,
-    ranges: std::vec::IntoIter<(u64, u64)>,
-    current: (u64, u64),
-}
-
-impl Pieces<'_> {
-    /// The next piece with its offset; `None` after the last. Too few bytes are an error: the
-    /// file became shorter.
-    pub(crate) fn next_piece(&mut self) -> Option<io::Result<(u64, Bytes)>> {
-        while self.current.0 >= self.current.1 {
-            self.current = self.ranges.next()?;
-        }
-        let (offset, end) = self.current;
-        let len = (end - offset).min(DATA_MAX_BYTES as u64);
-        self.current.0 += len;
-        let mut piece = vec![0; len as usize];
-        let read = self.file.read_exact_at(&mut piece, offset);
-        Some(read.map(|()| (offset, Bytes::from(piece))))
+impl ReadAt for Candidate<'_> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.opened.file.read_at(buffer, offset)
     }
 }
 
@@ -159,46 +149,36 @@ mod tests {
             let (_dir, opened) = opened(&content);
             let file = Candidate::read(&opened, limit, |_| {}).unwrap();
             assert_eq!(file.digest, Digest::of(&content));
-            let sent = file.to_check().content;
+            let sent = file.to_check(false).content;
             assert_eq!(sent.is_some(), rides);
             assert!(sent.is_none_or(|sent| sent == content));
         }
     }
 
     #[test]
-    fn pieces_are_what_was_asked_for() {
-        let content: Vec<u8> = (0..200_000_u32).map(|i| (i % 253) as u8).collect();
+    fn what_rides_along_is_compressed_where_that_pays() {
+        let content = b"again and again, ".repeat(100);
         let (_dir, opened) = opened(&content);
-        let file = Candidate::read(&opened, 0, |_| {}).unwrap();
-        let collect = |ranges: &[(u64, u64)]| {
-            let range = |&(offset, length): &(u64, u64)| v1::ByteRange { offset, length };
-            let ranges: Vec<_> = ranges.iter().map(range).collect();
-            let mut pieces = file.pieces(&ranges);
-            let mut all = Vec::new();
-            while let Some(piece) = pieces.next_piece() {
-                let (offset, bytes) = piece.unwrap();
-                assert!(!bytes.is_empty() && bytes.len() <= DATA_MAX_BYTES);
-                assert_eq!(bytes, content[offset as usize..][..bytes.len()]);
-                all.extend_from_slice(&bytes);
-            }
-            all
-        };
-        assert!(collect(&[]) == content);
-        assert!(collect(&[(5, 3), (100_000, 70_000)]).len() == 70_003);
-        // What lies beyond the end is not there to be sent.
-        assert!(collect(&[(199_999, u64::MAX), (u64::MAX, 1), (7, 0)]).len() == 1);
+        let file = Candidate::read(&opened, 10_000, |_| {}).unwrap();
+        let plain = file.to_check(false);
+        assert!(!plain.content_compressed);
+        let check = file.to_check(true);
+        assert!(check.content_compressed);
+        let small = check.content.unwrap();
+        assert_eq!(chunks::decompress(&small, content.len()).unwrap(), content);
     }
 
     #[test]
-    fn a_shorter_file_is_an_error() {
-        let (_dir, opened) = opened(&[1; 100]);
+    fn ranges_end_with_the_content() {
+        let (_dir, opened) = opened(&[1; 1000]);
         let file = Candidate::read(&opened, 0, |_| {}).unwrap();
-        File::options()
-            .write(true)
-            .open(&opened.path)
-            .unwrap()
-            .set_len(10)
-            .unwrap();
-        assert!(file.pieces(&[]).next_piece().unwrap().is_err());
+        let ranges = |asked: &[(u64, u64)]| {
+            let range = |&(offset, length): &(u64, u64)| v1::ByteRange { offset, length };
+            file.ranges(&asked.iter().map(range).collect::<Vec<_>>())
+        };
+        assert_eq!(ranges(&[]), [(0, 1000)]);
+        assert_eq!(ranges(&[(5, 3), (900, 70_000)]), [(5, 8), (900, 1000)]);
+        let beyond = ranges(&[(999, u64::MAX), (u64::MAX, 1), (7, 0)]);
+        assert_eq!(beyond, [(999, 1000), (1000, 1000), (7, 7)]);
     }
 }

@@ -14,6 +14,7 @@ use super::removal::{Hands, Removal};
 use super::report::{Finding, Report};
 use super::session::{NoAnswer, Session};
 use super::totals::Totals;
+use crate::foresight::Foresight;
 
 /// How often a file is tried again that changed while it was read, or that the appliance had no
 /// room for.
@@ -31,6 +32,7 @@ pub(crate) struct Judge<'a> {
     pub(crate) bytes_read: &'a AtomicU64,
     /// `None`: everything is asked about.
     pub(crate) shelf: Option<&'a Shelf>,
+    pub(crate) foresight: &'a Foresight,
 }
 
 /// What an appliance or we ourselves say of a file.
@@ -113,7 +115,9 @@ impl Judge<'_> {
             let too_large = Outcome::unscanned(UnscannedReason::TooLarge);
             return Some(Judged::of(too_large, 0));
         }
-        let ride_along_max = usize::try_from(policy.ride_along_max_bytes).unwrap_or(0);
+        let ride_along_max = u64::from(policy.ride_along_max_bytes);
+        let ride_along_max = self.foresight.ride_along_max(ride_along_max);
+        let ride_along_max = usize::try_from(ride_along_max).unwrap_or(0);
         let read = Candidate::read(opened, ride_along_max, |bytes| {
             self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
             self.pace.give_way(self.halt);
@@ -136,7 +140,10 @@ impl Judge<'_> {
             });
         }
         match self.session.check(&file, self.halt) {
-            Ok(reply) => Some(read_reply(&file, *reply)),
+            Ok(reply) => {
+                self.foresight.learn(reply.cached);
+                Some(read_reply(&file, *reply))
+            }
             Err(NoAnswer::Halted) => None,
             Err(NoAnswer::GivenUp(why)) => {
                 let outcome = Outcome::Unscanned {

@@ -17,6 +17,7 @@ use proto::v1;
 use rustix::io::Errno;
 
 use crate::credentials::{Credentials, CredentialsError, boot_id, hostname};
+use crate::foresight::Foresight;
 use crate::{AgentConfig, allow};
 
 use super::args::{ProgressMode, ScanArgs};
@@ -133,6 +134,7 @@ struct Scan<'a> {
     pace: Pace,
     hands: Hands,
     bytes_read: AtomicU64,
+    foresight: Foresight,
     expected: Mutex<Option<Expected>>,
     /// All is judged: there is nothing left to count for.
     judged: AtomicBool,
@@ -181,6 +183,7 @@ pub fn scan(
         pace: Pace::default(),
         hands: Hands::new(vault),
         bytes_read: AtomicU64::new(totals.bytes),
+        foresight: Foresight::default(),
         expected: Mutex::new(None),
         judged: AtomicBool::new(false),
         started: Instant::now(),
@@ -455,6 +458,7 @@ impl Scan<'_> {
             halt: self.halt,
             bytes_read: &self.bytes_read,
             shelf: self.shelf.as_deref(),
+            foresight: &self.foresight,
         };
         for (number, opened) in todo {
             if self.halt.is_set() {

@@ -6,14 +6,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use allowlist::Shelf;
+use chunks::Manifest;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use link::Priority;
-use link::client::{Client, Config, Handler, SendDataError, SendError};
+use link::client::{Client, Config, Handler, SendError};
 use model::{Generation, Policy};
 use proto::v1::{self, envelope::Body};
 
 use super::content::Candidate;
 use super::halt::Halt;
+use crate::transfer::{Sending, Stopped};
 
 /// Longest wait for an answer, or for the next sign of one, before a file is given up. The
 /// appliance has its own, much shorter limits: this one only keeps a lost answer from ending the
@@ -226,16 +228,25 @@ impl Session {
         halt: &Halt,
     ) -> Result<Box<v1::CheckReply>, NoAnswer> {
         loop {
-            self.appliance(halt)?;
+            let compress = self.appliance(halt)?.policy.compress;
             let id = self.client.next_request_id();
             let (sender, events) = bounded(EVENTS_MAX);
             self.shared.lock().exchanges.insert(id, sender);
             let envelope = v1::Envelope {
                 request_id: id,
-                body: Some(Body::Check(file.to_check())),
+                body: Some(Body::Check(file.to_check(compress))),
             };
             let exchanged = match self.client.send(Priority::OnDemand, envelope) {
-                Ok(()) => self.exchange(id, &events, file, halt),
+                Ok(()) => {
+                    let mut sending = Sending::new(
+                        &self.client,
+                        id,
+                        Priority::OnDemand,
+                        DATA_WAIT_MAX,
+                        compress,
+                    );
+                    self.exchange(id, &events, file, &mut sending, halt)
+                }
                 Err(SendError::NotConnected | SendError::Backpressure) => {
                     halt.sleep(GLANCE / 4);
                     Ok(Exchanged::Down)
@@ -255,9 +266,11 @@ impl Session {
         id: u64,
         events: &Receiver<Event>,
         file: &Candidate,
+        sending: &mut Sending<'_>,
         halt: &Halt,
     ) -> Result<Exchanged, NoAnswer> {
         let mut last_sign = Instant::now();
+        let mut listed = None;
         loop {
             match events.recv_timeout(GLANCE) {
                 Ok(Event::Reply(reply)) => return Ok(Exchanged::Reply(reply)),
@@ -265,11 +278,11 @@ impl Session {
                     return Ok(Exchanged::Down);
                 }
                 Ok(Event::Need(need)) => {
-                    match self.upload(id, file, &need, halt) {
+                    match self.serve(id, file, &need, &mut listed, sending, halt) {
                         // Nobody wants it any more: the answer is on its way.
-                        Ok(()) | Err(SendDataError::NotWanted) => {}
-                        Err(SendDataError::NotConnected) => return Ok(Exchanged::Down),
-                        Err(SendDataError::TimedOut) => {
+                        Ok(()) | Err(Stopped::NotWanted) => {}
+                        Err(Stopped::NotConnected) => return Ok(Exchanged::Down),
+                        Err(Stopped::Stalled | Stopped::Failed(_)) => {
                             self.client.cancel(id);
                             return Err(NoAnswer::GivenUp("the appliance took no data in time"));
                         }
@@ -289,28 +302,39 @@ impl Session {
         }
     }
 
-    /// Sends the ranges asked for, then DataEnd.
-    fn upload(
+    /// Sends what is asked for: the list of chunks, or ranges and DataEnd.
+    fn serve(
         &self,
         id: u64,
         file: &Candidate,
         need: &v1::Need,
+        listed: &mut Option<Manifest>,
+        sending: &mut Sending<'_>,
         halt: &Halt,
-    ) -> Result<(), SendDataError> {
-        let mut failed = v1::UnscannedReason::Unspecified;
-        let mut pieces = file.pieces(&need.ranges);
-        while let Some(piece) = pieces.next_piece() {
-            let Ok((offset, bytes)) = piece else {
-                failed = v1::UnscannedReason::ReadFailed;
-                break;
-            };
-            let give_up = Instant::now() + DATA_WAIT_MAX;
-            if halt.is_set() {
-                return Ok(());
-            }
-            self.client
-                .send_data(id, Priority::OnDemand, offset, bytes, give_up)?;
-        }
+    ) -> Result<(), Stopped> {
+        let sent = if need.manifest {
+            file.list().and_then(|manifest| {
+                *listed = manifest;
+                match listed {
+                    Some(manifest) => sending.manifest(manifest).map(|()| true),
+                    None => Ok(false),
+                }
+            })
+        } else {
+            Ok(false)
+        };
+        let sent = match sent {
+            Ok(true) => return Ok(()),
+            Ok(false) => file.ranges(&need.ranges).into_iter().try_for_each(|range| {
+                sending.range(file, range, listed.as_ref(), |_| !halt.is_set())
+            }),
+            Err(stopped) => Err(stopped),
+        };
+        let failed = match sent {
+            Ok(()) => v1::UnscannedReason::Unspecified,
+            Err(Stopped::Failed(reason)) => reason.into(),
+            Err(stopped) => return Err(stopped),
+        };
         let end = v1::DataEnd {
             failed: failed as i32,
         };
@@ -319,7 +343,7 @@ impl Session {
             body: Some(Body::DataEnd(end)),
         };
         let sent = self.client.send(Priority::OnDemand, envelope);
-        sent.map_err(|_| SendDataError::NotConnected)
+        sent.map_err(|_| Stopped::NotConnected)
     }
 
     /// Tells how an order ended. It is not repeated where the link breaks: the appliance then

@@ -204,11 +204,15 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
             Some(Body::Check(check)) => {
                 shared.write(|book| book.checks.push(check.clone()));
                 match check.content.clone() {
-                    Some(content) => reply(&shared, &sender, id, &check, &content),
+                    Some(content) => {
+                        let plain = u32::from(check.content_compressed) * check.size as u32;
+                        let content = plain_of(&content, plain);
+                        reply(&shared, &sender, id, &check, &content);
+                    }
                     None => {
                         let need = Body::Need(v1::Need {
-                            ranges: Vec::new(),
                             credit_bytes: 64 << 20,
+                            ..v1::Need::default()
                         });
                         let priority = Priority::from(class_of(&check));
                         let _ = sender.send(priority, enclose(id, need));
@@ -219,7 +223,7 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
             Some(Body::Data(data)) => {
                 let (_, content) = waiting.get_mut(&id).unwrap();
                 assert_eq!(data.offset, content.len() as u64);
-                content.extend_from_slice(&data.bytes);
+                content.extend_from_slice(&plain_of(&data.bytes, data.plain_bytes));
             }
             Some(Body::DataEnd(_)) => {
                 let (check, content) = waiting.remove(&id).unwrap();
@@ -256,6 +260,14 @@ fn enclose(request_id: u64, body: Body) -> v1::Envelope {
     v1::Envelope {
         request_id,
         body: Some(body),
+    }
+}
+
+/// Content as it came; 0 plain bytes: not compressed.
+fn plain_of(bytes: &[u8], plain_bytes: u32) -> Vec<u8> {
+    match plain_bytes {
+        0 => bytes.to_vec(),
+        plain => chunks::decompress(bytes, plain as usize).unwrap(),
     }
 }
 

@@ -66,7 +66,7 @@ impl Default for Greeting {
 }
 
 /// Where upload credit starts and what it is raised by.
-const CREDIT_BYTES: u32 = 100_000;
+const CREDIT_BYTES: u32 = 200_000;
 
 impl Appliance {
     /// Starts one; writes the guest's credentials into the state directory.
@@ -182,7 +182,10 @@ impl Session {
         let path = check.context.as_ref().unwrap().path.clone();
         let path = String::from_utf8_lossy(&path).into_owned();
         self.seen.asked.lock().unwrap().push(path);
-        let content = check.content.clone();
+        let content = check.content.as_ref().map(|content| {
+            let plain = u32::from(check.content_compressed) * check.size as u32;
+            plain_of(content, plain)
+        });
         let say = (self.brain)(&check, content.as_deref());
         self.open.insert(id, (check, Vec::new()));
         self.seen
@@ -196,8 +199,9 @@ impl Session {
             return true;
         };
         assert_eq!(data.offset, content.len() as u64, "a gap in the content");
-        content.extend_from_slice(&data.bytes);
-        let bytes = data.bytes.len() as u32;
+        let plain = plain_of(&data.bytes, data.plain_bytes);
+        content.extend_from_slice(&plain);
+        let bytes = plain.len() as u32;
         self.send(id, Body::Credit(v1::Credit { bytes }));
         true
     }
@@ -224,8 +228,8 @@ impl Session {
             Say::Need => self.send(
                 id,
                 Body::Need(v1::Need {
-                    ranges: Vec::new(),
                     credit_bytes: CREDIT_BYTES,
+                    ..v1::Need::default()
                 }),
             ),
             Say::Nothing => {}
@@ -239,6 +243,14 @@ impl Session {
         let _closed = self
             .sender
             .send(Priority::OnDemand, v1::Envelope { request_id, body });
+    }
+}
+
+/// Content as it came; 0 plain bytes: not compressed.
+fn plain_of(bytes: &[u8], plain_bytes: u32) -> Vec<u8> {
+    match plain_bytes {
+        0 => bytes.to_vec(),
+        plain => chunks::decompress(bytes, plain as usize).unwrap(),
     }
 }
 

@@ -44,7 +44,11 @@ pub struct Limits {
     /// this rate. 64 KiB.
     pub upload_bytes_per_second_min: Ranged<1>,
     /// Bytes under way for one upload. 1 MiB.
-    pub upload_credit_bytes: Ranged<65_536, 67_108_864>,
+    pub upload_credit_bytes: Ranged<131_072, 67_108_864>,
+    /// Chunks kept of what guests have sent, on disk, for all guests. 0: none. 8 GiB.
+    pub chunk_bytes_max: Ranged<0>,
+    /// Chunks kept for one guest. 0: none. 256 MiB.
+    pub guest_chunk_bytes_max: Ranged<0>,
     /// Scans that wait for an engine. 4096.
     pub queue_len_max: Ranged<1, 1_000_000>,
     /// Scans of one guest that wait for an engine. 512.
@@ -106,6 +110,8 @@ impl Default for Limits {
             upload_idle_timeout_ms: Ranged::new(10_000),
             upload_bytes_per_second_min: Ranged::new(64 << 10),
             upload_credit_bytes: Ranged::new(MIB),
+            chunk_bytes_max: Ranged::new(8 * GIB),
+            guest_chunk_bytes_max: Ranged::new(256 * MIB),
             queue_len_max: Ranged::new(4096),
             guest_queue_len_max: Ranged::new(512),
             scans_running_max: Ranged::new(0),

@@ -13,6 +13,8 @@ use std::path::PathBuf;
 use allowlist::PublicKey;
 use serde::Deserialize;
 
+use crate::chunk_store::ChunkLimits;
+
 pub use engines::{ClamdConfig, EngineLimits, EnginesConfig, UnpackConfig, YaraConfig};
 pub use limits::Limits;
 pub use policy::{PolicyConfig, RemovalAction, RemovalConfig};
@@ -38,6 +40,8 @@ pub struct Config {
     pub removal: RemovalConfig,
     /// Copies of the agents' allowlists.
     pub allowlist: AllowlistConfig,
+    /// How content that is like something known is asked for.
+    pub chunks: ChunksConfig,
     /// Engines. Unset: yara with the rules found beside the program or in `/etc/lazaret/rules`.
     pub engine: EnginesConfig,
     /// Limits of unpacking.
@@ -55,6 +59,36 @@ pub struct AllowlistConfig {
     pub files: Vec<PathBuf>,
     /// The public keys that may have signed them, 64 hexadecimal digits each.
     pub trusted_keys: Vec<PublicKey>,
+}
+
+/// Content of which only what is new is asked for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChunksConfig {
+    /// Smaller content is always sent whole. 0: all is. 256 KiB.
+    pub size_min_bytes: Ranged<0>,
+    /// Whose content a guest's is compared with. `guest`: its own.
+    pub share: ChunkShare,
+}
+
+/// Whose content a guest's is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChunkShare {
+    /// Its own: no guest learns what another has.
+    Guest,
+    /// That of all guests, which then can find out whether some guest has sent a chunk that they
+    /// know.
+    All,
+}
+
+impl Default for ChunksConfig {
+    fn default() -> Self {
+        Self {
+            size_min_bytes: Ranged::new(256 << 10),
+            share: ChunkShare::Guest,
+        }
+    }
 }
 
 /// Addresses to listen on.
@@ -114,6 +148,15 @@ pub struct ConfigConflict {
 }
 
 impl Config {
+    pub(crate) fn chunk_limits(&self) -> ChunkLimits {
+        ChunkLimits {
+            size_min_bytes: self.chunks.size_min_bytes.get(),
+            bytes_max: self.limits.chunk_bytes_max.get(),
+            guest_bytes_max: self.limits.guest_chunk_bytes_max.get(),
+            shared: self.chunks.share == ChunkShare::All,
+        }
+    }
+
     /// Checks what no single key can show.
     ///
     /// # Errors

@@ -35,6 +35,8 @@ pub struct PolicyConfig {
     pub unscanned: BTreeMap<Reason, Answer>,
     /// Scan when a writer closes a file. `true`.
     pub scan_on_close: bool,
+    /// Agents compress content where that pays. `true`.
+    pub compress: bool,
 }
 
 /// What an opener gets.
@@ -107,6 +109,7 @@ impl Default for PolicyConfig {
             on_error: Answer::Allow,
             unscanned: BTreeMap::new(),
             scan_on_close: policy.scan_on_close,
+            compress: policy.compress,
         }
     }
 }
@@ -132,6 +135,7 @@ impl PolicyConfig {
             on_error: self.on_error.into(),
             context_sensitive,
             scan_on_close: self.scan_on_close,
+            compress: self.compress,
         };
         let mut hasher = blake3::Hasher::new_derive_key("lazaret 1 policy revision");
         hasher.update(&v1::Policy::from(&policy).encode_to_vec());

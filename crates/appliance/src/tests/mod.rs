@@ -1,6 +1,7 @@
 //! The appliance without sockets: sessions are driven by hand, engines are doubles.
 
 mod allowlist;
+mod by_chunks;
 mod checks;
 mod coalescing;
 mod force;

@@ -190,8 +190,12 @@ impl Guest {
 
     pub(super) fn data(&self, request_id: u64, offset: u64, bytes: &[u8]) {
         let bytes = Bytes::copy_from_slice(bytes);
-        self.send(request_id, Body::Data(v1::Data { offset, bytes }))
-            .unwrap();
+        let data = v1::Data {
+            offset,
+            bytes,
+            ..v1::Data::default()
+        };
+        self.send(request_id, Body::Data(data)).unwrap();
     }
 
     pub(super) fn end(&self, request_id: u64) {
@@ -357,7 +361,7 @@ pub(super) fn claim(bytes: &[u8]) -> v1::Check {
             mode: 0o100_644,
             pid: 7,
         }),
-        content: None,
+        ..v1::Check::default()
     }
 }
 

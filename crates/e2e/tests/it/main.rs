@@ -1,6 +1,7 @@
 //! The whole system, as shipped. Needs root, loop devices, clamav, git, cargo, dpkg-deb and
 //! iproute2; a test that lacks one fails and says so.
 
+mod chunks;
 mod clamav;
 mod failures;
 mod golden;

@@ -45,7 +45,7 @@ impl Exchanges {
                 }
                 self.open.insert(envelope.request_id, None);
             }
-            Some(Body::DataEnd(_)) => {
+            Some(Body::DataEnd(_) | Body::Manifest(_)) => {
                 if let Some(credit) = self.open.get_mut(&envelope.request_id) {
                     *credit = None;
                 }
@@ -79,13 +79,13 @@ impl Exchanges {
         true
     }
 
-    /// Counts off what `wanted` bytes of data may be sent now.
-    pub(crate) fn take(&mut self, request_id: u64, wanted: usize) -> Grant {
+    /// Counts off what `wanted` bytes of data may be sent now, not fewer than `least`.
+    pub(crate) fn take(&mut self, request_id: u64, wanted: usize, least: usize) -> Grant {
         if self.is_over {
             return Grant::SessionOver;
         }
         match self.open.get_mut(&request_id) {
-            Some(Some(0)) => Grant::Wait,
+            Some(Some(left)) if *left < least.max(1) as u64 => Grant::Wait,
             Some(Some(left)) => {
                 let bytes = usize::try_from(*left).unwrap_or(usize::MAX).min(wanted);
                 *left -= bytes as u64;
@@ -144,6 +144,7 @@ mod tests {
             Body::Need(v1::Need {
                 ranges,
                 credit_bytes,
+                ..v1::Need::default()
             }),
         )
     }
@@ -155,21 +156,25 @@ mod tests {
     #[test]
     fn data_goes_as_far_as_credit() {
         let mut exchanges = Exchanges::new(8);
-        assert_eq!(exchanges.take(1, 10), Grant::NotWanted);
+        assert_eq!(exchanges.take(1, 10, 1), Grant::NotWanted);
         assert!(exchanges.sending(&check(1)));
-        assert_eq!(exchanges.take(1, 10), Grant::NotWanted, "before Need");
+        assert_eq!(exchanges.take(1, 10, 1), Grant::NotWanted, "before Need");
         exchanges.received(&credit(1, 100));
-        assert_eq!(exchanges.take(1, 10), Grant::NotWanted, "credit is no Need");
+        assert_eq!(
+            exchanges.take(1, 10, 1),
+            Grant::NotWanted,
+            "credit is no Need"
+        );
         assert!(exchanges.received(&need(1, 15)));
-        assert_eq!(exchanges.take(1, 10), Grant::Bytes(10));
-        assert_eq!(exchanges.take(1, 10), Grant::Bytes(5));
-        assert_eq!(exchanges.take(1, 10), Grant::Wait);
+        assert_eq!(exchanges.take(1, 10, 1), Grant::Bytes(10));
+        assert_eq!(exchanges.take(1, 10, 1), Grant::Bytes(5));
+        assert_eq!(exchanges.take(1, 10, 1), Grant::Wait);
         exchanges.give_back(1, 2);
         exchanges.received(&credit(1, 1));
-        assert_eq!(exchanges.take(1, 10), Grant::Bytes(3));
+        assert_eq!(exchanges.take(1, 10, 1), Grant::Bytes(3));
         exchanges.sending(&envelope(1, Body::DataEnd(v1::DataEnd::default())));
         exchanges.received(&credit(1, 1));
-        assert_eq!(exchanges.take(1, 10), Grant::NotWanted, "after DataEnd");
+        assert_eq!(exchanges.take(1, 10, 1), Grant::NotWanted, "after DataEnd");
     }
 
     #[test]
@@ -182,12 +187,12 @@ mod tests {
         let reply = envelope(1, Body::CheckReply(v1::CheckReply::default()));
         assert!(exchanges.received(&reply));
         assert!(!exchanges.received(&reply), "a second answer is for nobody");
-        assert_eq!(exchanges.take(1, 1), Grant::NotWanted);
+        assert_eq!(exchanges.take(1, 1, 1), Grant::NotWanted);
         assert!(exchanges.cancel(3));
-        assert_eq!(exchanges.take(3, 1), Grant::NotWanted);
+        assert_eq!(exchanges.take(3, 1, 1), Grant::NotWanted);
         assert!(!exchanges.received(&need(3, 10)));
         exchanges.end();
-        assert_eq!(exchanges.take(5, 1), Grant::SessionOver);
+        assert_eq!(exchanges.take(5, 1, 1), Grant::SessionOver);
     }
 
     #[test]

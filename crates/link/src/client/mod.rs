@@ -198,6 +198,24 @@ impl Client {
         Ok(())
     }
 
+    /// Sends a compressed piece of content as [`Client::send_data`] sends others: whole, once there
+    /// is credit for its plain bytes, of which there are at most `DATA_PLAIN_MAX_BYTES`.
+    ///
+    /// # Errors
+    /// [`SendDataError`]; it was not sent then.
+    pub fn send_compressed(
+        &self,
+        request_id: u64,
+        priority: Priority,
+        data: &v1::Data,
+        give_up: Instant,
+    ) -> Result<(), SendDataError> {
+        let session = self.running.shared.session();
+        let session = session.ok_or(SendDataError::NotConnected)?;
+        while session.send_compressed(request_id, priority, data, give_up)? == 0 {}
+        Ok(())
+    }
+
     /// Nobody waits for this request any more: takes its frames out of the queue, ends its
     /// `send_data` with `NotWanted`, and tells the appliance where it knows of the request. No
     /// reply to it reaches the handler after this returns, but for one that it has in hand.

@@ -141,13 +141,38 @@ impl Session {
         bytes: &Bytes,
         give_up: Instant,
     ) -> Result<usize, SendDataError> {
-        let granted = self.wait_for_grant(request_id, bytes.len(), give_up)?;
+        let granted = self.wait_for_grant(request_id, bytes.len(), 1, give_up)?;
+        let data = v1::Data {
+            offset,
+            bytes: bytes.slice(..granted.min(bytes.len())),
+            ..v1::Data::default()
+        };
+        self.push_data(request_id, priority, data, granted)
+    }
+
+    /// Sends a piece that cannot be cut and needs credit for `plain_bytes`; 0: try again.
+    pub(crate) fn send_compressed(
+        &self,
+        request_id: u64,
+        priority: Priority,
+        data: &v1::Data,
+        give_up: Instant,
+    ) -> Result<usize, SendDataError> {
+        let plain = data.plain_bytes as usize;
+        let granted = self.wait_for_grant(request_id, plain, plain, give_up)?;
+        self.push_data(request_id, priority, data.clone(), granted)
+    }
+
+    fn push_data(
+        &self,
+        request_id: u64,
+        priority: Priority,
+        data: v1::Data,
+        granted: usize,
+    ) -> Result<usize, SendDataError> {
         let envelope = v1::Envelope {
             request_id,
-            body: Some(Body::Data(v1::Data {
-                offset,
-                bytes: bytes.slice(..granted.min(bytes.len())),
-            })),
+            body: Some(Body::Data(data)),
         };
         match self.pipe.push(priority, &envelope) {
             Ok(()) => {
@@ -167,11 +192,12 @@ impl Session {
         &self,
         request_id: u64,
         wanted: usize,
+        least: usize,
         give_up: Instant,
     ) -> Result<usize, SendDataError> {
         // Counted before the first look, so that whoever makes room after it knows of us.
         self.data_waiters.fetch_add(1, Ordering::SeqCst);
-        let result = self.wait_counted(request_id, wanted, give_up);
+        let result = self.wait_counted(request_id, wanted, least, give_up);
         self.data_waiters.fetch_sub(1, Ordering::SeqCst);
         result
     }
@@ -180,12 +206,14 @@ impl Session {
         &self,
         request_id: u64,
         wanted: usize,
+        least: usize,
         give_up: Instant,
     ) -> Result<usize, SendDataError> {
         let mut exchanges = self.exchanges();
         loop {
             let has_room = self.pipe.has_room_for_data();
-            match exchanges.take(request_id, if has_room { wanted } else { 0 }) {
+            let (wanted, least) = if has_room { (wanted, least) } else { (0, 0) };
+            match exchanges.take(request_id, wanted, least) {
                 Grant::NotWanted => return Err(SendDataError::NotWanted),
                 Grant::SessionOver => return Err(SendDataError::NotConnected),
                 Grant::Bytes(granted) if granted > 0 => return Ok(granted),

@@ -51,6 +51,8 @@ pub struct AgentRules {
 struct Upload {
     /// Data was asked for and has not ended.
     is_wanted: bool,
+    /// A manifest will do in its place.
+    wants_manifest: bool,
     credit: u64,
     /// No piece may begin before this.
     offset_min: u64,
@@ -95,6 +97,7 @@ impl AgentRules {
             Body::Check(check) => self.check(id, check.size),
             Body::Data(data) => self.data(id, data),
             Body::DataEnd(_) => Ok(self.data_end(id)),
+            Body::Manifest(manifest) => self.manifest(id, manifest),
             Body::Cancel(_) => Ok(match self.open.remove(&id) {
                 Some(_) => Pass::Deliver,
                 None => Pass::Drop,
@@ -114,7 +117,12 @@ impl AgentRules {
         match &envelope.body {
             Some(Body::Need(need)) => {
                 if let Some(upload) = self.open.get_mut(&id) {
+                    if !upload.is_wanted {
+                        upload.credit = 0;
+                        upload.offset_min = 0;
+                    }
                     upload.is_wanted = true;
+                    upload.wants_manifest = need.manifest;
                     let ends = need
                         .ranges
                         .iter()
@@ -182,10 +190,11 @@ impl AgentRules {
         if !upload.is_wanted {
             return Err(Violation("data that nobody asked for"));
         }
-        let len = data.bytes.len() as u64;
+        upload.wants_manifest = false;
         if data.bytes.is_empty() || data.bytes.len() > proto::DATA_MAX_BYTES {
             return Err(Violation("a piece of data must have 1 byte to 64 KiB"));
         }
+        let len = plain_bytes(data)?;
         if data.offset < upload.offset_min {
             return Err(Violation("data whose offsets do not rise"));
         }
@@ -198,7 +207,7 @@ impl AgentRules {
             .checked_sub(len)
             .ok_or(Violation("more data than credit"))?;
         upload.received = upload.received.saturating_add(len);
-        let is_short = data.bytes.len() < PIECE_MIN_BYTES;
+        let is_short = len < PIECE_MIN_BYTES as u64;
         if is_short && upload.credit > 0 && !upload.ends.contains(&upload.offset_min) {
             upload.short_pieces += 1;
             if upload.short_pieces > SHORT_PIECES_MAX + upload.received / BYTES_PER_SHORT_PIECE {
@@ -216,6 +225,37 @@ impl AgentRules {
             }
             _ => Pass::Drop,
         }
+    }
+
+    fn manifest(&mut self, id: u64, manifest: &v1::Manifest) -> Result<Pass, Violation> {
+        let Some(upload) = self.open.get_mut(&id) else {
+            return Ok(Pass::Drop);
+        };
+        if !upload.is_wanted || !upload.wants_manifest {
+            return Err(Violation("a manifest that nobody asked for"));
+        }
+        if manifest.chunks.len() > proto::MANIFEST_MAX_BYTES {
+            return Err(Violation("a manifest must have at most 896 KiB"));
+        }
+        upload.is_wanted = false;
+        upload.wants_manifest = false;
+        Ok(Pass::Deliver)
+    }
+}
+
+/// Bytes of content that a piece stands for: what it costs in memory, on either side of the
+/// compression.
+fn plain_bytes(data: &v1::Data) -> Result<u64, Violation> {
+    let (on_wire, plain) = (data.bytes.len(), data.plain_bytes as usize);
+    match plain {
+        0 => Ok(on_wire as u64),
+        _ if plain < on_wire => Err(Violation(
+            "a compressed piece that is longer than the plain",
+        )),
+        _ if plain > proto::DATA_PLAIN_MAX_BYTES => {
+            Err(Violation("a compressed piece of more than 128 KiB"))
+        }
+        _ => Ok(plain as u64),
     }
 }
 
@@ -236,18 +276,91 @@ mod tests {
 
     fn data(id: u64, offset: u64, len: usize) -> v1::Envelope {
         let bytes = vec![0; len].into();
-        envelope(id, Body::Data(v1::Data { offset, bytes }))
+        envelope(
+            id,
+            Body::Data(v1::Data {
+                offset,
+                bytes,
+                ..v1::Data::default()
+            }),
+        )
     }
 
     fn need(id: u64, credit_bytes: u32) -> v1::Envelope {
-        let ranges = Vec::new();
-        envelope(
-            id,
-            Body::Need(v1::Need {
-                ranges,
-                credit_bytes,
-            }),
-        )
+        let need = v1::Need {
+            credit_bytes,
+            ..v1::Need::default()
+        };
+        envelope(id, Body::Need(need))
+    }
+
+    fn compressed(id: u64, len: usize, plain_bytes: u32) -> v1::Envelope {
+        let data = v1::Data {
+            offset: 0,
+            bytes: vec![0; len].into(),
+            plain_bytes,
+        };
+        envelope(id, Body::Data(data))
+    }
+
+    fn manifest(id: u64, len: usize) -> v1::Envelope {
+        let manifest = v1::Manifest {
+            kind: 2,
+            chunks: vec![0; len],
+        };
+        envelope(id, Body::Manifest(manifest))
+    }
+
+    fn listing() -> AgentRules {
+        let mut rules = AgentRules::new(4, false);
+        rules.received(&check(1)).unwrap();
+        let need = v1::Need {
+            credit_bytes: 10,
+            manifest: true,
+            ..v1::Need::default()
+        };
+        rules.sending(&envelope(1, Body::Need(need)));
+        rules
+    }
+
+    #[test]
+    fn a_manifest_comes_where_it_was_asked_for_and_once() {
+        let mut rules = listing();
+        assert_eq!(rules.received(&manifest(1, 100)), Ok(Pass::Deliver));
+        check_violation(rules, &manifest(1, 100), "nobody asked");
+        let mut rules = listing();
+        assert_eq!(rules.received(&manifest(1, 100)), Ok(Pass::Deliver));
+        check_violation(rules, &data(1, 0, 5), "nobody asked");
+        // The content itself will do as well, but not both.
+        let mut rules = listing();
+        assert_eq!(rules.received(&data(1, 0, 5)), Ok(Pass::Deliver));
+        check_violation(rules, &manifest(1, 100), "nobody asked");
+        check_violation(uploading(10), &manifest(1, 100), "nobody asked");
+        let too_long = proto::MANIFEST_MAX_BYTES + 1;
+        check_violation(listing(), &manifest(1, too_long), "896 KiB");
+        assert_eq!(listing().received(&manifest(3, 100)), Ok(Pass::Drop));
+    }
+
+    #[test]
+    fn another_need_begins_anew() {
+        let mut rules = listing();
+        rules.received(&manifest(1, 100)).unwrap();
+        rules.sending(&need(1, 60));
+        assert_eq!(rules.received(&data(1, 500, 60)), Ok(Pass::Deliver));
+        let end = envelope(1, Body::DataEnd(v1::DataEnd::default()));
+        rules.received(&end).unwrap();
+        rules.sending(&need(1, 30));
+        assert_eq!(rules.received(&data(1, 0, 30)), Ok(Pass::Deliver));
+        check_violation(rules, &data(1, 30, 1), "credit");
+    }
+
+    #[test]
+    fn a_compressed_piece_costs_what_it_becomes() {
+        let piece = compressed(1, 100, 5000);
+        assert_eq!(uploading(5000).received(&piece), Ok(Pass::Deliver));
+        check_violation(uploading(4999), &piece, "credit");
+        check_violation(uploading(1 << 20), &compressed(1, 100, 99), "longer");
+        check_violation(uploading(1 << 20), &compressed(1, 100, 131_073), "128 KiB");
     }
 
     fn uploading(credit: u32) -> AgentRules {
@@ -309,6 +422,7 @@ mod tests {
         let asked = Body::Need(v1::Need {
             ranges: (0..40).map(range).collect(),
             credit_bytes: 1 << 20,
+            ..v1::Need::default()
         });
         rules.sending(&envelope(1, asked));
         for n in 0..40 {

@@ -222,6 +222,7 @@ pub(crate) fn need(request_id: u64, credit_bytes: u32) -> v1::Envelope {
         Body::Need(v1::Need {
             ranges,
             credit_bytes,
+            ..v1::Need::default()
         }),
     )
 }

@@ -156,6 +156,9 @@ pub struct Policy {
     /// What is done about an opener that was let through before a malicious verdict. Unset: REPORT.
     #[prost(enumeration = "LateAction", tag = "45")]
     pub on_late_malicious: i32,
+    /// Agents may compress content. Unset: no.
+    #[prost(bool, tag = "30")]
+    pub compress: bool,
 }
 /// Why the content is looked at; decides deadline and priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -399,7 +402,7 @@ pub struct Envelope {
     /// What it carries. Absent or unknown: the receiver ignores the frame and counts it.
     #[prost(
         oneof = "envelope::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 35"
     )]
     pub body: ::core::option::Option<envelope::Body>,
 }
@@ -458,6 +461,8 @@ pub mod envelope {
         FetchAllowlist(super::FetchAllowlist),
         #[prost(message, tag = "29")]
         AllowlistPart(super::AllowlistPart),
+        #[prost(message, tag = "35")]
+        Manifest(super::Manifest),
     }
 }
 /// First frame of an agent.
@@ -549,8 +554,14 @@ pub struct Check {
     /// the appliance asks with Need where it does not know the digest.
     #[prost(bytes = "bytes", optional, tag = "6")]
     pub content: ::core::option::Option<::prost::bytes::Bytes>,
+    /// `content` is one zstd frame, which becomes exactly `size` bytes, at most 512 KiB. Only where
+    /// policy says `compress`. Unset: it is the content itself.
+    #[prost(bool, tag = "30")]
+    pub content_compressed: bool,
 }
-/// "I do not know it; send it." Answered by Data frames and one DataEnd.
+/// "I do not know it; send it." Answered by Data frames and one DataEnd; or, where `manifest` is set,
+/// by one Manifest instead. After that another Need may come for the same request: for the ranges
+/// that the appliance lacks, or once for the whole, where what it put together was not the content.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Need {
     /// Which ranges. Unset: the whole content.
@@ -559,10 +570,24 @@ pub struct Need {
     /// Bytes of data that may be sent before the first Credit.
     #[prost(uint32, tag = "2")]
     pub credit_bytes: u32,
+    /// A list of the content's chunks will do for now; `ranges` is unset then. An agent that makes
+    /// none sends the content.
+    #[prost(bool, tag = "30")]
+    pub manifest: bool,
+}
+/// The chunks of a content, in place of the content itself.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Manifest {
+    /// How it was cut: 1 groups, 2 content, 3 members, 4 pages; see the crate `chunks`. Never 0.
+    #[prost(uint32, tag = "1")]
+    pub kind: u32,
+    /// The chunks' names and, where they differ, their lengths; at most 896 KiB.
+    #[prost(bytes = "vec", tag = "2")]
+    pub chunks: ::prost::alloc::vec::Vec<u8>,
 }
 /// A piece of content, in rising order of offset, at most 64 KiB. At least 4 KiB, except where the
 /// content, a range or the credit ends; of shorter ones, 1024 are put up with for each request and
-/// one more for each 8 KiB received.
+/// one more for each 8 KiB received. Credit counts plain bytes, and so does that.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Data {
     /// Offset of the first byte in the file.
@@ -571,6 +596,10 @@ pub struct Data {
     /// The bytes. Never empty.
     #[prost(bytes = "bytes", tag = "2")]
     pub bytes: ::prost::bytes::Bytes,
+    /// `bytes` is one zstd frame, which becomes exactly so many bytes of content, at most 128 KiB. Only
+    /// where policy says `compress`. Unset: it is the content itself.
+    #[prost(uint32, tag = "30")]
+    pub plain_bytes: u32,
 }
 /// No more data for this request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -53,6 +53,7 @@ fn check() -> v1::Check {
         deadline_ms: 4000,
         context: Some(context()),
         content: Some(b"hello"[..].into()),
+        content_compressed: true,
     }
 }
 
@@ -60,6 +61,7 @@ fn need() -> v1::Need {
     v1::Need {
         ranges: vec![range()],
         credit_bytes: 1 << 20,
+        manifest: true,
     }
 }
 
@@ -67,6 +69,14 @@ fn data() -> v1::Data {
     v1::Data {
         offset: 65_536,
         bytes: b"bytes"[..].into(),
+        plain_bytes: 9,
+    }
+}
+
+fn manifest() -> v1::Manifest {
+    v1::Manifest {
+        kind: 2,
+        chunks: b"names".to_vec(),
     }
 }
 
@@ -208,6 +218,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("Need", Body::Need(need())),
         ("Data", Body::Data(data())),
         ("DataEnd", Body::DataEnd(data_end())),
+        ("Manifest", Body::Manifest(manifest())),
         ("Credit", Body::Credit(v1::Credit { bytes: 65_536 })),
         ("CheckReply", Body::CheckReply(check_reply())),
         ("Cancel", Body::Cancel(v1::Cancel {})),
@@ -266,6 +277,7 @@ fn alone(golden: &mut Golden) {
     golden.add("Need", &need());
     golden.add("Data", &data());
     golden.add("DataEnd", &data_end());
+    golden.add("Manifest", &manifest());
     golden.add("Credit", &v1::Credit { bytes: 65_536 });
     golden.add("CheckReply", &check_reply());
     golden.add("Cancel", &v1::Cancel {});

@@ -74,6 +74,7 @@ pub(crate) fn policy() -> v1::Policy {
         context_sensitive: true,
         scan_on_close: true,
         on_late_malicious: v1::LateAction::Kill as i32,
+        compress: true,
     }
 }
 

@@ -1,0 +1,314 @@
+//! Content on its way to the appliance: listed by its chunks where it asks for that, sent by range,
+//! compressed where policy says so and it pays.
+//!
+//! A chunk that was listed is hashed again as it is sent: where the file has changed in between,
+//! sending ends at once, and the file is hashed anew.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chunks::{Chunk, HEAD_BYTES, Kind, Lister, Manifest, PieceCompressor};
+use link::Priority;
+use link::client::{Client, SendDataError, SendError};
+use model::{Digest, UnscannedReason};
+use proto::v1::{self, envelope::Body};
+use proto::{DATA_MAX_BYTES, DATA_PLAIN_MAX_BYTES};
+
+/// Bytes read at a time to be listed.
+const READ_BYTES: usize = 128 * 1024;
+/// How often it is tried again where the link has no room for a manifest.
+const ROOM_GLANCE: Duration = Duration::from_millis(5);
+
+/// Something that is read by offset.
+pub(crate) trait ReadAt {
+    /// # Errors
+    /// As `pread`; 0 bytes: the end.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+/// Why something was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// The session is over.
+    NotConnected,
+    /// Nobody wants it any more.
+    NotWanted,
+    /// The appliance took nothing in time.
+    Stalled,
+    /// It cannot be completed; the appliance is to be told.
+    Failed(UnscannedReason),
+}
+
+impl From<SendDataError> for Stopped {
+    fn from(error: SendDataError) -> Self {
+        match error {
+            SendDataError::NotConnected => Self::NotConnected,
+            SendDataError::NotWanted => Self::NotWanted,
+            SendDataError::TimedOut => Self::Stalled,
+        }
+    }
+}
+
+/// Lists the first `size` bytes of a file, whose digest is known. `None`: its list would be too
+/// long, so it is sent instead.
+///
+/// # Errors
+/// [`Stopped::Failed`]: it cannot be read, or has changed.
+pub(crate) fn list(
+    file: &impl ReadAt,
+    size: u64,
+    digest: Digest,
+) -> Result<Option<Manifest>, Stopped> {
+    let mut buffer = vec![0; READ_BYTES];
+    let mut offset = 0;
+    let mut lister = None;
+    while offset < size {
+        let bytes = read_up_to(file, &mut buffer, offset, size)?;
+        if lister.is_none() {
+            let head = bytes.get(..HEAD_BYTES).unwrap_or(bytes);
+            lister = Some(Lister::new(match Kind::of(size, head) {
+                Some(kind) => kind,
+                None => return Ok(None),
+            }));
+        }
+        if let Some(lister) = &mut lister {
+            lister.update(bytes);
+        }
+        offset += bytes.len() as u64;
+    }
+    let Some(lister) = lister else {
+        return Ok(None);
+    };
+    let (manifest, listed) = lister.finish();
+    if listed != digest.0 {
+        return Err(Stopped::Failed(UnscannedReason::Changed));
+    }
+    Ok(Some(manifest))
+}
+
+/// Fills the buffer, unless `end` comes first; a file that ends before it has changed.
+fn read_up_to<'b>(
+    file: &impl ReadAt,
+    buffer: &'b mut [u8],
+    offset: u64,
+    end: u64,
+) -> Result<&'b [u8], Stopped> {
+    let wanted = usize::try_from(end - offset).unwrap_or(usize::MAX);
+    let wanted = wanted.min(buffer.len());
+    let mut len = 0;
+    while let Some(rest) = buffer.get_mut(len..wanted).filter(|it| !it.is_empty()) {
+        match file.read_at(rest, offset + len as u64) {
+            Ok(0) => return Err(Stopped::Failed(UnscannedReason::Changed)),
+            Ok(read) => len += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(Stopped::Failed(UnscannedReason::ReadFailed)),
+        }
+    }
+    Ok(buffer.get(..len).unwrap_or_default())
+}
+
+/// One exchange, for which content is sent.
+pub(crate) struct Sending<'a> {
+    client: &'a Client,
+    request_id: u64,
+    priority: Priority,
+    /// How long the appliance may take nothing.
+    stall_max: Duration,
+    compressor: Option<PieceCompressor>,
+}
+
+impl<'a> Sending<'a> {
+    pub(crate) fn new(
+        client: &'a Client,
+        request_id: u64,
+        priority: Priority,
+        stall_max: Duration,
+        compress: bool,
+    ) -> Self {
+        Self {
+            client,
+            request_id,
+            priority,
+            stall_max,
+            compressor: compress.then(PieceCompressor::default),
+        }
+    }
+
+    /// # Errors
+    /// [`Stopped`]; it was not sent then.
+    pub(crate) fn manifest(&self, manifest: &Manifest) -> Result<(), Stopped> {
+        let give_up = Instant::now() + self.stall_max;
+        let body = Body::Manifest(v1::Manifest {
+            kind: manifest.kind().number(),
+            chunks: manifest.encode(),
+        });
+        loop {
+            let envelope = v1::Envelope {
+                request_id: self.request_id,
+                body: Some(body.clone()),
+            };
+            match self.client.send(self.priority, envelope) {
+                Ok(()) => return Ok(()),
+                Err(SendError::NotConnected) => return Err(Stopped::NotConnected),
+                Err(SendError::TooLarge) => return Err(Stopped::Failed(UnscannedReason::Other)),
+                Err(SendError::Backpressure) if Instant::now() < give_up => {
+                    std::thread::sleep(ROOM_GLANCE);
+                }
+                Err(SendError::Backpressure) => return Err(Stopped::Stalled),
+            }
+        }
+    }
+
+    /// Sends a range, in pieces of whole chunks where they were listed. `sent` is told the bytes
+    /// of each and ends the sending with `false`.
+    ///
+    /// # Errors
+    /// [`Stopped`]; a part may have been sent then.
+    pub(crate) fn range(
+        &mut self,
+        file: &impl ReadAt,
+        (offset, end): (u64, u64),
+        manifest: Option<&Manifest>,
+        mut sent: impl FnMut(u64) -> bool,
+    ) -> Result<(), Stopped> {
+        let mut at = offset;
+        while at < end {
+            let listed = manifest.map(|it| listed_from(it, at, end));
+            let piece_end = listed
+                .and_then(<[Chunk]>::last)
+                .map_or(end.min(at + DATA_PLAIN_MAX_BYTES as u64), Chunk::end);
+            let mut piece = vec![0; (piece_end - at) as usize];
+            read_up_to(file, &mut piece, at, piece_end)?;
+            if let (Some(manifest), Some(listed)) = (manifest, listed)
+                && !are_as_listed(manifest.kind(), &piece, listed)
+            {
+                return Err(Stopped::Failed(UnscannedReason::Changed));
+            }
+            self.piece(at, piece.into())?;
+            if !sent(piece_end - at) {
+                return Err(Stopped::NotWanted);
+            }
+            at = piece_end;
+        }
+        Ok(())
+    }
+
+    /// Sends at most `DATA_PLAIN_MAX_BYTES`: compressed together, or else in halves, each
+    /// compressed or not.
+    fn piece(&mut self, offset: u64, plain: Bytes) -> Result<(), Stopped> {
+        let compressed = self
+            .compressor
+            .as_mut()
+            .map(|compressor| compressor.compress(&plain));
+        match compressed {
+            Some(Some(small)) if small.len() <= DATA_MAX_BYTES => {
+                self.compressed(offset, plain.len(), small)
+            }
+            Some(Some(_)) if plain.len() > DATA_MAX_BYTES => {
+                let mut first = plain;
+                let second = first.split_off(DATA_MAX_BYTES);
+                self.piece(offset, first)?;
+                self.piece(offset + DATA_MAX_BYTES as u64, second)
+            }
+            _ => {
+                let give_up = Instant::now() + self.stall_max;
+                let (id, priority) = (self.request_id, self.priority);
+                let sent = self.client.send_data(id, priority, offset, plain, give_up);
+                Ok(sent?)
+            }
+        }
+    }
+
+    fn compressed(&self, offset: u64, plain: usize, small: Vec<u8>) -> Result<(), Stopped> {
+        let data = v1::Data {
+            offset,
+            bytes: small.into(),
+            plain_bytes: u32::try_from(plain).unwrap_or(u32::MAX),
+        };
+        let give_up = Instant::now() + self.stall_max;
+        let (id, priority) = (self.request_id, self.priority);
+        Ok(self.client.send_compressed(id, priority, &data, give_up)?)
+    }
+}
+
+/// Chunks from `offset` to at most `end` that fit one piece; none where none begins there.
+fn listed_from(manifest: &Manifest, offset: u64, end: u64) -> &[Chunk] {
+    let chunks = manifest.chunks();
+    let Ok(first) = chunks.binary_search_by_key(&offset, |chunk| chunk.offset) else {
+        return &[];
+    };
+    let end = end.min(offset + DATA_PLAIN_MAX_BYTES as u64);
+    let from = chunks.get(first..).unwrap_or_default();
+    let count = from.iter().take_while(|chunk| chunk.end() <= end).count();
+    from.get(..count).unwrap_or_default()
+}
+
+fn are_as_listed(kind: Kind, piece: &[u8], listed: &[Chunk]) -> bool {
+    let mut rest = piece;
+    listed.iter().all(|chunk| {
+        let own = rest.split_off(..chunk.len as usize);
+        own.is_some_and(|own| kind.name(chunk.offset, own) == chunk.id)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl ReadAt for &[u8] {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            let rest = self.get(offset as usize..).unwrap_or_default();
+            let len = rest.len().min(buffer.len());
+            buffer[..len].copy_from_slice(&rest[..len]);
+            Ok(len)
+        }
+    }
+
+    fn content() -> Vec<u8> {
+        let mut bytes = vec![0; 700_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn listed(bytes: &[u8]) -> Manifest {
+        list(&bytes, bytes.len() as u64, Digest::of(bytes))
+            .unwrap()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_file_that_changed_is_not_listed() {
+        let bytes = content();
+        let changed = Err(Stopped::Failed(UnscannedReason::Changed));
+        let size = bytes.len() as u64;
+        assert_eq!(list(&&bytes[..], size, Digest::of(b"other")), changed);
+        assert_eq!(list(&&bytes[..], size + 1, Digest::of(&bytes)), changed);
+        assert_eq!(list(&&bytes[..], 1 << 40, Digest::of(&bytes)), Ok(None));
+        // What was appended meanwhile is not part of it.
+        let grown = [&bytes[..], b"more"].concat();
+        assert!(
+            list(&&grown[..], size, Digest::of(&bytes))
+                .unwrap()
+                .is_some()
+        );
+    }
+
+    #[test]
+    fn pieces_are_whole_chunks_and_are_checked() {
+        let bytes = content();
+        let manifest = listed(&bytes);
+        let mut at = 0;
+        while at < bytes.len() as u64 {
+            let listed = listed_from(&manifest, at, bytes.len() as u64);
+            let end = listed.last().unwrap().end();
+            assert!(end - at <= DATA_PLAIN_MAX_BYTES as u64);
+            let mut piece = bytes[at as usize..end as usize].to_vec();
+            assert!(are_as_listed(manifest.kind(), &piece, listed));
+            *piece.last_mut().unwrap() ^= 1;
+            assert!(!are_as_listed(manifest.kind(), &piece, listed));
+            at = end;
+        }
+        assert_eq!(listed_from(&manifest, 1, 1 << 20), []);
+    }
+}

@@ -1,0 +1,88 @@
+//! Where chunks end.
+//!
+//! `Members` looks for the four bytes with which a ZIP member begins, as `Content` looks for places
+//! where a rolling hash has zeros: no length, name or offset of the archive is read, nothing
+//! follows from a hit but a cut, and a signature in the midst of other data costs a short chunk.
+
+use fastcdc::v2020::{self, Normalization};
+use memchr::memmem;
+
+use crate::kind::Kind;
+use crate::manifest::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
+
+const MEMBER: &[u8] = b"PK\x03\x04";
+const CONTENT_BYTES_MIN: usize = 4096;
+const CONTENT_BYTES_AVERAGE: usize = 16 * 1024;
+/// What a cut may depend on: the longest chunk and a signature that begins in it.
+const LOOKAHEAD_BYTES: usize = CHUNK_BYTES_MAX as usize + MEMBER.len() - 1;
+
+/// Cuts a stream of bytes, the same however it is handed over.
+#[derive(Debug)]
+pub(crate) struct Cutter {
+    kind: Kind,
+    masks: (u64, u64),
+    /// Bytes behind the last cut.
+    pending: Vec<u8>,
+}
+
+impl Cutter {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            masks: v2020::select_masks(CONTENT_BYTES_AVERAGE, Normalization::Level1),
+            pending: Vec::new(),
+        }
+    }
+
+    /// Takes bytes; each chunk that is complete goes to `take`.
+    pub(crate) fn update(&mut self, bytes: &[u8], take: impl FnMut(&[u8])) {
+        self.pending.extend_from_slice(bytes);
+        self.cut(LOOKAHEAD_BYTES, take);
+    }
+
+    /// There are no more bytes.
+    pub(crate) fn finish(mut self, take: impl FnMut(&[u8])) {
+        self.cut(1, take);
+    }
+
+    fn cut(&mut self, at_least: usize, mut take: impl FnMut(&[u8])) {
+        let mut from = 0;
+        while let Some(rest) = self.pending.get(from..).filter(|it| it.len() >= at_least) {
+            let len = self.first(rest);
+            take(rest.get(..len).unwrap_or_default());
+            from += len;
+        }
+        self.pending.drain(..from);
+    }
+
+    /// Length of the first chunk of `rest`, which is not empty; never 0.
+    fn first(&self, rest: &[u8]) -> usize {
+        if let Some(fixed) = self.kind.fixed_bytes() {
+            return rest.len().min(fixed as usize);
+        }
+        let by_content = self.by_content(rest);
+        if self.kind != Kind::Members {
+            return by_content;
+        }
+        let least = CHUNK_BYTES_MIN as usize;
+        let reach = rest.len().min(by_content + MEMBER.len() - 1);
+        let member = rest.get(least..reach);
+        let member = member.and_then(|bytes| memmem::find(bytes, MEMBER));
+        member.map_or(by_content, |at| least + at)
+    }
+
+    fn by_content(&self, rest: &[u8]) -> usize {
+        let (strict, loose) = self.masks;
+        let (_, len) = v2020::cut(
+            rest,
+            CONTENT_BYTES_MIN,
+            CONTENT_BYTES_AVERAGE,
+            CHUNK_BYTES_MAX as usize,
+            strict,
+            loose,
+            strict << 1,
+            loose << 1,
+        );
+        len.clamp(1, rest.len())
+    }
+}
