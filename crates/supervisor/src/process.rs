@@ -37,8 +37,10 @@ impl Process {
     pub(crate) fn find(pid: i32, start: u64) -> Option<Self> {
         let pid = Pid::from_raw(pid)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        // In this order: the number cannot have passed to another between the two.
-        (start_of(pid) == Some(start)).then_some(Self(pidfd))
+        let found = Self(pidfd);
+        // In this order: the number cannot have passed to another between the two. One that nobody
+        // has waited for yet still has its number.
+        (start_of(pid) == Some(start) && !found.has_ended(Duration::ZERO)).then_some(found)
     }
 
     /// Kills it.

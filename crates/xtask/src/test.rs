@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::cargo::{bench, build_programs, cargo, differential};
 use crate::tally::Tally;
-use crate::{check, demo, fuzz, generate, package};
+use crate::{check, demo, fuzz, generate};
 
 /// The suites of `./x test`, in order: what fails fast comes first.
 const SUITES: [&str; 5] = ["lint", "gen", "deny", "tests", "doc"];
@@ -40,7 +40,6 @@ pub(crate) fn ci() -> Result<Tally> {
     });
     tally.step("differential", || differential(&[]));
     tally.step("bench open --quick", || bench("open", true, false));
-    tally.step("package --test", || package::package(true));
     tally.step("bench engine --quick", || bench("engine", true, false));
     tally.step("bench bytes --quick", || bench("bytes", true, false));
     tally.step("bench fleet --quick", || bench("fleet", true, false));
