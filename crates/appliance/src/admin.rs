@@ -205,6 +205,7 @@ impl Server {
             Request::Detections(request) => Ok(Reply::Detections(self.detections(&request))),
             Request::GuestOrder(request) => self.order(request).await.map(Reply::OrderResult),
             Request::Release(request) => self.release(request).await.map(Reply::Release),
+            Request::Holders(request) => self.holders(&request).await.map(Reply::Holders),
             Request::Reload(_) => {
                 // A task of its own: it is done whole, whether or not anybody waits.
                 let reload = tokio::spawn((self.reload)());
@@ -258,6 +259,43 @@ impl Server {
             reply.detections.push(record);
         }
         reply
+    }
+
+    async fn holders(&self, request: &v1::HoldersRequest) -> Result<v1::HoldersReply, String> {
+        let shared = &self.appliance.shared;
+        let digest = Digest::from_slice(&request.blake3);
+        let digest = digest.ok_or("a content's digest has 64 hexadecimal digits")?;
+        let after = match &request.after[..] {
+            [] => None,
+            id => Some(self.guest(id)?),
+        };
+        let limit = match request.limit {
+            0 => 1000,
+            limit => usize::try_from(limit).unwrap_or(usize::MAX),
+        };
+        let page = shared.sightings.holders(digest, after, limit).await;
+        let page = page.map_err(|error| format!("sightings: {error}"))?;
+        let hostnames = shared.guests.hostnames();
+        let mut reply = v1::HoldersReply {
+            holders: Vec::new(),
+            more: page.more,
+        };
+        let mut bytes = 0;
+        for holder in &page.guests {
+            let record = v1::HolderRecord {
+                guest_id: holder.guest.0.to_vec(),
+                hostname: hostnames.get(&holder.guest).cloned().unwrap_or_default(),
+                first_seen_s: holder.seen.first_s.into(),
+                last_seen_s: holder.seen.last_s.into(),
+            };
+            bytes += record.encoded_len() + 8;
+            if bytes > REPLY_BYTES_MAX {
+                reply.more = true;
+                break;
+            }
+            reply.holders.push(record);
+        }
+        Ok(reply)
     }
 
     async fn order(&self, request: v1::GuestOrderRequest) -> Result<v1::OrderResult, String> {

@@ -22,6 +22,8 @@ pub(crate) struct Asker {
     pub(crate) outbox: Arc<dyn Outbox>,
     /// Checks that are owed a reply. Whoever takes one out of it replies.
     pub(crate) open: Mutex<HashMap<u64, OpenCheck>>,
+    /// One for each check about which a store is asked, and this one.
+    pub(crate) unknown: Arc<()>,
 }
 
 /// A check that is owed a reply.
@@ -61,6 +63,7 @@ struct Consequence {
 impl Waiter {
     /// Answers. Where nobody waits any more, a removal still reaches the guest's gate.
     pub(crate) fn answer(self, shared: &Shared, verdict: &Verdict, cached: bool) {
+        shared.sightings.note(self.asker.guest, verdict);
         let is_open = self.asker.open.lock().remove(&self.request_id).is_some();
         let (asker, request_id, class) = (self.asker.clone(), self.request_id, self.class);
         let holder = self.into_holder();

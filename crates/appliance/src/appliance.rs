@@ -25,16 +25,21 @@ use crate::guests::{Arrival, Guests, Turned};
 use crate::identity::Identity;
 use crate::listed;
 use crate::metrics::{Metrics, gauge_of};
+use crate::rejudge;
 use crate::released::{ReleaseError, Released};
 use crate::removal::Orders;
+use crate::retained::Retained;
 use crate::scans::Scans;
 use crate::session::Session;
 use crate::shared::Shared;
+use crate::sightings::SightingLog;
 use crate::state_dir::StateDir;
-use crate::verdicts::{StoreError, Verdicts};
+use crate::verdicts::{Verdicts, VerdictsError};
 
 /// How often gauges are set and engines are asked for their generation.
 const TICK: Duration = Duration::from_secs(1);
+/// How often verdict stores are brought back within their bounds.
+const TRIM_EVERY: Duration = Duration::from_secs(300);
 /// How long a guest that found no room shall stay away.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// How long sessions may take what is queued for them when the appliance stops.
@@ -74,9 +79,9 @@ pub enum StartError {
     /// Engines.
     #[error(transparent)]
     Engines(#[from] EngineSetError),
-    /// The verdict store.
+    /// Verdict stores.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Verdicts(#[from] VerdictsError),
     /// The list of released contents.
     #[error(transparent)]
     Released(#[from] ReleaseError),
@@ -119,7 +124,8 @@ pub struct Appliance {
     listener: Arc<ListenerControl>,
     address: SocketAddr,
     tasks: Mutex<Vec<JoinHandle<()>>>,
-    _state: StateDir,
+    following: Mutex<Option<JoinHandle<()>>>,
+    state: StateDir,
 }
 
 /// What other tasks tell the one that accepts.
@@ -158,21 +164,28 @@ impl Appliance {
             .await
             .map_err(|source| StartError::Bind { address, source })?;
         let address = listener.local_addr();
+        let flush_every = config.sightings.flush_every();
         let config = Arc::new(AsyncMutex::new(config));
         let control = Arc::new(ListenerControl::default());
         let tasks = vec![
             tokio::spawn(accept(shared.clone(), listener, control.clone())),
             tokio::spawn(tick(shared.clone(), config.clone(), progress)),
+            tokio::spawn(trim_stores(shared.clone())),
+            tokio::spawn(record_sightings(shared.clone(), flush_every)),
         ];
-        Ok(Self {
+        let in_force = config.lock().await.clone();
+        let appliance = Self {
             shared,
             source,
             config,
             listener: control,
             address,
             tasks: Mutex::new(tasks),
-            _state: state,
-        })
+            following: Mutex::new(None),
+            state,
+        };
+        appliance.follow_rules(in_force);
+        Ok(appliance)
     }
 
     /// Where agents connect to.
@@ -223,7 +236,22 @@ impl Appliance {
         *shared.engines.write() = engines;
         let generation = force.generation;
         put_in_force(shared, force);
+        self.follow_rules(config.clone());
         Ok(generation)
+    }
+
+    /// In the background: nobody waits until it is known what is new.
+    fn follow_rules(&self, config: Config) {
+        let following = rejudge::follow_rules(
+            self.shared.clone(),
+            self.source.clone(),
+            config,
+            self.state.rule_manifest(),
+        );
+        // One at a time: the one before is given up.
+        if let Some(before) = self.following.lock().replace(tokio::spawn(following)) {
+            before.abort();
+        }
     }
 
     /// Says Goodbye to everybody and stops. Scans that run are given up; detections are on disk.
@@ -235,18 +263,25 @@ impl Appliance {
         while Instant::now() < patience && !self.shared.guests.everybody().is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let tasks = std::mem::take(&mut *self.tasks.lock());
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        tasks.extend(self.following.lock().take());
         for task in tasks {
             task.abort();
             // Aborted, or ended by itself: either way it is over.
             let _over = task.await;
         }
+        self.shared.sightings.flush().await;
     }
 }
 
 impl Drop for Appliance {
     fn drop(&mut self) {
-        self.tasks.lock().iter().for_each(JoinHandle::abort);
+        let following = self.following.lock();
+        let tasks = self.tasks.lock();
+        tasks
+            .iter()
+            .chain(following.as_ref())
+            .for_each(JoinHandle::abort);
     }
 }
 
@@ -260,16 +295,15 @@ pub(crate) fn build(
     let force = Force::new(config, &engines.facts());
     let limits = &force.limits;
     let epoch = pki::random().map_err(StartError::NoRandomness)?;
+    let (verdicts, sightings) = Verdicts::open(config, state, registry)?;
     let shared = Arc::new(Shared {
         name: config.name.clone().unwrap_or_else(host_name),
         started: Instant::now(),
         runtime: tokio::runtime::Handle::current(),
-        verdicts: Verdicts::open(
-            &state.verdicts(),
-            limits.verdict_memory_bytes_max.get(),
-            limits.verdict_store_entries_max.get(),
-            force.generation,
-        )?,
+        verdicts,
+        sightings: SightingLog::new(sightings, &config.sightings, registry),
+        retained: Retained::new(limits.retained_bytes_max.get()),
+        delta: RwLock::new(None),
         scans: Scans::new(limits.queue(engines.workers())),
         budget: Mutex::new(Budget::new(limits.budget())),
         spool: Spool::new(state.spool()),
@@ -309,7 +343,6 @@ fn host_name() -> String {
 pub(crate) fn put_in_force(shared: &Shared, force: Arc<Force>) {
     let before = std::mem::replace(&mut *shared.force.write(), force.clone());
     if before.generation != force.generation {
-        shared.verdicts.use_generation(force.generation);
         tracing::info!(generation = %force.generation, "another content generation is in force");
         shared.announce_content();
     }
@@ -478,6 +511,23 @@ async fn tick(shared: Arc<Shared>, config: Arc<AsyncMutex<Config>>, progress: Ar
     }
 }
 
+async fn trim_stores(shared: Arc<Shared>) {
+    let mut every = tokio::time::interval(TRIM_EVERY);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        shared.verdicts.trim().await;
+        shared.sightings.trim().await;
+    }
+}
+
+async fn record_sightings(shared: Arc<Shared>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        shared.sightings.flush().await;
+    }
+}
+
 fn follow_engines(shared: &Shared) {
     let facts = shared.engines().facts();
     let force = shared.force();
@@ -520,10 +570,8 @@ fn set_gauges(shared: &Shared) {
             .set(gauge_of(entries));
         metrics.kept.verdict_bytes.with([tier]).set(gauge_of(bytes));
     }
-    metrics
-        .kept
-        .verdict_store_failures
-        .set(gauge_of(store.disk_failures));
+    let retained = shared.retained.bytes();
+    metrics.kept.retained_bytes.set(gauge_of(retained));
     shared.set_allowlist_gauges();
     let lost = shared.detections.lines_lost();
     metrics.kept.detection_lines_lost.set(gauge_of(lost));

@@ -1,4 +1,4 @@
-//! A check: known, under way, whole already, or to be sent.
+//! A check: known here or to a store, under way, whole already, or to be sent.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chunks::DecompressError;
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
-use scan_core::{CacheKey, Context, Place, Refusal, VerdictStore};
+use scan_core::{CacheKey, Context, Place, Refusal};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::answer::{OpenCheck, Waiter};
@@ -14,6 +14,7 @@ use crate::assembly::{AssemblyError, INLINE_MAX_BYTES, prove_whole};
 use crate::force::Force;
 use crate::scans::ScanJob;
 use crate::session::{Breach, Session};
+use crate::shared::{Reservation, Shared};
 use crate::upload::Upload;
 
 /// A longer path is no path: the kernel's own limit is 4096 bytes for one call.
@@ -74,7 +75,7 @@ fn read(check: v1::Check) -> Result<Ask, CheckError> {
 }
 
 impl Session {
-    /// Answers at once what is known; otherwise begins what leads to an answer.
+    /// Answers at once what memory knows; otherwise begins what leads to an answer.
     pub(crate) fn check(&self, request_id: u64, check: v1::Check) -> Result<(), Breach> {
         let ask = read(check)?;
         let shared = &self.shared;
@@ -94,30 +95,45 @@ impl Session {
             waiter.answer(shared, &verdict, true);
             return Ok(());
         }
-        match ask.content {
-            Some(content) => {
-                let bytes = content.len() as u64;
-                shared
-                    .metrics
-                    .guests
-                    .content_bytes
-                    .with(["ride_along"])
-                    .inc_by(bytes);
-                let plain = if ask.compressed {
-                    // Its size is bounded by `read`.
-                    chunks::decompress(&content, ask.size as usize).map(Bytes::from)
-                } else {
-                    Ok(content)
-                };
-                self.judge_whole(key, ask.context, ask.size, plain, waiter);
+        // Before any store is asked: in a storm all ask for the same.
+        let waiter = match shared.scans.join(shared, &key, ask.size, waiter) {
+            Ok(()) => return Ok(()),
+            Err(waiter) => waiter,
+        };
+        let (size, compressed) = (ask.size, ask.compressed);
+        let held = ask.content.map(|bytes| self.hold(bytes, size, compressed));
+        let held = match held.transpose() {
+            Ok(held) => held,
+            Err(limit) => {
+                waiter.refuse(shared, ask.size, limit);
+                return Ok(());
             }
-            None => {
-                if let Err(waiter) = shared.scans.join(shared, &key, ask.size, waiter) {
-                    self.ask_for_content(key, ask.context, ask.size, waiter);
-                }
-            }
-        }
+        };
+        let unknown = Unknown {
+            key,
+            context: ask.context,
+            size: ask.size,
+            held,
+            waiter,
+            _counted: self.asker.unknown.clone(),
+        };
+        shared.runtime.spawn(unknown.resolve(shared.clone()));
         Ok(())
+    }
+
+    /// Finds a place for content that came with its check.
+    fn hold(&self, bytes: Bytes, size: u64, compressed: bool) -> Result<Held, Refusal> {
+        let came = bytes.len() as u64;
+        let content_bytes = &self.shared.metrics.guests.content_bytes;
+        content_bytes.with(["ride_along"]).inc_by(came);
+        // Compressed content's size is bounded by `read`.
+        let held = if compressed { size.max(came) } else { came };
+        let reservation = self.shared.reserve(self.guest(), Place::Memory, held)?;
+        Ok(Held {
+            bytes,
+            compressed,
+            reservation,
+        })
     }
 
     /// Enters the check among those that are owed a reply. True: there are too many.
@@ -126,7 +142,9 @@ impl Session {
         if open.contains_key(&request_id) {
             return Err(Breach::RequestOpen(request_id));
         }
-        let is_over_limit = open.len() >= force.limits.in_flight_max.count();
+        // A check that was cancelled while a store is asked about it counts until that is over.
+        let under_way = open.len().max(Arc::strong_count(&self.asker.unknown) - 1);
+        let is_over_limit = under_way >= force.limits.in_flight_max.count();
         open.insert(request_id, OpenCheck::default());
         let waiter = Waiter {
             asker: self.asker.clone(),
@@ -136,27 +154,69 @@ impl Session {
         };
         Ok((waiter, is_over_limit))
     }
+}
 
-    fn judge_whole(
-        &self,
-        key: CacheKey,
-        context: Context,
-        size: u64,
-        content: Result<Bytes, DecompressError>,
-        waiter: Waiter,
-    ) {
-        let shared = &self.shared;
-        let content = match content {
+/// Content that came with its check, and its place.
+struct Held {
+    bytes: Bytes,
+    compressed: bool,
+    reservation: Reservation,
+}
+
+impl Held {
+    /// The content, of at most `size` bytes where it is compressed.
+    fn content(&self, size: u64) -> Result<Bytes, DecompressError> {
+        if self.compressed {
+            let size = usize::try_from(size).unwrap_or(usize::MAX);
+            return chunks::decompress(&self.bytes, size).map(Bytes::from);
+        }
+        Ok(self.bytes.clone())
+    }
+}
+
+/// A check of what memory does not know.
+struct Unknown {
+    key: CacheKey,
+    context: Context,
+    size: u64,
+    held: Option<Held>,
+    waiter: Waiter,
+    /// Counts it, until a store has answered and more is known of it.
+    _counted: Arc<()>,
+}
+
+impl Unknown {
+    /// A store may know it; otherwise it is judged.
+    async fn resolve(mut self, shared: Arc<Shared>) {
+        if let Some(verdict) = shared.verdicts.look_up(&self.key).await {
+            return self.waiter.answer(&shared, &verdict, true);
+        }
+        match self.held.take() {
+            Some(held) => self.judge_whole(&shared, held),
+            None => match shared
+                .scans
+                .join(&shared, &self.key, self.size, self.waiter)
+            {
+                Ok(()) => {}
+                Err(waiter) => Self { waiter, ..self }.ask_for_content(&shared),
+            },
+        }
+    }
+
+    fn judge_whole(self, shared: &Arc<Shared>, held: Held) {
+        let Self {
+            key,
+            context,
+            size,
+            waiter,
+            ..
+        } = self;
+        let content = match held.content(size) {
             Ok(content) => content,
             Err(error) => {
                 let reason = AssemblyError::from(error).reason();
                 return waiter.unscanned(shared, size, reason, error.to_string());
             }
-        };
-        let held = content.len() as u64;
-        let reservation = match shared.reserve(waiter.asker.guest, Place::Memory, held) {
-            Ok(reservation) => reservation,
-            Err(limit) => return waiter.refuse(shared, size, limit),
         };
         match prove_whole(content, size, key.digest) {
             Ok(proved) => {
@@ -164,7 +224,7 @@ impl Session {
                     key,
                     context,
                     proved,
-                    reservation: Arc::new(reservation),
+                    reservation: Arc::new(held.reservation),
                 };
                 shared.scans.submit(shared, job, waiter);
             }
@@ -172,8 +232,14 @@ impl Session {
         }
     }
 
-    fn ask_for_content(&self, key: CacheKey, context: Context, size: u64, waiter: Waiter) {
-        let shared = &self.shared;
+    fn ask_for_content(self, shared: &Arc<Shared>) {
+        let Self {
+            key,
+            context,
+            size,
+            waiter,
+            ..
+        } = self;
         let limits = &shared.force().limits;
         let memory_max = limits.upload_memory_max_bytes.get().max(INLINE_MAX_BYTES);
         let place = if size <= memory_max {
@@ -186,8 +252,10 @@ impl Session {
             Err(limit) => return waiter.refuse(shared, size, limit),
         };
         let (to_upload, pieces) = unbounded_channel();
-        if let Some(open) = self.asker.open.lock().get_mut(&waiter.request_id) {
-            open.upload = Some(to_upload);
+        match waiter.asker.open.lock().get_mut(&waiter.request_id) {
+            Some(open) => open.upload = Some(to_upload),
+            // Cancelled meanwhile, or the session is over.
+            None => return,
         }
         let upload = Upload {
             key,

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::process::Stdio;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -13,9 +14,12 @@ use proto::v1;
 use scan_core::{Context, Engine, EngineCounts, EngineFacts, Finding, ScanFuture, Settings, Task};
 
 use crate::config::{ClamdConfig, Config, EngineLimits, YaraConfig};
+use crate::rule_delta::Manifest;
 
 /// How often an engine that could not be started is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(10);
+/// An engine that takes longer to say what its rules are has none that can be told apart.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(600);
 /// Folders with rules that are looked for where none are configured, the first that exists;
 /// relative ones are beside our program.
 const RULE_FOLDERS: [&str; 3] = ["/etc/lazaret/rules", "../share/lazaret/rules", "rules"];
@@ -48,6 +52,10 @@ pub enum EngineSetError {
 /// What [`EngineSource::load`] returns.
 pub type LoadFuture<'a> =
     Pin<Box<dyn Future<Output = Result<Vec<SharedEngine>, EngineSetError>> + Send + 'a>>;
+/// What [`EngineSource::manifest`] returns.
+pub type ManifestFuture<'a> = Pin<Box<dyn Future<Output = Option<Manifest>> + Send + 'a>>;
+/// What [`EngineSource::delta`] returns.
+pub type DeltaFuture<'a> = Pin<Box<dyn Future<Output = Option<SharedEngine>> + Send + 'a>>;
 /// An engine in use.
 pub type SharedEngine = Arc<dyn Engine<Content>>;
 
@@ -56,6 +64,18 @@ pub trait EngineSource: Send + Sync {
     /// Starts every engine that the configuration names, beside those that run already: either
     /// all of them are ready, or nothing has changed. An engine ends when it is dropped.
     fn load<'a>(&'a self, config: &'a Config) -> LoadFuture<'a>;
+
+    /// The rules of the engine whose rules can be told apart, as they lie there now. `None`: there
+    /// is no such engine, or it cannot tell.
+    fn manifest<'a>(&'a self, _config: &'a Config) -> ManifestFuture<'a> {
+        Box::pin(std::future::ready(None))
+    }
+
+    /// That engine, beside those that run, with the rules alone that the manifest in this file does
+    /// not have.
+    fn delta<'a>(&'a self, _config: &'a Config, _manifest: &'a Path) -> DeltaFuture<'a> {
+        Box::pin(std::future::ready(None))
+    }
 }
 
 /// The engines in use.
@@ -113,6 +133,45 @@ impl EngineSource for ProcessEngines {
                 engines.push(LateEngine::start(clamd_spec(clamd)?, unpack).await);
             }
             Ok(engines)
+        })
+    }
+
+    fn manifest<'a>(&'a self, config: &'a Config) -> ManifestFuture<'a> {
+        Box::pin(async move {
+            let spec = self
+                .yara_spec(config.engine.or_default().yara.as_ref()?)
+                .ok()?;
+            let asked = tokio::process::Command::new(&spec.program)
+                .args(&spec.args)
+                .arg("--manifest")
+                .stdin(Stdio::null())
+                .kill_on_drop(true)
+                .output();
+            let output = tokio::time::timeout(MANIFEST_TIMEOUT, asked)
+                .await
+                .ok()?
+                .ok()?;
+            Manifest::read(String::from_utf8(output.stdout).ok()?)
+        })
+    }
+
+    fn delta<'a>(&'a self, config: &'a Config, manifest: &'a Path) -> DeltaFuture<'a> {
+        Box::pin(async move {
+            let spec = self
+                .yara_spec(config.engine.or_default().yara.as_ref()?)
+                .ok()?;
+            let mut args = spec.args;
+            args.extend([OsString::from("--known"), manifest.as_os_str().to_owned()]);
+            let unpack = config.unpack.to_wire();
+            let spec = EngineSpec { args, ..spec };
+            match host::Engine::start(spec).await {
+                Ok(running) => Some(Arc::new(ProcessEngine { running, unpack }) as SharedEngine),
+                Err(error) => {
+                    let error = daemon::log::escape(error.to_string().as_bytes()).to_string();
+                    tracing::warn!(error, "the rules that are new cannot be run by themselves");
+                    None
+                }
+            }
         })
     }
 }

@@ -157,6 +157,15 @@ impl Guests {
         gated.map(|(id, _)| *id).collect()
     }
 
+    /// Host names of those who are connected.
+    pub(crate) fn hostnames(&self) -> HashMap<GuestId, String> {
+        let guests = self.guests.lock();
+        let names = guests
+            .iter()
+            .map(|(id, guest)| (*id, guest.hostname.clone()));
+        names.collect()
+    }
+
     /// Every session, to tell them all something.
     pub(crate) fn everybody(&self) -> Vec<SessionHandle> {
         let guests = self.guests.lock();

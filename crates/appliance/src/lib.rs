@@ -20,11 +20,15 @@ mod identity;
 mod listed;
 mod metrics;
 mod rebuild;
+mod rejudge;
 mod released;
 mod removal;
+mod retained;
+mod rule_delta;
 mod scans;
 mod session;
 mod shared;
+mod sightings;
 mod state_dir;
 mod upload;
 mod verdicts;
@@ -33,12 +37,16 @@ pub use admin::{AdminError, AdminServer, Reload, call as admin_call};
 pub use appliance::{Appliance, ReloadError, Setup, StartError};
 pub use config::Config;
 pub use detections::LogError;
-pub use engines::{EngineSetError, EngineSource, LoadFuture, ProcessEngines, SharedEngine};
+pub use engines::{
+    DeltaFuture, EngineSetError, EngineSource, LoadFuture, ManifestFuture, ProcessEngines,
+    SharedEngine,
+};
 pub use identity::Identity;
 pub use released::ReleaseError;
+pub use rule_delta::{Change, Manifest};
 pub use session::Outbox;
 pub use state_dir::{StateDir, StateDirError, admin_socket};
-pub use verdicts::StoreError;
+pub use verdicts::VerdictsError;
 
 #[cfg(test)]
 mod tests;

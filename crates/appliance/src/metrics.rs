@@ -177,7 +177,8 @@ impl ScanMetrics {
 pub(crate) struct KeptMetrics {
     pub(crate) verdict_entries: Gauges<1>,
     pub(crate) verdict_bytes: Gauges<1>,
-    pub(crate) verdict_store_failures: Gauge,
+    pub(crate) retained_bytes: Gauge,
+    pub(crate) rejudged: Counters<2>,
     pub(crate) detections: Counters<1>,
     pub(crate) detection_lines_lost: Gauge,
     pub(crate) orders: Counters<1>,
@@ -191,11 +192,16 @@ pub(crate) struct KeptMetrics {
 impl KeptMetrics {
     fn new(r: &Registry) -> Self {
         Self {
-            verdict_entries: r.gauges("lazaret_verdict_entries", "Verdicts kept.", ["tier"]),
+            verdict_entries: r.gauges("lazaret_verdict_entries", "Verdicts kept here.", ["tier"]),
             verdict_bytes: r.gauges("lazaret_verdict_bytes", "Size of kept verdicts.", ["tier"]),
-            verdict_store_failures: r.gauge(
-                "lazaret_verdict_store_failures",
-                "Reads, writes and damaged entries of the store that came to nothing.",
+            retained_bytes: r.gauge(
+                "lazaret_retained_bytes",
+                "Content kept to be judged again when rules change.",
+            ),
+            rejudged: r.counters(
+                "lazaret_rejudged",
+                "Verdicts of the rules before: kept, rerun (by the new rules alone), dropped (all rules must run); when: asked, background.",
+                ["when", "how"],
             ),
             detections: r.counters(
                 "lazaret_detections",

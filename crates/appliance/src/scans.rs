@@ -13,11 +13,14 @@ use scan_core::{
     Task, generation_in_force, merge,
 };
 use tokio::time::Instant;
+use verdict_store::JudgedBy;
 
 use crate::answer::{Asker, Holder, Waiter};
 use crate::assembly::{Proved, sha256_of};
 use crate::engines::{EngineSet, SharedEngine};
+use crate::rejudge;
 use crate::shared::{Reservation, Shared};
+use crate::verdicts;
 
 /// Content to be judged.
 pub(crate) struct ScanJob {
@@ -297,15 +300,33 @@ async fn run(shared: Arc<Shared>, started: Started<Box<ScanJob>>) {
     };
     let engines = shared.engines();
     let job = *started.job;
-    let (key, verdict) = judge(&shared, &engines, &job, &job.context).await;
+    let Judged {
+        key,
+        verdict,
+        engines: judged_by,
+    } = match rejudge::brought_along(&shared, &engines, &job).await {
+        Some(judged) => judged,
+        None => judge(&shared, &engines, &job, &job.context).await,
+    };
+    shared.retained.keep(&key, &job.context, &job.proved);
     shared.verdicts.keep_in_memory(&key, &verdict);
+    let entry = verdicts::entry(&job.proved, &key, &verdict, judged_by);
     if must_be_recalled(&shared, &engines, &job, &verdict).await {
         shared.recall([job.proved.digest]);
     }
     drop(job.proved);
     drop(job.reservation);
     running.finish(&verdict);
-    shared.verdicts.keep_on_disk(&key, &verdict);
+    if let Some(entry) = entry {
+        shared.verdicts.keep(&key, &entry).await;
+    }
+}
+
+/// What all engines together said, under the key that it is known by.
+pub(crate) struct Judged {
+    pub(crate) key: CacheKey,
+    pub(crate) verdict: Verdict,
+    pub(crate) engines: Vec<JudgedBy>,
 }
 
 /// A scan that runs. However it ends, those who wait are answered and its place is free again.
@@ -326,6 +347,7 @@ impl Running {
             waiter.answer(&self.shared, verdict, false);
         }
         for holder in late {
+            self.shared.sightings.note(holder.guest, verdict);
             holder.tell(&self.shared, verdict);
         }
         self.shared.scans.start_what_may(&self.shared);
@@ -358,16 +380,16 @@ async fn must_be_recalled(
         return false;
     }
     let reads_names = engines.facts().iter().any(|it| it.context_sensitive);
-    !reads_names || is_bad(&judge(shared, engines, job, &Context::default()).await.1)
+    !reads_names
+        || is_bad(
+            &judge(shared, engines, job, &Context::default())
+                .await
+                .verdict,
+        )
 }
 
 /// All engines at once; SHA-256 of small content is computed while they work.
-async fn judge(
-    shared: &Shared,
-    engines: &EngineSet,
-    job: &ScanJob,
-    context: &Context,
-) -> (CacheKey, Verdict) {
+async fn judge(shared: &Shared, engines: &EngineSet, job: &ScanJob, context: &Context) -> Judged {
     let ScanJob { key, proved, .. } = job;
     let facts = engines.facts();
     let scans = engines.engines.iter().zip(&facts).map(|(engine, facts)| {
@@ -397,10 +419,27 @@ async fn judge(
     };
     let digest = Some(proved.digest);
     let verdict = merge(proved.size, generation, digest, sha256, &findings);
-    (key, verdict)
+    let engines = facts
+        .iter()
+        .zip(&findings)
+        .map(|(facts, finding)| JudgedBy {
+            name: facts.name.clone(),
+            version: facts.version.clone(),
+            generation: finding.generation,
+        });
+    Judged {
+        key,
+        verdict,
+        engines: engines.collect(),
+    }
 }
 
-async fn scan(shared: &Shared, engine: &SharedEngine, name: &str, task: Task<Content>) -> Finding {
+pub(crate) async fn scan(
+    shared: &Shared,
+    engine: &SharedEngine,
+    name: &str,
+    task: Task<Content>,
+) -> Finding {
     let begun = Instant::now();
     let finding = engine.scan(task).await;
     let seconds = begun.elapsed().as_secs_f64();

@@ -89,6 +89,7 @@ impl Session {
             guest: arrival.guest,
             outbox: arrival.outbox.clone(),
             open: Mutex::default(),
+            unknown: Arc::default(),
         });
         let role = if arrival.is_gate { "gate" } else { "scan" };
         shared.metrics.guests.sessions.with([role]).inc();

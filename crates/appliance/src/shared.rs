@@ -21,7 +21,10 @@ use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::released::Released;
 use crate::removal::Orders;
+use crate::retained::Retained;
+use crate::rule_delta::RuleDelta;
 use crate::scans::Scans;
+use crate::sightings::SightingLog;
 use crate::verdicts::Verdicts;
 
 pub(crate) struct Shared {
@@ -31,6 +34,10 @@ pub(crate) struct Shared {
     pub(crate) force: RwLock<Arc<Force>>,
     pub(crate) engines: RwLock<Arc<EngineSet>>,
     pub(crate) verdicts: Verdicts,
+    pub(crate) sightings: SightingLog,
+    pub(crate) retained: Retained,
+    /// How verdicts of the rules before are brought to those in force. `None`: not at all.
+    pub(crate) delta: RwLock<Option<Arc<RuleDelta>>>,
     pub(crate) scans: Scans,
     pub(crate) budget: Mutex<Budget>,
     pub(crate) spool: Spool,

@@ -5,7 +5,10 @@
 //!   lock            held while a process uses the folder
 //!   admin.sock      0600, for the lazaret command (in the runtime folder, where one is set)
 //!   pki/            the controller's CA, tokens and guests
-//!   verdicts/       the verdict store; may be removed while nothing runs
+//!   verdicts/       the appliance's own verdict store; may be removed while nothing runs
+//!   verdict.key     what its entries are sealed with
+//!   rules.manifest  what identifies the rules in force, to know what is new in the next
+//!   sightings/      which guests were seen with which content
 //!   spool/          nameless files only, so it always looks empty
 //!   detections.jsonl, detections.jsonl.1 …
 //!   rules/          the rules built in, for a start without any configuration
@@ -92,6 +95,18 @@ impl StateDir {
 
     pub(crate) fn verdicts(&self) -> PathBuf {
         self.path.join("verdicts")
+    }
+
+    pub(crate) fn rule_manifest(&self) -> PathBuf {
+        self.path.join("rules.manifest")
+    }
+
+    pub(crate) fn sightings(&self) -> PathBuf {
+        self.path.join("sightings")
+    }
+
+    pub(crate) fn verdict_key(&self) -> PathBuf {
+        self.path.join("verdict.key")
     }
 
     pub(crate) fn spool(&self) -> PathBuf {

@@ -12,7 +12,7 @@ use chunks::Manifest;
 use engine::host::Content;
 use model::{GuestId, UnscannedReason};
 use proto::v1;
-use scan_core::{CacheKey, Context, Place, VerdictStore};
+use scan_core::{CacheKey, Context, Place};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};

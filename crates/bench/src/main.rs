@@ -7,7 +7,9 @@ mod corpus;
 mod differential;
 mod engine;
 mod fleet;
+mod holders;
 mod measure;
+mod migration;
 mod noop;
 mod open;
 mod plot;
@@ -34,8 +36,12 @@ enum Bench {
     Bytes(bytes::Options),
     /// What the appliance's engine takes for a MB, against plain YARA-X and yara 4.2.
     Engine(engine::Options),
+    /// Which guests hold a content, among ten million sightings, against plain tables.
+    Holders(holders::Options),
     /// Placement of 100,000 VMs, against what products do; how long an evacuation takes to place.
     Fleet(fleet::Options),
+    /// A guest opens files while it is live-migrated between two hosts.
+    Migration(migration::Options),
     /// Verdicts by read plan against those of whole-file YARA-X, rule by rule.
     Differential(differential::Options),
     /// Answers every open below a mount point with yes; a part of `open`.
@@ -51,7 +57,9 @@ fn main() -> Result<ExitCode> {
         Bench::Open(options) => open::run(&options).map(|()| true),
         Bench::Bytes(options) => bytes::run(&options).map(|()| true),
         Bench::Engine(options) => engine::run(&options).map(|()| true),
+        Bench::Holders(options) => holders::run(&options).map(|()| true),
         Bench::Fleet(options) => fleet::run(&options).map(|()| true),
+        Bench::Migration(options) => migration::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),
         Bench::Noop { at } => noop::run(&at).map(|()| true),
     };

@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Status(Output),
     /// Show what was found, newest first.
     Detections(DetectionsArgs),
+    /// Show which guests hold or held a content, since when.
+    Holders(HoldersArgs),
     /// Quarantined files of a guest.
     Quarantine(QuarantineArgs),
     /// Let a content pass although engines call it malicious, or take that back.
@@ -81,6 +83,17 @@ pub(crate) struct TokenArgs {
 pub(crate) struct DetectionsArgs {
     /// At most so many.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: u32,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct HoldersArgs {
+    /// BLAKE3 of the content, 64 hexadecimal digits.
+    pub(crate) digest: Digest,
+    /// At most so many.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) limit: u32,
     #[command(flatten)]
     pub(crate) output: Output,

@@ -8,7 +8,7 @@ use proto::v1::admin_request::Body as Request;
 use proto::v1::order::Action;
 
 use crate::args::{
-    DetectionsArgs, Output, QuarantineArgs, QuarantineCommand, ReleaseArgs, TokenArgs,
+    DetectionsArgs, HoldersArgs, Output, QuarantineArgs, QuarantineCommand, ReleaseArgs, TokenArgs,
 };
 use crate::place::Place;
 use crate::{json, show};
@@ -55,6 +55,36 @@ pub(crate) fn detections(place: &Place, args: &DetectionsArgs) -> anyhow::Result
         json::print(&json::detections(&reply.detections))
     } else {
         print!("{}", show::detections(&reply.detections));
+        Ok(())
+    }
+}
+
+/// Page by page, up to the limit.
+pub(crate) fn holders(place: &Place, args: &HoldersArgs) -> anyhow::Result<()> {
+    let limit = usize::try_from(args.limit)?;
+    let mut all = v1::HoldersReply {
+        more: true,
+        ..v1::HoldersReply::default()
+    };
+    while all.more && all.holders.len() < limit {
+        let request = v1::HoldersRequest {
+            blake3: args.digest.0.to_vec(),
+            limit: u32::try_from(limit - all.holders.len())?,
+            after: all
+                .holders
+                .last()
+                .map_or_else(Vec::new, |last| last.guest_id.clone()),
+        };
+        let Reply::Holders(page) = call(place, Request::Holders(request))? else {
+            return unexpected();
+        };
+        all.more = page.more && !page.holders.is_empty();
+        all.holders.extend(page.holders);
+    }
+    if args.output.json {
+        json::print(&json::holders(&args.digest, &all))
+    } else {
+        print!("{}", show::holders(&all));
         Ok(())
     }
 }

@@ -57,6 +57,24 @@ pub(crate) fn detections(records: &[v1::DetectionRecord]) -> Value {
     records.collect()
 }
 
+pub(crate) fn holders(digest: &model::Digest, reply: &v1::HoldersReply) -> Value {
+    let holders = reply.holders.iter().map(|holder| {
+        json!({
+            "guest_id": hex(&holder.guest_id),
+            "hostname": holder.hostname,
+            "first_seen": time(holder.first_seen_s),
+            "first_seen_s": holder.first_seen_s,
+            "last_seen": time(holder.last_seen_s),
+            "last_seen_s": holder.last_seen_s,
+        })
+    });
+    json!({
+        "blake3": digest.to_string(),
+        "holders": holders.collect::<Value>(),
+        "more": reply.more,
+    })
+}
+
 pub(crate) fn items(items: &[v1::QuarantineItem]) -> Value {
     let items = items.iter().map(|item| {
         let mut out = object(json!({

@@ -43,6 +43,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Token(token) => commands::token(&place()?, token),
         Command::Status(output) => commands::status(&place()?, output),
         Command::Detections(detections) => commands::detections(&place()?, detections),
+        Command::Holders(holders) => commands::holders(&place()?, holders),
         Command::Quarantine(quarantine) => commands::quarantine(&place()?, quarantine),
         Command::Release(release) => commands::release(&place()?, release),
         Command::Reload => commands::reload(&place()?),

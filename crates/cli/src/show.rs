@@ -117,6 +117,37 @@ pub(crate) fn detections(records: &[v1::DetectionRecord]) -> String {
     out
 }
 
+pub(crate) fn holders(reply: &v1::HoldersReply) -> String {
+    let mut out = String::new();
+    if reply.holders.is_empty() {
+        line(&mut out, format_args!("no guest was seen with it"));
+        return out;
+    }
+    line(
+        &mut out,
+        format_args!(
+            "{:32}  {:20}  {:20}  host",
+            "guest", "first seen", "last seen"
+        ),
+    );
+    for holder in &reply.holders {
+        line(
+            &mut out,
+            format_args!(
+                "{:32}  {:20}  {:20}  {}",
+                hex(&holder.guest_id),
+                time(holder.first_seen_s),
+                time(holder.last_seen_s),
+                escape(holder.hostname.as_bytes()),
+            ),
+        );
+    }
+    if reply.more {
+        line(&mut out, format_args!("… and more; use --limit"));
+    }
+    out
+}
+
 pub(crate) fn items(items: &[v1::QuarantineItem]) -> String {
     let mut out = String::new();
     if items.is_empty() {

@@ -114,7 +114,7 @@ impl System {
     /// # Errors
     /// Where the metrics cannot be fetched.
     pub fn server_metric(&self, name: &str, filter: &str) -> Result<f64> {
-        metric(&fetch(&self.server.metrics)?, name, filter)
+        server_metric(&self.server, name, filter)
     }
 
     /// What the server has detected, newest first.
@@ -126,6 +126,14 @@ impl System {
         let parsed: serde_json::Value = serde_json::from_str(&text)?;
         Ok(parsed.as_array().cloned().unwrap_or_default())
     }
+}
+
+/// A value of a server's metrics; a family is summed over the labels that `filter` accepts.
+///
+/// # Errors
+/// Where the metrics cannot be fetched, or there is none of that name yet.
+pub fn server_metric(server: &Server, name: &str, filter: &str) -> Result<f64> {
+    metric(&fetch(&server.metrics)?, name, filter)
 }
 
 /// What an opener got, and how long it took.

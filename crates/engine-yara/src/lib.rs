@@ -3,6 +3,7 @@
 //! differential harness and the benches use it directly.
 
 mod context;
+mod delta;
 mod planned;
 mod program;
 mod rules;

@@ -24,6 +24,12 @@ struct Args {
     /// Compile the rules, say what they are, and end.
     #[arg(long)]
     check: bool,
+    /// Say what identifies each rule, and end.
+    #[arg(long, conflicts_with = "check")]
+    manifest: bool,
+    /// Run only rules that this manifest does not have.
+    #[arg(long, value_name = "MANIFEST")]
+    known: Option<PathBuf>,
 }
 
 /// The program: reads its arguments, serves until its control socket closes.
@@ -32,11 +38,40 @@ pub fn main() -> ExitCode {
     if args.check {
         return check(&args.rules);
     }
-    engine::worker::run(|| rules::load(&args.rules).map(Yara))
+    if args.manifest {
+        return manifest(&args.rules);
+    }
+    engine::worker::run(|| load(&args).map(Yara))
+}
+
+fn load(args: &Args) -> Result<RuleSet, Vec<String>> {
+    let read = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path);
+        text.map_err(|error| vec![format!("{}: {error}", path.display())])
+    };
+    let known = args.known.as_ref().map(read).transpose()?;
+    rules::load(&args.rules, known.as_deref())
+}
+
+fn manifest(paths: &[PathBuf]) -> ExitCode {
+    match rules::manifest(paths) {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(errors) => failed(&errors),
+    }
+}
+
+fn failed(errors: &[String]) -> ExitCode {
+    for error in errors {
+        eprintln!("{error}");
+    }
+    ExitCode::FAILURE
 }
 
 fn check(paths: &[PathBuf]) -> ExitCode {
-    match rules::load(paths) {
+    match rules::load(paths, None) {
         Ok(set) => {
             for warning in &set.warnings {
                 eprintln!("warning: {warning}");
@@ -45,12 +80,7 @@ fn check(paths: &[PathBuf]) -> ExitCode {
             println!("{} rules, reading names or owners: {sensitive}", set.count);
             ExitCode::SUCCESS
         }
-        Err(errors) => {
-            for error in errors {
-                eprintln!("{error}");
-            }
-            ExitCode::FAILURE
-        }
+        Err(errors) => failed(&errors),
     }
 }
 

@@ -8,6 +8,7 @@ use yara_x::warnings::Warning;
 use yara_x::{Compiler, SourceCode};
 
 use crate::context::{self, Reads};
+use crate::delta;
 use crate::planned::Planned;
 
 /// The version this program is built with; pinned in Cargo.toml.
@@ -26,12 +27,13 @@ pub(crate) struct RuleSet {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Compiles all rules below these paths. Each file is a namespace of its own, so rules of the same
+/// Compiles all rules below these paths; of those that the manifest `known` has, only what others
+/// need. The generation is that of all. Each file is a namespace of its own, so rules of the same
 /// name in different files are no conflict.
 ///
 /// # Errors
 /// All mistakes, as `file:line: what`; then there are no rules at all.
-pub(crate) fn load(paths: &[PathBuf]) -> Result<RuleSet, Vec<String>> {
+pub(crate) fn load(paths: &[PathBuf], known: Option<&str>) -> Result<RuleSet, Vec<String>> {
     let files = find(paths).map_err(|error| vec![error])?;
     let mut compiler = Compiler::new();
     // A file that another includes would not be part of the generation.
@@ -64,6 +66,10 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<RuleSet, Vec<String>> {
         return Err(errors);
     }
     let warnings = slow(&compiler, &sources);
+    let generation = generation(&sources);
+    if let Some(known) = known {
+        sources = delta::unknown(&sources, known)?;
+    }
     let planned = Planned::compile(&sources)?;
     let count = planned.plan().len() as u64;
     if count == 0 {
@@ -72,10 +78,19 @@ pub(crate) fn load(paths: &[PathBuf]) -> Result<RuleSet, Vec<String>> {
     Ok(RuleSet {
         planned: Box::leak(Box::new(planned)),
         count,
-        generation: generation(&sources),
+        generation,
         context: reads,
         warnings,
     })
+}
+
+/// What identifies each of the rules below these paths.
+///
+/// # Errors
+/// As for [`load`].
+pub(crate) fn manifest(paths: &[PathBuf]) -> Result<String, Vec<String>> {
+    let sources = load_sources(paths)?;
+    delta::manifest(&sources, generation(&sources))
 }
 
 /// Rule files below these paths, each with its path as its namespace.

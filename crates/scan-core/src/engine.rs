@@ -1,10 +1,10 @@
-//! What an appliance needs of engines and of verdict stores.
+//! What an appliance needs of engines.
 
 use std::pin::Pin;
 
-use model::{Detection, Generation, UnscannedReason, Verdict};
+use model::{Detection, Generation, UnscannedReason};
 
-use crate::{CacheKey, Context};
+use crate::Context;
 
 /// What an engine is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,12 +104,4 @@ pub trait Engine<C>: Send + Sync {
     fn counts(&self) -> EngineCounts;
     /// Judges one file.
     fn scan(&self, task: Task<C>) -> ScanFuture<'_>;
-}
-
-/// Where verdicts are kept. A store that fails forgets; it never invents.
-pub trait VerdictStore: Send + Sync {
-    /// The verdict kept under exactly this key.
-    fn find(&self, key: &CacheKey) -> Option<Verdict>;
-    /// Keeps a verdict. One that is neither clean nor malicious is dropped.
-    fn keep(&self, key: &CacheKey, verdict: &Verdict);
 }

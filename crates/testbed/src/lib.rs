@@ -4,6 +4,7 @@
 
 mod clam;
 mod daemons;
+mod databases;
 mod debian;
 mod guest;
 mod host_net;
@@ -17,6 +18,7 @@ mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{Agent, AgentOptions, AgentPids, Server, ServerOptions, binary, rules_dir};
+pub use databases::{Postgres, Redis};
 pub use debian::debian_root;
 pub use guest::{GuestImage, GuestTree};
 pub use host_net::HostNet;

@@ -41,8 +41,12 @@ pub(crate) fn ci() -> Result<Tally> {
     tally.step("differential", || differential(&[]));
     tally.step("bench open --quick", || bench("open", true, false));
     tally.step("bench engine --quick", || bench("engine", true, false));
+    tally.step("bench holders --quick", || bench("holders", true, false));
     tally.step("bench bytes --quick", || bench("bytes", true, false));
     tally.step("bench fleet --quick", || bench("fleet", true, false));
+    tally.step("bench migration --quick", || {
+        bench("migration", true, false)
+    });
     Ok(tally)
 }
 

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use agent_core::{ContextHash, FileKey, FileNode};
@@ -39,8 +39,8 @@ pub(crate) struct Content {
     /// Bytes hashed.
     hashed_size: AtomicU64,
     hashed_digest: Mutex<Option<Digest>>,
-    /// Its chunks, once the appliance has asked for them.
-    manifest: OnceLock<Manifest>,
+    /// The chunks of what was hashed, once the appliance has asked for them.
+    manifest: Mutex<Option<Arc<Manifest>>>,
 }
 
 /// What a file system is good for.
@@ -79,7 +79,7 @@ impl Content {
             hashed: Mutex::new(None),
             hashed_size: AtomicU64::new(0),
             hashed_digest: Mutex::new(None),
-            manifest: OnceLock::new(),
+            manifest: Mutex::new(None),
         }
     }
 
@@ -131,25 +131,23 @@ impl Content {
     ///
     /// # Errors
     /// [`Stopped::Failed`]: it cannot be read, or has changed.
-    pub(crate) fn list(&self) -> Result<Option<&Manifest>, Stopped> {
-        let digest = *self
-            .hashed_digest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn list(&self) -> Result<Option<Arc<Manifest>>, Stopped> {
+        let digest = *lock(&self.hashed_digest);
         let digest = digest.ok_or(Stopped::Failed(UnscannedReason::Changed))?;
-        let listed = transfer::list(self, self.hashed_size(), digest)?;
-        Ok(listed.map(|manifest| self.manifest.get_or_init(|| manifest)))
+        let listed = transfer::list(self, self.hashed_size(), digest)?.map(Arc::new);
+        (*lock(&self.manifest)).clone_from(&listed);
+        Ok(listed)
     }
 
-    /// Its chunks, where they were listed.
-    pub(crate) fn listed(&self) -> Option<&Manifest> {
-        self.manifest.get()
+    /// The chunks of what was hashed, where they were listed.
+    pub(crate) fn listed(&self) -> Option<Arc<Manifest>> {
+        lock(&self.manifest).clone()
     }
 
     /// True if the file is certainly no longer what was hashed. Where a writer held it nothing is
     /// certain: then the bytes that were read count for whoever waits, and nothing is remembered.
     pub(crate) fn has_changed(&self) -> bool {
-        let hashed = *self.hashed.lock().unwrap_or_else(PoisonError::into_inner);
+        let hashed = *lock(&self.hashed);
         let now = FileIdentity::of(self.file.as_fd());
         hashed.is_some_and(|before| now.ok() != Some(before))
     }
@@ -192,12 +190,10 @@ impl Content {
         if !same && !held_by_writer {
             return Err(UnscannedReason::Changed);
         }
-        *self.hashed.lock().unwrap_or_else(PoisonError::into_inner) = alone.then_some(after);
+        *lock(&self.hashed) = alone.then_some(after);
         self.hashed_size.store(size, Ordering::Relaxed);
-        *self
-            .hashed_digest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(digest);
+        *lock(&self.hashed_digest) = Some(digest);
+        *lock(&self.manifest) = None;
         let key = FileKey {
             size,
             ..key_of(&after)
@@ -261,6 +257,10 @@ impl Content {
         let read = || rustix::io::pread(&self.file, &mut *buffer, offset);
         Ok(rustix::io::retry_on_intr(read)?)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ReadAt for Content {
@@ -371,6 +371,24 @@ mod tests {
         assert!(!content.has_changed());
         std::fs::write(&path, b"other").unwrap();
         assert!(content.has_changed());
+    }
+
+    #[test]
+    fn a_list_is_of_what_was_hashed_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, vec![1; 300_000]).unwrap();
+        let content = content(std::fs::File::open(&path).unwrap());
+        hash(&content, 100).ok().unwrap();
+        let first = content.list().unwrap().unwrap();
+        assert_eq!(content.listed(), Some(first.clone()));
+        std::fs::write(&path, vec![2; 400_000]).unwrap();
+        let changed = Stopped::Failed(UnscannedReason::Changed);
+        assert_eq!(content.list(), Err(changed));
+        hash(&content, 100).ok().unwrap();
+        assert_eq!(content.listed(), None);
+        let second = content.list().unwrap().unwrap();
+        assert_eq!((first.size(), second.size()), (300_000, 400_000));
     }
 
     #[test]

@@ -213,7 +213,7 @@ fn send_list(gate: &Gate, task: &UploadTask, sending: &Sending<'_>) -> Result<bo
         return Ok(false);
     };
     gate.was_sent(task);
-    sending.manifest(manifest).map(|()| true)
+    sending.manifest(&manifest).map(|()| true)
 }
 
 fn send_ranges(gate: &Gate, task: &UploadTask, sending: &mut Sending<'_>) -> Result<(), Stopped> {
@@ -227,9 +227,10 @@ fn send_ranges(gate: &Gate, task: &UploadTask, sending: &mut Sending<'_>) -> Res
         [] => &whole[..],
         ranges => ranges,
     };
+    let listed = content.listed();
     ranges.iter().try_for_each(|range| {
         let end = range.offset.saturating_add(range.length).min(size);
-        sending.range(content, (range.offset, end), content.listed(), |bytes| {
+        sending.range(content, (range.offset, end), listed.as_deref(), |bytes| {
             gate.tally.content_bytes_sent.add(bytes);
             true
         })

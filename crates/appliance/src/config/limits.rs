@@ -66,8 +66,11 @@ pub struct Limits {
     pub guest_late_max: Ranged<0, 1_000_000>,
     /// Verdicts kept in memory. 64 MiB.
     pub verdict_memory_bytes_max: Ranged<0>,
-    /// Verdicts kept on disk; about 300 bytes each. 4 million.
-    pub verdict_store_entries_max: Ranged<2, 1_000_000_000>,
+    /// Verdicts kept on disk; about 200 bytes each. 1 GiB.
+    pub verdict_store_bytes_max: Ranged<65_536>,
+    /// Content kept in memory and on the spool after it was judged, so that it can be judged again
+    /// when rules change. 0: none. 256 MiB.
+    pub retained_bytes_max: Ranged<0>,
     /// Detections kept in memory for `lazaret detections`. 10,000.
     pub detections_kept_max: Ranged<1, 1_000_000>,
     /// New detections of one guest in a minute; what comes beyond is counted only. 600.
@@ -120,7 +123,8 @@ impl Default for Limits {
             waiters_per_scan_max: Ranged::new(4096),
             guest_late_max: Ranged::new(512),
             verdict_memory_bytes_max: Ranged::new(64 * MIB),
-            verdict_store_entries_max: Ranged::new(4_000_000),
+            verdict_store_bytes_max: Ranged::new(GIB),
+            retained_bytes_max: Ranged::new(256 * MIB),
             detections_kept_max: Ranged::new(10_000),
             guest_detections_per_minute_max: Ranged::new(600),
             guest_detection_bytes_per_minute_max: Ranged::new(MIB),

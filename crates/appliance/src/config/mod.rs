@@ -4,7 +4,9 @@
 mod engines;
 mod limits;
 mod policy;
+mod sightings;
 mod value;
+mod verdict_store;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,7 +20,9 @@ use crate::chunk_store::ChunkLimits;
 pub use engines::{ClamdConfig, EngineLimits, EnginesConfig, UnpackConfig, YaraConfig};
 pub use limits::Limits;
 pub use policy::{PolicyConfig, RemovalAction, RemovalConfig};
+pub use sightings::SightingsConfig;
 pub use value::Ranged;
+pub use verdict_store::VerdictStoreConfig;
 
 /// Everything that `lazaret up` reads. Every key has a default.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -40,6 +44,10 @@ pub struct Config {
     pub removal: RemovalConfig,
     /// Copies of the agents' allowlists.
     pub allowlist: AllowlistConfig,
+    /// Verdicts shared with other appliances.
+    pub verdict_store: VerdictStoreConfig,
+    /// Which guests were seen with which content.
+    pub sightings: SightingsConfig,
     /// How content that is like something known is asked for.
     pub chunks: ChunksConfig,
     /// Engines. Unset: yara with the rules found beside the program or in `/etc/lazaret/rules`.
@@ -167,6 +175,10 @@ impl Config {
         if !self.allowlist.files.is_empty() && self.allowlist.trusted_keys.is_empty() {
             let problem = "no key is trusted, so no list can be".to_owned();
             return conflict("allowlist.trusted_keys", problem);
+        }
+        if self.verdict_store.url.is_some() && self.verdict_store.key_file.is_none() {
+            let problem = "needed beside url: without a key anybody who can write to the store could make verdicts";
+            return conflict("verdict_store.key_file", problem.to_owned());
         }
         let limits = &self.limits;
         if limits.guest_bytes_in_flight_max.get() < largest {
@@ -296,6 +308,11 @@ mod tests {
             "lazaret.toml:2:16: allowlist.trusted_keys",
             "64 hexadecimal digits",
         );
+        refused(
+            "[verdict_store]\nurl = 'mysql://x'\n",
+            "lazaret.toml:2:7: verdict_store.url",
+            "must begin with postgres://",
+        );
         refused("[engin]\n", "lazaret.toml:1:", "engin");
     }
 
@@ -310,6 +327,8 @@ mod tests {
         assert!(spool.problem.contains("is 250000000,"), "{spool}");
         let nobody = conflict("[allowlist]\nfiles = ['/a']\n");
         assert_eq!(nobody.key, "allowlist.trusted_keys");
+        let keyless = conflict("[verdict_store]\nurl = 'redis://cache'\n");
+        assert_eq!(keyless.key, "verdict_store.key_file");
         let memory =
             conflict("[limits]\nguest_share_max_percent = 1\nspool_bytes_max = 90000000000\n");
         assert_eq!(memory.key, "limits.upload_memory_max_bytes");

@@ -7,6 +7,8 @@ mod coalescing;
 mod force;
 mod limits;
 mod rig;
+mod rules;
+mod stores;
 mod uploads;
 
 use rig::{A, B, EVIL, Rig, check, clean, malicious, unscanned};

@@ -30,11 +30,13 @@ pub(super) const B: GuestId = GuestId([0xb; 16]);
 /// Content that the double calls malicious.
 pub(super) const EVIL: &[u8] = b"this is EVIL";
 
-/// Calls content with "EVIL" (or what else it `finds`) in it malicious, crashes on "CRASH".
+/// Calls content with "EVIL" (or what else it `finds`) in it malicious, crashes on "CRASH" (or what
+/// else `crashes` it).
 pub(super) struct Double {
     pub(super) generation: Generation,
     pub(super) context_sensitive: bool,
     pub(super) finds: &'static [u8],
+    pub(super) crashes: &'static [u8],
     /// Calls files with this in their path malicious, too.
     pub(super) finds_name: Option<&'static [u8]>,
     /// A scan takes one permit and gives it back; without any, scans wait.
@@ -49,6 +51,7 @@ impl Double {
             generation: Generation([1; 16]),
             context_sensitive: false,
             finds: b"EVIL",
+            crashes: b"CRASH",
             finds_name: None,
             gate: Semaphore::new(1000),
             begun: AtomicU64::new(0),
@@ -62,7 +65,7 @@ impl Double {
 
     fn judge(&self, bytes: &[u8]) -> Finding {
         let has = |needle: &[u8]| bytes.windows(needle.len()).any(|window| window == needle);
-        if has(b"CRASH") {
+        if has(self.crashes) {
             return Finding::incomplete(
                 self.generation,
                 UnscannedReason::EngineCrashed,

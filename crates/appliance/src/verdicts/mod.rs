@@ -1,42 +1,131 @@
-//! Verdicts that may be used again: in memory first, on disk behind it. Only clean and malicious
-//! are kept, under everything they depend on.
+//! Verdicts that may be used again: in memory first, then on the appliance's own disk, then in the
+//! store that all appliances share. Only clean and malicious are kept, under everything they
+//! depend on.
 
-mod disk;
-mod encoding;
-
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use model::{Generation, Verdict};
+use daemon::metrics::Registry;
+use model::Verdict;
 use quick_cache::Weighter;
-use scan_core::{CacheKey, VerdictStore};
+use scan_core::CacheKey;
+use verdict_store::{
+    AddressError, BreakerSettings, Embedded, EmbeddedSightings, Entry, FleetKey, Guarded, JudgedBy,
+    KeyError, Keyring, OpenError, SharedSettings, Sightings, StoreMetrics,
+};
 
-use disk::DiskStore;
-pub use disk::StoreError;
+use crate::assembly::Proved;
+use crate::config::Config;
+use crate::state_dir::StateDir;
 
-/// The two tiers.
+/// What our own disk may take for an answer; a disk that takes longer is worse than a scan.
+const OWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Verdict stores cannot be used as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum VerdictsError {
+    /// The store on our own disk.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The keys of its entries, or of the shared store's.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The shared store.
+    #[error("verdict_store.url")]
+    Address(#[from] AddressError),
+    /// Its password.
+    #[error("verdict_store.password_file: {}: cannot be read", path.display())]
+    Password {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// All tiers.
 #[derive(Debug)]
 pub(crate) struct Verdicts {
     memory: MemoryStore,
-    disk: DiskStore,
+    embedded: Arc<Embedded>,
+    own: Arc<Guarded>,
+    shared: Option<Guarded>,
+}
+
+/// Where sightings go.
+pub(crate) type SightingStore = Arc<dyn Sightings>;
+
+/// The entry for a verdict, `None` where it must not be kept. Only content that arrived here whole
+/// and was proved makes one: what rests on a guest's claims is never shared.
+pub(crate) fn entry(
+    proved: &Proved,
+    key: &CacheKey,
+    verdict: &Verdict,
+    engines: Vec<JudgedBy>,
+) -> Option<Entry> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let judged_at_s = since.map_or(0, |since| since.as_secs());
+    let is_proved = proved.digest == key.digest;
+    Entry::of(key, verdict, engines, judged_at_s).filter(|_| is_proved)
 }
 
 impl Verdicts {
     pub(crate) fn open(
-        dir: &Path,
-        memory_bytes_max: u64,
-        disk_entries_max: u64,
-        generation: Generation,
-    ) -> Result<Self, StoreError> {
-        Ok(Self {
-            memory: MemoryStore::new(memory_bytes_max),
-            disk: DiskStore::open(dir, disk_entries_max, generation)?,
-        })
+        config: &Config,
+        state: &StateDir,
+        registry: &Registry,
+    ) -> Result<(Self, SightingStore), VerdictsError> {
+        let limits = &config.limits;
+        let metrics = StoreMetrics::new(registry);
+        let bytes_max = limits.verdict_store_bytes_max.get();
+        let embedded = Arc::new(Embedded::open(&state.verdicts(), bytes_max)?);
+        let key = FleetKey::load_or_make(&state.verdict_key())?;
+        let own = Guarded::new(
+            embedded.clone(),
+            Keyring::new(key, None),
+            OWN_TIMEOUT,
+            BreakerSettings::default(),
+            metrics.clone(),
+        );
+        let (shared, sightings) = match shared_stores(config, metrics)? {
+            Some((verdicts, sightings)) => (Some(verdicts), sightings),
+            None => (None, None),
+        };
+        let sightings = match sightings {
+            Some(sightings) => sightings,
+            None => {
+                let bytes_max = config.sightings.bytes_max.get();
+                Arc::new(EmbeddedSightings::open(&state.sightings(), bytes_max)?)
+            }
+        };
+        let verdicts = Self {
+            memory: MemoryStore::new(limits.verdict_memory_bytes_max.get()),
+            embedded,
+            own: Arc::new(own),
+            shared,
+        };
+        Ok((verdicts, sightings))
     }
 
-    /// Verdicts of other generations are no longer found, and go as place is needed.
-    pub(crate) fn use_generation(&self, generation: Generation) {
-        self.disk.use_generation(generation);
+    /// What memory has.
+    pub(crate) fn find(&self, key: &CacheKey) -> Option<Verdict> {
+        self.memory.find(key)
+    }
+
+    /// What a store has; never waits longer than the stores may take.
+    pub(crate) async fn look_up(&self, key: &CacheKey) -> Option<Verdict> {
+        let entry = match self.own.get(key).await {
+            Some(entry) => entry,
+            None => {
+                let entry = self.shared.as_ref()?.get(key).await?;
+                let (own, key, kept) = (self.own.clone(), *key, entry.clone());
+                tokio::spawn(async move { own.put(&key, &kept).await });
+                entry
+            }
+        };
+        self.memory.keep(key, entry.verdict());
+        Some(entry.verdict().clone())
     }
 
     /// Keeps a verdict in memory; cheap, so that it can be done before anybody is answered.
@@ -44,36 +133,66 @@ impl Verdicts {
         self.memory.keep(key, verdict);
     }
 
-    /// Keeps it on disk too.
-    pub(crate) fn keep_on_disk(&self, key: &CacheKey, verdict: &Verdict) {
-        self.disk.keep(key, verdict);
+    /// Keeps it in the stores.
+    pub(crate) async fn keep(&self, key: &CacheKey, entry: &Entry) {
+        let shared = async {
+            if let Some(shared) = &self.shared {
+                shared.put(key, entry).await;
+            }
+        };
+        futures_util::future::join(self.own.put(key, entry), shared).await;
     }
 
+    /// Brings stores back within their bounds.
+    pub(crate) async fn trim(&self) {
+        if let Some(shared) = &self.shared {
+            shared.trim().await;
+        }
+    }
+
+    /// How full memory and disk are.
     pub(crate) fn stats(&self) -> StoreStats {
         StoreStats {
             memory_bytes: self.memory.cache.weight(),
             memory_entries: self.memory.cache.len() as u64,
-            disk_entries: self.disk.entries(),
-            disk_bytes: self.disk.bytes(),
-            disk_failures: self.disk.failures(),
+            disk_entries: self.embedded.entries(),
+            disk_bytes: self.embedded.disk_bytes(),
         }
     }
 }
 
-impl VerdictStore for Verdicts {
-    fn find(&self, key: &CacheKey) -> Option<Verdict> {
-        if let Some(verdict) = self.memory.find(key) {
-            return Some(verdict);
-        }
-        let verdict = self.disk.find(key)?;
-        self.memory.keep(key, &verdict);
-        Some(verdict)
-    }
-
-    fn keep(&self, key: &CacheKey, verdict: &Verdict) {
-        self.keep_in_memory(key, verdict);
-        self.keep_on_disk(key, verdict);
-    }
+fn shared_stores(
+    all: &Config,
+    metrics: StoreMetrics,
+) -> Result<Option<(Guarded, Option<SightingStore>)>, VerdictsError> {
+    let config = &all.verdict_store;
+    let (Some(address), Some(key)) = (&config.url, &config.key_file) else {
+        return Ok(None);
+    };
+    let accepted = config.accepted_key_file.as_deref();
+    let accepted = accepted.map(FleetKey::load).transpose()?;
+    let keys = Keyring::new(FleetKey::load(key)?, accepted);
+    let password = config.password_file.as_ref().map(|path| {
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|source| VerdictsError::Password {
+            path: path.clone(),
+            source,
+        })?;
+        Ok::<_, VerdictsError>(text.trim_end_matches(['\r', '\n']).to_owned())
+    });
+    let stores = address.open(&SharedSettings {
+        password: password.transpose()?,
+        ca_file: config.ca_file.clone(),
+        keep: config.keep(),
+        entries_max: config.entries_max.get(),
+        sightings_max: all.sightings.rows_max.get(),
+        sightings_keep: all.sightings.keep(),
+        connections_max: config.connections_max.u32(),
+    })?;
+    tracing::info!(store = address.store(), "verdicts are shared");
+    let breaker = BreakerSettings::default();
+    let verdicts = Guarded::new(stores.verdicts, keys, config.timeout(), breaker, metrics);
+    Ok(Some((verdicts, stores.sightings)))
 }
 
 /// How full the store is.
@@ -83,8 +202,6 @@ pub(crate) struct StoreStats {
     pub(crate) memory_entries: u64,
     pub(crate) disk_entries: u64,
     pub(crate) disk_bytes: u64,
-    /// Reads, writes and damaged entries that came to nothing.
-    pub(crate) disk_failures: u64,
 }
 
 /// The tier in memory, bounded by bytes.
@@ -130,7 +247,7 @@ impl MemoryStore {
     }
 }
 
-impl VerdictStore for MemoryStore {
+impl MemoryStore {
     fn find(&self, key: &CacheKey) -> Option<Verdict> {
         self.cache.get(key).map(|verdict| (*verdict).clone())
     }
@@ -145,7 +262,7 @@ impl VerdictStore for MemoryStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{Coverage, Digest, Outcome, UnscannedReason};
+    use model::{Coverage, Digest, Generation, Outcome, UnscannedReason};
     use scan_core::{ContextClass, Settings};
 
     fn key(n: u32) -> CacheKey {

@@ -1,5 +1,5 @@
 //! The whole system, as shipped. Needs root, loop devices, clamav, git, cargo, dpkg-deb and
-//! iproute2; a test that lacks one fails and says so.
+//! iproute2, PostgreSQL and Redis; a test that lacks one fails and says so.
 
 mod chunks;
 mod clamav;
@@ -7,5 +7,7 @@ mod failures;
 mod golden;
 mod hostile;
 mod removal;
+mod rule_change;
 mod scan;
+mod shared_verdicts;
 mod workloads;

@@ -1178,7 +1178,7 @@ pub struct ScanReport {
 /// One request.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AdminRequest {
-    #[prost(oneof = "admin_request::Body", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "admin_request::Body", tags = "1, 2, 3, 4, 5, 6, 40")]
     pub body: ::core::option::Option<admin_request::Body>,
 }
 /// Nested message and enum types in `AdminRequest`.
@@ -1203,12 +1203,15 @@ pub mod admin_request {
         /// Load rules and policy again.
         #[prost(message, tag = "6")]
         Reload(super::ReloadRequest),
+        /// Which guests hold a content.
+        #[prost(message, tag = "40")]
+        Holders(super::HoldersRequest),
     }
 }
 /// One reply.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AdminReply {
-    #[prost(oneof = "admin_reply::Body", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "admin_reply::Body", tags = "1, 2, 3, 4, 5, 6, 7, 40")]
     pub body: ::core::option::Option<admin_reply::Body>,
 }
 /// Nested message and enum types in `AdminReply`.
@@ -1230,6 +1233,8 @@ pub mod admin_reply {
         Release(super::ReleaseReply),
         #[prost(message, tag = "7")]
         Reload(super::ReloadReply),
+        #[prost(message, tag = "40")]
+        Holders(super::HoldersReply),
     }
 }
 /// How are you?
@@ -1381,5 +1386,68 @@ pub struct ReloadRequest {}
 pub struct ReloadReply {
     /// The generation now in force, 16 bytes.
     #[prost(bytes = "vec", tag = "1")]
+    pub generation: ::prost::alloc::vec::Vec<u8>,
+}
+/// Which guests hold a content.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HoldersRequest {
+    /// BLAKE3 of the content, 32 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub blake3: ::prost::alloc::vec::Vec<u8>,
+    /// At most so many. Unset: 1000.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+    /// Only those after this guest, 16 bytes. Unset: from the first.
+    #[prost(bytes = "vec", tag = "3")]
+    pub after: ::prost::alloc::vec::Vec<u8>,
+}
+/// In order of the guests' ids.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HoldersReply {
+    #[prost(message, repeated, tag = "1")]
+    pub holders: ::prost::alloc::vec::Vec<HolderRecord>,
+    /// There are more: ask again, after the last of these.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+/// A guest that holds or held a content.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HolderRecord {
+    /// Its id, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// Its host name, for people. Unset: it is not connected here.
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    /// When it was first and last seen with it, seconds since 1970 UTC.
+    #[prost(uint64, tag = "3")]
+    pub first_seen_s: u64,
+    #[prost(uint64, tag = "4")]
+    pub last_seen_s: u64,
+}
+/// A verdict as it is kept: clean or malicious, of content that an appliance has proved.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StoredVerdict {
+    /// Its digest and generation are left out: they are the key's.
+    #[prost(message, optional, tag = "1")]
+    pub verdict: ::core::option::Option<Verdict>,
+    /// Who judged.
+    #[prost(message, repeated, tag = "2")]
+    pub engines: ::prost::alloc::vec::Vec<JudgedBy>,
+    /// When, seconds since 1970 UTC.
+    #[prost(uint64, tag = "3")]
+    pub judged_at_s: u64,
+}
+/// An engine that judged.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JudgedBy {
+    /// As in detections.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// For people.
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// Its version and rules, 16 bytes.
+    #[prost(bytes = "vec", tag = "3")]
     pub generation: ::prost::alloc::vec::Vec<u8>,
 }
