@@ -193,7 +193,7 @@ mod tests {
         lister.update(bytes);
         let manifest = lister.finish().0;
         let own = |chunk: &Chunk| bytes[chunk.offset as usize..chunk.end() as usize].to_vec();
-        let is_held = |chunk: &Chunk| chunk.offset % 8192 == 0;
+        let is_held = |chunk: &Chunk| chunk.offset.is_multiple_of(8192);
         let take = |chunk: &Chunk| is_held(chunk).then(|| own(chunk));
         let rebuild = Rebuild::begin(&manifest, place, &spool, take).unwrap();
         (dir, rebuild)

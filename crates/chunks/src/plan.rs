@@ -149,11 +149,11 @@ mod tests {
         let manifest = list(Kind::Pages, &bytes);
         let distinct = |chunk: &Chunk| {
             n += 1;
-            Ok::<_, Infallible>(chunk.offset % 8192 == 0)
+            Ok::<_, Infallible>(chunk.offset.is_multiple_of(8192))
         };
         let plan = plan(&manifest, distinct).unwrap();
         assert!(n > 0 && plan.ranges.len() <= RANGES_MAX);
-        let gaps = plan.ranges.windows(2);
-        assert!(gaps.into_iter().all(|two| two[0].end() < two[1].offset));
+        let mut neighbours = plan.ranges.windows(2);
+        assert!(neighbours.all(|two| two[0].end() < two[1].offset));
     }
 }

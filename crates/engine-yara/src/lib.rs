@@ -10,7 +10,7 @@ mod rules;
 mod scan;
 mod whole;
 
-pub use planned::{Judged, Planned, PlannedScanner, Stages};
+pub use planned::{HEAD_BYTES, Judged, Planned, PlannedScanner, Stages, Step, Why};
 pub use program::main;
 pub use rules::load_sources;
 pub use whole::{Whole, WholeScanner};

@@ -6,12 +6,16 @@
 //!    conditions (*probes*), without looking for any pattern.
 //! 4. What is still open is run by YARA-X, in the parts (*shards*) of the rule set that hold it.
 
+mod ranged;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use readplan::{Hits, Known, Plan, RuleId, Source};
 use yara_x::{Compiler, Rules, ScanError, ScanResults, Scanner, SourceCode};
+
+pub use ranged::{HEAD_BYTES, Step, Why};
 
 use crate::context::{self, Names, Reads};
 use crate::scan::{MATCHES_MAX, TIMEOUT_DEFAULT};
@@ -33,7 +37,11 @@ pub struct Planned {
     shards: Vec<Shard>,
     /// By rule: where it is.
     shard_of: Vec<usize>,
+    /// By rule: rules of the same number are compiled together.
+    group_of: Vec<usize>,
     probes: Probes,
+    /// A rule set that has all modules' findings and nothing else.
+    modules: Rules,
     /// By namespace and name, the order of the rules.
     order: HashMap<String, HashMap<String, RuleId>>,
 }
@@ -110,7 +118,14 @@ impl Planned {
         }
         let texts: Vec<_> = divided.iter().map(|rules| plan.sources_of(rules)).collect();
         let shards = compile_all(&texts)?;
+        let mut group_of = vec![0; plan.len()];
+        for (index, rules) in plan.groups().iter().enumerate() {
+            for rule in rules {
+                group_of[*rule] = index;
+            }
+        }
         let probes = Probes::compile(&plan)?;
+        let modules = compile_modules(&plan)?;
         let mut order: HashMap<String, HashMap<String, RuleId>> = HashMap::new();
         for rule in 0..plan.len() {
             let (namespace, name) = plan.name(rule);
@@ -121,7 +136,9 @@ impl Planned {
             plan,
             shards,
             shard_of,
+            group_of,
             probes,
+            modules,
             order,
         })
     }
@@ -256,6 +273,19 @@ impl Probes {
     }
 }
 
+/// A rule that imports what any rule does.
+fn compile_modules(plan: &Plan) -> Result<Rules, Vec<String>> {
+    let mut compiler = compiler()?;
+    let imports = plan.imports().into_iter();
+    let mut text = imports
+        .map(|name| format!("import \"{name}\"\n"))
+        .collect::<String>();
+    text.push_str("rule modules { condition: false }\n");
+    let added = compiler.add_source(text.as_str());
+    added.map_err(|error| vec![error.to_string()])?;
+    Ok(compiler.build())
+}
+
 fn compiler<'a>() -> Result<Compiler<'a>, Vec<String>> {
     let mut compiler = Compiler::new();
     // A file that another includes would not be part of the generation.
@@ -270,6 +300,8 @@ pub struct PlannedScanner<'r> {
     /// Made when they are first needed.
     shards: Vec<Option<Scanner<'r>>>,
     probes: Scanner<'r>,
+    /// Made when it is first needed.
+    modules: Option<Scanner<'r>>,
     hits: Hits,
     answers: Vec<Option<bool>>,
 }
@@ -291,6 +323,7 @@ impl<'r> PlannedScanner<'r> {
             planned,
             shards: planned.shards.iter().map(|_| None).collect(),
             probes,
+            modules: None,
             hits: Hits::default(),
             answers: Vec::new(),
         })

@@ -23,6 +23,7 @@
 pub mod host;
 mod packet;
 mod sandbox;
+pub mod sparse;
 mod sys;
 pub mod worker;
 

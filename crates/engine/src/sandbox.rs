@@ -63,12 +63,14 @@ impl SyscallRule {
 /// System calls of every worker: found by running the real engines under `strace` and by killing
 /// them with a shorter list. None names a path, a process or an address; those with conditions
 /// are in [`every_worker`].
-const EVERY_WORKER: [i64; 25] = [
+const EVERY_WORKER: [i64; 26] = [
     // Jobs and reports.
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_close,
     libc::SYS_fstat,
+    // Which pages of sparse content were read.
+    libc::SYS_lseek,
     // Memory.
     libc::SYS_brk,
     libc::SYS_munmap,

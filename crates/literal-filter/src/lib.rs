@@ -16,6 +16,8 @@ mod delta;
 mod error;
 mod filter;
 mod grams;
+mod needles;
+mod report;
 mod stream;
 mod table;
 mod wire;
@@ -23,5 +25,9 @@ mod wire;
 pub use delta::{apply, delta};
 pub use error::FilterError;
 pub use filter::{Filter, LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, Literal, POOL_MAX};
+pub use needles::{
+    KEYS_MAX, NEEDLES_MAX, Needle, Needles, REACH_MAX, TOKENS_MAX, Token as NeedleToken,
+};
+pub use report::{OFFSETS_MAX, REPORT_BYTES_MAX, REPORT_HITS_MAX, Report};
 pub use stream::Stream;
 pub use table::is_common;

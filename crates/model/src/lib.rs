@@ -5,11 +5,13 @@
 mod digest;
 mod ids;
 mod policy;
+mod ranges;
 mod verdict;
 
 pub use digest::{Digest, DigestParseError, Sha256};
 pub use ids::{Generation, GuestId, ItemId, OrderId};
 pub use policy::{Disposition, LateAction, Policy, PolicyError, RIDE_ALONG_MAX};
+pub use ranges::Ranges;
 pub use verdict::{
     AccessClass, Coverage, DETECTIONS_MAX, Detection, Outcome, UnscannedReason, Verdict,
 };

@@ -1,21 +1,22 @@
 //! From rule files to a plan.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
-use literal_filter::{Filter, Literal};
+use literal_filter::{Filter, Needles};
 use rustc_hash::{FxHashMap, FxHashSet};
 use yara_x_parser::Parser;
 use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{AST, Expr as Ast, Rule, RuleFlags};
 use yara_x_parser::cst::{Event, SyntaxKind};
 
-use crate::eval::{Presence, Truth};
+use crate::eval::Presence;
 use crate::expr::{Converter, Expr, Probe};
-use crate::gate;
-use crate::known::{Bytes, Hits};
-use crate::pattern::{self, Exact, PatternInfo};
+use crate::hidden::Hidden;
+use crate::known::{Bytes, Hits, View};
+use crate::look::{Look, Side, Sought};
+use crate::pattern::{self, Exact, Part, PatternInfo};
 
 /// A rule of a plan, by its position: files in the order given, rules as they stand there.
 pub type RuleId = usize;
@@ -35,6 +36,8 @@ pub(crate) struct RuleEntry {
     pub(crate) name: String,
     pub(crate) file: usize,
     pub(crate) condition: Expr,
+    /// What its condition has besides.
+    pub(crate) hidden: Hidden,
     pub(crate) first_pattern: usize,
     /// In its condition, by index into the plan's probes.
     probes: Vec<usize>,
@@ -51,13 +54,9 @@ struct FileEntry {
 }
 
 #[derive(Debug)]
-struct PatternEntry {
-    info: PatternInfo,
-    /// Ids in the filter, one for each part of `info`; none for a pattern of no gate.
-    literals: Vec<u32>,
+pub(crate) struct PatternEntry {
+    pub(crate) info: PatternInfo,
     rule: RuleId,
-    /// It is in the gate of its rule: the filter looks for it in every file.
-    gated: bool,
 }
 
 /// A rule set, compiled into what of a file can still change its verdict.
@@ -67,11 +66,8 @@ pub struct Plan {
     files: Vec<FileEntry>,
     by_name: HashMap<(usize, String), RuleId>,
     patterns: Vec<PatternEntry>,
-    filter: Arc<Filter>,
-    /// For each literal, the patterns that it is of.
-    users: Vec<Vec<u32>>,
-    /// Rules that may match a file in which no literal occurs.
-    residents: Vec<RuleId>,
+    /// What the appliance looks for, and what an agent does.
+    looks: [Look; 2],
     /// For each rule, the rules that refer to it.
     dependants: Vec<Vec<RuleId>>,
     probes: Vec<Probe>,
@@ -108,9 +104,27 @@ impl Plan {
         building.finish()
     }
 
-    /// The filter over all literals.
+    /// The filter over the literals that are looked for where content is at hand.
     pub fn filter(&self) -> &Arc<Filter> {
-        &self.filter
+        self.look(Side::Appliance).filter()
+    }
+
+    /// What an agent looks for: literals, and needles, whose ids follow those of the literals.
+    pub fn agent_filter(&self) -> (&Arc<Filter>, &Arc<Needles>) {
+        let look = self.look(Side::Agent);
+        (look.filter(), look.needles())
+    }
+
+    pub(crate) fn look(&self, side: Side) -> &Look {
+        let [appliance, agent] = &self.looks;
+        match side {
+            Side::Appliance => appliance,
+            Side::Agent => agent,
+        }
+    }
+
+    pub(crate) fn patterns(&self) -> &[PatternEntry] {
+        &self.patterns
     }
 
     /// How many rules there are.
@@ -158,7 +172,7 @@ impl Plan {
 
     /// Rules that no literal guards.
     pub fn residents(&self) -> &[RuleId] {
-        &self.residents
+        self.look(Side::Appliance).residents()
     }
 
     /// Conditions that YARA-X can decide without looking for patterns, by index.
@@ -175,6 +189,14 @@ impl Plan {
     /// a whole or not at all.
     pub fn groups(&self) -> &[Vec<RuleId>] {
         &self.groups
+    }
+
+    /// All modules that rules import.
+    pub fn imports(&self) -> BTreeSet<&str> {
+        let files = self.files.iter();
+        files
+            .flat_map(|file| file.imports.iter().map(String::as_str))
+            .collect()
     }
 
     /// The rule files that have just these rules, which must be whole groups.
@@ -228,18 +250,15 @@ impl Plan {
 
     /// What the hits say of a pattern. `bytes` tell what adjoins them.
     pub(crate) fn presence(&self, pattern: usize, hits: &Hits, bytes: &dyn Bytes) -> Presence {
-        let Some(entry) = self.patterns.get(pattern) else {
+        let Some(sought) = self.sought(pattern, hits) else {
             return Presence::Maybe(None);
         };
-        if !entry.gated {
-            return Presence::Maybe(None);
-        }
         let (mut sure, mut open, mut more) = (0u32, 0u32, false);
-        for (part, literal) in entry.info.literals.iter().zip(&entry.literals) {
+        for (part, literal) in sought.parts.iter().zip(sought.ids) {
             let offsets = hits.of(*literal);
             more |= offsets.len() > crate::known::HITS_MAX;
             for offset in offsets {
-                match entry.info.exact {
+                match sought.exact {
                     Exact::Yes => sure += 1,
                     Exact::No => open += 1,
                     Exact::Fullword => match is_full_word(*offset, part, bytes) {
@@ -250,13 +269,24 @@ impl Plan {
                 }
             }
         }
-        let counts = entry.info.exact != Exact::No && !more;
+        let counts = sought.exact != Exact::No && !more;
         let most = counts.then_some(sure + open);
         match (sure, open, more) {
             (0, 0, false) => Presence::Absent,
             (0, _, _) => Presence::Maybe(most),
             _ => Presence::Present(most),
         }
+    }
+
+    /// What was looked for to find a pattern; `None`: it was not looked for.
+    pub(crate) fn sought(&self, pattern: usize, hits: &Hits) -> Option<Sought<'_>> {
+        let entry = self.patterns.get(pattern)?;
+        self.look(hits.side()).sought(pattern, &entry.info)
+    }
+
+    /// Bytes of a pattern's longest match; `None`: no bound.
+    pub(crate) fn longest(&self, pattern: usize) -> Option<u64> {
+        self.patterns.get(pattern)?.info.longest
     }
 
     /// Looks for a pattern in the content itself.
@@ -277,21 +307,40 @@ impl Plan {
         }
     }
 
-    /// What is known of a pattern where no gate's pattern occurs.
-    pub(crate) fn ungated(&self, pattern: usize) -> Presence {
-        match self.patterns.get(pattern) {
-            Some(entry) if entry.gated => Presence::Absent,
-            _ => Presence::Maybe(None),
+    /// Looks at the places in a view where a hex pattern may match: false where it matches at
+    /// none of them, `None` where that cannot be told.
+    pub(crate) fn look_on_view(
+        &self,
+        pattern: usize,
+        hits: &Hits,
+        view: &View<'_>,
+    ) -> Option<bool> {
+        let sought = self.sought(pattern, hits)?;
+        let verifier = self.patterns.get(pattern)?.info.verifier.as_ref()?;
+        for (part, literal) in sought.parts.iter().zip(sought.ids) {
+            let offsets = hits.of(*literal);
+            if offsets.len() > crate::known::HITS_MAX {
+                return None;
+            }
+            for offset in offsets {
+                let start = offset.saturating_sub(part.before?);
+                let end = offset + part.bytes.len() as u64 + part.after?;
+                let window = view.get(start, usize::try_from(end - start).ok()?)?;
+                if verifier.is_in(window)? {
+                    return Some(true);
+                }
+            }
         }
+        Some(false)
     }
 
     /// Rules that the hits or nothing at all can make match, themselves or through others.
     pub(crate) fn candidates(&self, hits: &Hits) -> Vec<RuleId> {
-        let mut found: FxHashSet<RuleId> = self.residents.iter().copied().collect();
+        let look = self.look(hits.side());
+        let mut found: FxHashSet<RuleId> = look.residents().iter().copied().collect();
         let mut todo = Vec::new();
         for literal in hits.literals() {
-            let users = self.users.get(literal as usize);
-            for pattern in users.into_iter().flatten() {
+            for pattern in look.users(literal) {
                 let rule = self.patterns[*pattern as usize].rule;
                 if found.insert(rule) {
                     todo.push(rule);
@@ -311,57 +360,8 @@ impl Plan {
     }
 }
 
-// How a plan is finished.
-impl Plan {
-    /// Chooses the patterns to look for. Rules that do not come to *false* where none of these
-    /// occurs are residents.
-    fn find_gates(&mut self) {
-        for rule in 0..self.rules.len() {
-            let first = self.rules[rule].first_pattern;
-            let cost = |index: usize| self.patterns.get(first + index)?.info.cost();
-            let gate = gate::of_rule(&self.rules[rule], &cost);
-            for index in gate.patterns {
-                self.patterns[first + index].gated = true;
-            }
-        }
-        // Long literals cost the filter next to nothing and close many rules.
-        for pattern in &mut self.patterns {
-            pattern.gated |= pattern.info.cost().is_some() && pattern.info.is_long();
-        }
-        let all = 0..self.rules.len();
-        let residents = all.filter(|rule| self.without_hits(*rule) != Truth::False);
-        self.residents = residents.collect();
-    }
-
-    /// The filter over the gates' literals.
-    fn build_filter(&mut self) -> Result<(), PlanError> {
-        let mut ids: FxHashMap<(&[u8], bool), u32> = FxHashMap::default();
-        let mut literals: Vec<Literal> = Vec::new();
-        let mut of_patterns = Vec::new();
-        for (index, entry) in self.patterns.iter().enumerate().filter(|(_, p)| p.gated) {
-            for part in &entry.info.literals {
-                let id = *ids.entry((&part.bytes, part.nocase)).or_insert_with(|| {
-                    literals.push(Literal {
-                        bytes: part.bytes.clone(),
-                        nocase: part.nocase,
-                    });
-                    self.users.push(Vec::new());
-                    literals.len() as u32 - 1
-                });
-                of_patterns.push((index, id));
-            }
-        }
-        for (pattern, id) in of_patterns {
-            self.patterns[pattern].literals.push(id);
-            self.users[id as usize].push(pattern as u32);
-        }
-        self.filter = Arc::new(Filter::build(&literals)?);
-        Ok(())
-    }
-}
-
 /// Whether no letter or digit adjoins a match of the whole literal; `None`: not known.
-fn is_full_word(offset: u64, part: &pattern::Part, bytes: &dyn Bytes) -> Option<bool> {
+pub(crate) fn is_full_word(offset: u64, part: &Part, bytes: &dyn Bytes) -> Option<bool> {
     let end = offset + part.bytes.len() as u64;
     let unit = if part.wide { 2 } else { 1 };
     let letter = |unit: &[u8]| match unit {
@@ -435,9 +435,7 @@ impl Building {
         for pattern in patterns {
             self.patterns.push(PatternEntry {
                 info: pattern::analyse(pattern),
-                literals: Vec::new(),
                 rule: id,
-                gated: false,
             });
         }
         self.note_references(&rule.condition, id, file);
@@ -461,12 +459,15 @@ impl Building {
                 id
             },
             variables: Vec::new(),
+            hidden: Hidden::default(),
         };
         let condition = converter.condition(&rule.condition);
+        let hidden = converter.hidden;
         self.rules.push(RuleEntry {
             name: rule.identifier.name.to_owned(),
             file,
             condition,
+            hidden,
             first_pattern,
             probes: used,
             span,
@@ -500,15 +501,12 @@ impl Building {
             files: self.files,
             by_name: self.by_name,
             patterns: self.patterns,
-            filter: Arc::default(),
-            users: Vec::new(),
-            residents: Vec::new(),
+            looks: Default::default(),
             dependants,
             probes: self.probes,
             groups,
         };
-        plan.find_gates();
-        plan.build_filter()?;
+        plan.looks = [Look::of_appliance(&plan)?, Look::of_agent(&plan)?];
         Ok(plan)
     }
 

@@ -336,24 +336,24 @@ impl Evaluation<'_> {
     }
 
     fn arithmetic(&self, operator: Operator, operands: &[Expr], scope: Scope) -> Value {
-        let mut sum: Option<i64> = None;
+        let mut result: Option<(i64, i64)> = None;
         let mut unknown = false;
         for operand in operands {
             match self.value(operand, scope) {
                 Value::Undefined => return Value::Undefined,
-                Value::Int(value, end) if value == end => {
-                    let next = match sum {
-                        None => Some(value),
-                        Some(sum) => apply(operator, sum, value),
+                Value::Int(low, high) => {
+                    let next = match result {
+                        None => Some((low, high)),
+                        Some(result) => combine(operator, result, (low, high)),
                     };
                     unknown |= next.is_none();
-                    sum = next.or(sum);
+                    result = next.or(result);
                 }
                 _ => unknown = true,
             }
         }
-        match sum {
-            Some(sum) if !unknown => Value::Int(sum, sum),
+        match result {
+            Some((low, high)) if !unknown => Value::Int(low, high),
             _ => Value::Unknown,
         }
     }
@@ -422,6 +422,17 @@ impl Tally {
     }
 }
 
+/// Of intervals only sums are known, such as of counts: what has no upper bound still has none.
+fn combine(operator: Operator, a: (i64, i64), b: (i64, i64)) -> Option<(i64, i64)> {
+    if a.0 == a.1 && b.0 == b.1 {
+        let exact = apply(operator, a.0, b.0)?;
+        return Some((exact, exact));
+    }
+    let is_count = a.0 >= 0 && b.0 >= 0;
+    (operator == Operator::Add && is_count)
+        .then(|| Some((a.0.checked_add(b.0)?, a.1.saturating_add(b.1))))?
+}
+
 /// `None`: it overflows, which is left to YARA-X.
 fn apply(operator: Operator, a: i64, b: i64) -> Option<i64> {
     match operator {
@@ -431,6 +442,16 @@ fn apply(operator: Operator, a: i64, b: i64) -> Option<i64> {
         Operator::And => Some(a & b),
         Operator::Or => Some(a | b),
         Operator::Xor => Some(a ^ b),
+        // What loses bits is left to YARA-X.
+        Operator::Shl => {
+            let bits = u32::try_from(b).ok().filter(|bits| *bits < 63)?;
+            let shifted = a.checked_shl(bits)?;
+            (a >= 0 && shifted >> bits == a).then_some(shifted)
+        }
+        Operator::Shr => {
+            let bits = u32::try_from(b).ok().filter(|bits| *bits < 63)?;
+            (a >= 0).then_some(a >> bits)
+        }
     }
 }
 

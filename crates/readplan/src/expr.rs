@@ -5,6 +5,8 @@ use std::ops::Range;
 use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{self, Expr as Ast, MatchAnchor, WithSpan};
 
+use crate::hidden::Hidden;
+
 /// An expression. Whatever is not here is [`Expr::Opaque`].
 #[derive(Debug, Clone)]
 pub(crate) enum Expr {
@@ -80,6 +82,8 @@ pub(crate) enum Operator {
     And,
     Or,
     Xor,
+    Shl,
+    Shr,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +123,8 @@ pub struct Probe {
     pub text: String,
     /// It may read the whole content (a hash, entropy): worth deciding last.
     pub expensive: bool,
+    /// What it reads of the content, as offsets and lengths; `None`: only YARA-X knows.
+    pub reads: Option<Vec<(u64, u64)>>,
 }
 
 /// Converts the condition of one rule.
@@ -135,14 +141,16 @@ pub(crate) struct Converter<'a> {
     pub(crate) probes: &'a mut dyn FnMut(Probe) -> usize,
     /// Variables of the loops around.
     pub(crate) variables: Vec<String>,
+    /// What was left out so far.
+    pub(crate) hidden: Hidden,
 }
 
 /// Functions that read as much as their arguments say, or everything.
 const EXPENSIVE: [&str; 2] = ["hash", "math"];
-
 impl Converter<'_> {
     /// An expression where a truth value is wanted.
     pub(crate) fn condition(&mut self, expr: &Ast<'_>) -> Expr {
+        let hidden = self.hidden.clone();
         let converted = match expr {
             Ast::And(all) => return Expr::And(all.operands().map(|e| self.condition(e)).collect()),
             Ast::Or(any) => return Expr::Or(any.operands().map(|e| self.condition(e)).collect()),
@@ -153,7 +161,11 @@ impl Converter<'_> {
             return converted;
         }
         match self.probe(expr) {
-            Some(probe) => Expr::Probe((self.probes)(probe), Box::new(converted)),
+            Some(probe) => {
+                // YARA-X tells its value, with all that it reads.
+                self.hidden = hidden;
+                Expr::Probe((self.probes)(probe), Box::new(converted))
+            }
             None => converted,
         }
     }
@@ -173,7 +185,31 @@ impl Converter<'_> {
             imports,
             text: std::str::from_utf8(text).ok()?.to_owned(),
             expensive,
+            reads: self.fixed_reads(expr),
         })
+    }
+
+    /// What an expression reads, where it has nothing of a module and reads fixed places only.
+    fn fixed_reads(&self, expr: &Ast<'_>) -> Option<Vec<(u64, u64)>> {
+        let mut reads = Vec::new();
+        for event in DFSIter::new(expr) {
+            match event {
+                DFSEvent::Enter(Ast::FuncCall(call)) if call.object.is_none() => {
+                    let read = read(call.identifier.name)?;
+                    let [Ast::LiteralInteger(at)] = call.args.as_slice() else {
+                        return None;
+                    };
+                    let at = u64::try_from(at.value).ok().filter(|_| !at.is_unsigned)?;
+                    reads.push((at, read.bytes as u64));
+                }
+                DFSEvent::Enter(Ast::FuncCall(_) | Ast::Entrypoint { .. }) => return None,
+                DFSEvent::Enter(Ast::Ident(ident)) if self.imports.contains(&ident.name) => {
+                    return None;
+                }
+                DFSEvent::Enter(_) | DFSEvent::Leave(_) => {}
+            }
+        }
+        Some(reads)
     }
 
     fn is_pure(
@@ -271,18 +307,22 @@ impl Converter<'_> {
                 match self.pattern(found.identifier.name) {
                     Named::Loop => Expr::LoopPattern(anchor),
                     Named::Pattern(index) => Expr::Pattern(index, anchor),
-                    Named::Unknown => Expr::Opaque,
+                    Named::Unknown => self.opaque(expr),
                 }
             }
             Ast::PatternCount(count) => match self.pattern(count.identifier.name) {
-                Named::Unknown => Expr::Opaque,
+                Named::Unknown => self.opaque(expr),
                 named if count.range.is_none() => Expr::Count(named.index()),
-                named => Expr::Detail {
-                    pattern: named.index(),
-                    counts: true,
-                },
+                named => {
+                    self.hide(expr);
+                    Expr::Detail {
+                        pattern: named.index(),
+                        counts: true,
+                    }
+                }
             },
             Ast::PatternOffset(detail) | Ast::PatternLength(detail) => {
+                self.hide(expr);
                 match self.pattern(detail.identifier.name) {
                     Named::Unknown => Expr::Opaque,
                     named => Expr::Detail {
@@ -291,8 +331,11 @@ impl Converter<'_> {
                     },
                 }
             }
-            Ast::Lookup(_) | Ast::FieldAccess(_) => self.field(expr),
-            Ast::FuncCall(call) => self.call(call),
+            Ast::Lookup(_) | Ast::FieldAccess(_) => {
+                self.hide(expr);
+                self.field(expr)
+            }
+            Ast::FuncCall(call) => self.call(call, expr),
             Ast::Defined(unary) => Expr::Defined(Box::new(self.value(&unary.operand))),
             Ast::Not(_) | Ast::And(_) | Ast::Or(_) => self.condition(expr),
             Ast::Add(n) => self.arithmetic(Operator::Add, n),
@@ -301,6 +344,8 @@ impl Converter<'_> {
             Ast::BitwiseAnd(b) => self.bitwise(Operator::And, b),
             Ast::BitwiseOr(b) => self.bitwise(Operator::Or, b),
             Ast::BitwiseXor(b) => self.bitwise(Operator::Xor, b),
+            Ast::Shl(b) => self.bitwise(Operator::Shl, b),
+            Ast::Shr(b) => self.bitwise(Operator::Shr, b),
             Ast::Eq(b) => self.compare(Comparison::Eq, b),
             Ast::Ne(b) => self.compare(Comparison::Ne, b),
             Ast::Lt(b) => self.compare(Comparison::Lt, b),
@@ -315,6 +360,14 @@ impl Converter<'_> {
             }
             Ast::ForIn(for_in) => {
                 let quantifier = self.quantifier(&for_in.quantifier);
+                match &for_in.iterable {
+                    ast::Iterable::Range(range) => {
+                        self.hide(&range.lower_bound);
+                        self.hide(&range.upper_bound);
+                    }
+                    ast::Iterable::ExprTuple(items) => items.iter().for_each(|e| self.hide(e)),
+                    ast::Iterable::Expr(expr) => self.hide(expr),
+                }
                 let outer = self.variables.len();
                 let names = for_in.variables.iter().map(|v| v.name.to_owned());
                 self.variables.extend(names);
@@ -322,7 +375,7 @@ impl Converter<'_> {
                 self.variables.truncate(outer);
                 Expr::ForIn(quantifier, Box::new(body))
             }
-            _ => Expr::Opaque,
+            _ => self.opaque(expr),
         }
     }
 
@@ -362,7 +415,7 @@ impl Converter<'_> {
     }
 
     /// The module at the root of an access, where it is not hidden by a variable.
-    fn module(&self, expr: &Ast<'_>) -> Option<String> {
+    pub(crate) fn module(&self, expr: &Ast<'_>) -> Option<String> {
         match expr {
             Ast::Ident(ident) => {
                 let hidden = self.variables.iter().any(|variable| variable == ident.name);
@@ -375,13 +428,14 @@ impl Converter<'_> {
         }
     }
 
-    fn call(&mut self, call: &ast::FuncCall<'_>) -> Expr {
+    fn call(&mut self, call: &ast::FuncCall<'_>, expr: &Ast<'_>) -> Expr {
         let Some(object) = &call.object else {
             return match (read(call.identifier.name), call.args.as_slice()) {
                 (Some(read), [at]) => Expr::Read(read, Box::new(self.value(at))),
-                _ => Expr::Opaque,
+                _ => self.opaque(expr),
             };
         };
+        self.hide(expr);
         match self.module(object) {
             Some(module) => Expr::Call { module },
             None => Expr::Opaque,
@@ -421,7 +475,10 @@ impl Converter<'_> {
             ast::Quantifier::None { .. } => Quantifier::None,
             ast::Quantifier::All { .. } => Quantifier::All,
             ast::Quantifier::Any { .. } => Quantifier::Any,
-            ast::Quantifier::Percentage(_) => Quantifier::Percentage,
+            ast::Quantifier::Percentage(share) => {
+                self.hide(share);
+                Quantifier::Percentage
+            }
             ast::Quantifier::Expr(expr) => Quantifier::AtLeast(Box::new(self.value(expr))),
         }
     }
@@ -440,7 +497,7 @@ impl Converter<'_> {
         }
     }
 
-    fn pattern(&self, identifier: &str) -> Named {
+    pub(crate) fn pattern(&self, identifier: &str) -> Named {
         let name = identifier.trim_start_matches(['$', '#', '@', '!']);
         if name.is_empty() {
             return Named::Loop;
@@ -449,7 +506,7 @@ impl Converter<'_> {
         found.map_or(Named::Unknown, Named::Pattern)
     }
 
-    fn pattern_set(&self, set: &ast::PatternSet<'_>) -> Vec<usize> {
+    pub(crate) fn pattern_set(&self, set: &ast::PatternSet<'_>) -> Vec<usize> {
         let all = self.patterns.iter().enumerate();
         match set {
             ast::PatternSet::Them { .. } => all.map(|(index, _)| index).collect(),
@@ -487,7 +544,7 @@ fn extent(expr: &Ast<'_>) -> Range<usize> {
 
 /// What an identifier with a sigil names.
 #[derive(Clone, Copy)]
-enum Named {
+pub(crate) enum Named {
     Loop,
     Pattern(usize),
     Unknown,

@@ -54,6 +54,9 @@ impl Search<'_> {
             Expr::And(all) => self.cheapest(all.iter().map(|e| self.of(e, looped))),
             Expr::Or(any) => self.all(any.iter().map(|e| self.of(e, looped))),
             Expr::Probe(_, direct) => self.of(direct, looped),
+            // Undefined where a part of it is: `uint32(@a + 8)`.
+            Expr::Read(_, at) => self.of(at, looped),
+            Expr::Arithmetic(_, parts) => self.arithmetic(parts, looped),
             Expr::Compare(comparison, left, right) => {
                 self.compare(*comparison, left, right, looped)
             }
@@ -102,7 +105,19 @@ impl Search<'_> {
         joined
     }
 
-    /// `#a > 2`, `@a < 100`: either side may be what needs the pattern.
+    /// Undefined where any part is, but counts never are: a sum of them is 0 where all are.
+    fn arithmetic(&self, parts: &[Expr], looped: Option<usize>) -> Gate {
+        let is_defined = |e: &&Expr| matches!(e, Expr::Count(_) | Expr::Int(_) | Expr::Filesize);
+        if !parts.iter().all(|e| is_defined(&e)) {
+            let others = parts.iter().filter(|e| !is_defined(e));
+            return self.cheapest(others.map(|e| self.of(e, looped)));
+        }
+        let counts = parts.iter().filter(|e| matches!(e, Expr::Count(_)));
+        self.all(counts.map(|e| self.of(e, looped)))
+    }
+
+    /// `#a > 2`, `@a < 100`: either side may be what needs the pattern, but not what has to be
+    /// less, which a count of 0 is.
     fn compare(
         &self,
         comparison: Comparison,
@@ -110,7 +125,16 @@ impl Search<'_> {
         right: &Expr,
         looped: Option<usize>,
     ) -> Gate {
-        let mut gate = self.cheapest([self.of(left, looped), self.of(right, looped)].into_iter());
+        let side = |expr: &Expr, is_less: bool| match expr {
+            Expr::Count(_) | Expr::Arithmetic(..) if is_less => Gate::soft(),
+            other => self.of(other, looped),
+        };
+        let (less, more) = match comparison {
+            Comparison::Lt | Comparison::Le => (true, false),
+            Comparison::Gt | Comparison::Ge => (false, true),
+            Comparison::Eq | Comparison::Ne => (false, false),
+        };
+        let mut gate = self.cheapest([side(left, less), side(right, more)].into_iter());
         gate.soft |= comparison == Comparison::Ne;
         gate
     }

@@ -8,6 +8,7 @@ use memchr::memmem;
 use regex::bytes::{Regex, RegexBuilder};
 use yara_x_parser::ast::{HexSubPattern, HexToken};
 
+use crate::needle;
 use crate::pattern::{Exact, Part, PatternInfo, REACH_MAX, part_of, rarity, window};
 
 /// Places that are looked at closely; where a needle occurs more often, YARA-X decides.
@@ -31,6 +32,8 @@ pub(crate) fn info(tokens: &HexSubPattern) -> PatternInfo {
         return PatternInfo {
             literals: vec![part_of(bytes, false, false, true)],
             exact: Exact::Yes,
+            longest: Some(bytes.len() as u64),
+            needles: needle::of_hex(tokens),
             fixed,
             verifier: None,
             sample: Vec::new(),
@@ -39,6 +42,8 @@ pub(crate) fn info(tokens: &HexSubPattern) -> PatternInfo {
     PatternInfo {
         literals: best_literals(tokens),
         exact: Exact::No,
+        longest: length(tokens),
+        needles: needle::of_hex(tokens),
         fixed: None,
         verifier: Verifier::of(tokens),
         sample: sample(tokens),

@@ -1,9 +1,13 @@
 //! What is known of one file.
 
+use literal_filter::Report;
+use model::Ranges;
 use rustc_hash::FxHashMap;
 
+use crate::look::Side;
+
 /// Occurrences kept of one literal; beyond these only that there are more.
-pub const HITS_MAX: usize = 64;
+pub const HITS_MAX: usize = literal_filter::OFFSETS_MAX;
 
 /// Bytes of a file, as far as they are known.
 pub trait Bytes {
@@ -40,10 +44,37 @@ impl Bytes for Head<'_> {
     }
 }
 
+/// A file of which some ranges are known; what `bytes` has elsewhere says nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// As many bytes as the file has.
+    pub bytes: &'a [u8],
+    /// Which of them are the file's.
+    pub known: &'a Ranges,
+}
+
+impl Bytes for View<'_> {
+    fn get(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let size = self.bytes.len() as u64;
+        let end = offset.saturating_add(len as u64).min(size);
+        let range = offset.min(end)..end;
+        if !self.known.contains(&range) {
+            return None;
+        }
+        let (from, to) = (
+            usize::try_from(range.start).ok()?,
+            usize::try_from(range.end).ok()?,
+        );
+        self.bytes.get(from..to)
+    }
+}
+
 /// Where literals occur.
 #[derive(Debug, Default, Clone)]
 pub struct Hits {
     by_literal: FxHashMap<u32, Vec<u64>>,
+    /// Who looked, and so what for.
+    side: Side,
 }
 
 impl Hits {
@@ -56,6 +87,25 @@ impl Hits {
             offsets.push(offset);
         }
         kept
+    }
+
+    /// What an agent reported.
+    pub fn of_report(report: &Report) -> Self {
+        let mut hits = Self {
+            side: Side::Agent,
+            ..Self::default()
+        };
+        for (literal, offsets, more) in report.iter() {
+            let mut offsets = offsets.to_vec();
+            // One more than are kept: there are others.
+            offsets.extend(more.then(|| offsets.last().copied().unwrap_or(0)));
+            hits.by_literal.insert(literal, offsets);
+        }
+        hits
+    }
+
+    pub(crate) fn side(&self) -> Side {
+        self.side
     }
 
     /// Forgets everything, keeps the memory.

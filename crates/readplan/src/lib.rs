@@ -11,11 +11,16 @@ mod eval;
 mod expr;
 mod gate;
 mod hex;
+mod hidden;
 mod known;
+mod look;
+mod needle;
 mod open;
 mod pattern;
+mod want;
 
 pub use compile::{Plan, PlanError, RuleId, Source};
 pub use expr::Probe;
-pub use known::{Bytes, HITS_MAX, Head, Hits};
+pub use known::{Bytes, HITS_MAX, Head, Hits, View};
 pub use open::Known;
+pub use want::Wants;

@@ -6,7 +6,8 @@ use rustc_hash::FxHashMap;
 
 use crate::compile::{Plan, RuleId};
 use crate::eval::{Evaluation, Presence, Truth};
-use crate::known::{Bytes, Hits};
+use crate::known::{Bytes, Hits, View};
+use crate::look::Look;
 
 /// What is known of a file.
 pub struct Known<'a> {
@@ -51,9 +52,48 @@ impl Plan {
         })
     }
 
+    /// Those of `rules` that may still match, after a look at the places in a view where hex
+    /// patterns may match.
+    pub fn open_on_view(
+        &self,
+        rules: &[RuleId],
+        known: &Known<'_>,
+        view: &View<'_>,
+        probe: &dyn Fn(usize) -> Option<bool>,
+    ) -> Vec<RuleId> {
+        let presence = |pattern: usize| match self.presence(pattern, known.hits, known.bytes) {
+            Presence::Maybe(most) => match self.look_on_view(pattern, known.hits, view) {
+                Some(false) => Presence::Absent,
+                Some(true) | None => Presence::Maybe(most),
+            },
+            told => told,
+        };
+        self.evaluate_with(known, &presence, probe, |evaluation| {
+            let open = |rule: &RuleId| evaluation.rule(*rule) != Truth::False;
+            rules.iter().copied().filter(open).collect()
+        })
+    }
+
     pub(crate) fn evaluate<R>(
         &self,
         known: &Known<'_>,
+        probe: &dyn Fn(usize) -> Option<bool>,
+        with: impl FnOnce(&Evaluation<'_>) -> R,
+    ) -> R {
+        let presence = |pattern: usize| {
+            let presence = self.presence(pattern, known.hits, known.bytes);
+            match (presence, known.search) {
+                (Presence::Maybe(_), Some(content)) => self.look_for(pattern, content),
+                _ => presence,
+            }
+        };
+        self.evaluate_with(known, &presence, probe, with)
+    }
+
+    fn evaluate_with<R>(
+        &self,
+        known: &Known<'_>,
+        presence: &dyn Fn(usize) -> Presence,
         probe: &dyn Fn(usize) -> Option<bool>,
         with: impl FnOnce(&Evaluation<'_>) -> R,
     ) -> R {
@@ -61,10 +101,7 @@ impl Plan {
         let presence = |pattern: usize| {
             let told = memo.borrow().get(&pattern).copied();
             told.unwrap_or_else(|| {
-                let mut presence = self.presence(pattern, known.hits, known.bytes);
-                if let (Presence::Maybe(_), Some(content)) = (presence, known.search) {
-                    presence = self.look_for(pattern, content);
-                }
+                let presence = presence(pattern);
                 memo.borrow_mut().insert(pattern, presence);
                 presence
             })
@@ -79,13 +116,14 @@ impl Plan {
         })
     }
 
-    /// What a rule comes to in a file of which nothing is known but that no gate's pattern occurs.
-    pub(crate) fn without_hits(&self, rule: RuleId) -> Truth {
+    /// What a rule comes to in a file of which nothing is known but that nothing is found of what
+    /// is looked for.
+    pub(crate) fn without_hits(&self, rule: RuleId, look: &Look) -> Truth {
         let evaluation = Evaluation {
             plan: self,
             size: None,
             bytes: &Nothing,
-            presence: &|pattern| self.ungated(pattern),
+            presence: &|pattern| look.without_hits(pattern),
             probe: &|_| None,
             depth: Cell::new(0),
         };

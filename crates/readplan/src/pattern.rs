@@ -2,12 +2,14 @@
 
 use literal_filter::{LITERAL_MAX, LITERAL_MIN, is_common};
 use memchr::memmem;
-use regex_syntax::ParserBuilder;
+use regex_syntax::ast::parse::ParserBuilder;
+use regex_syntax::hir::translate::TranslatorBuilder;
 use regex_syntax::hir::{Class, Hir, HirKind};
 use yara_x_parser::ast::{Pattern, PatternModifier, RegexpPattern, TextPattern};
 
 use crate::gate::literal_cost;
 use crate::hex::{self, Verifier};
+use crate::needle::{self, NeedlePart};
 
 /// Literals of one pattern, beyond which the filter does not look for it.
 const LITERALS_MAX: usize = 1024;
@@ -36,6 +38,10 @@ pub(crate) struct PatternInfo {
     pub(crate) literals: Vec<Part>,
     /// An occurrence of a literal is a match, and there are no others.
     pub(crate) exact: Exact,
+    /// Bytes of the longest match; `None`: no bound.
+    pub(crate) longest: Option<u64>,
+    /// What an agent may look for instead of literals; one of these occurs in every match.
+    pub(crate) needles: Vec<NeedlePart>,
     /// The exact bytes of all matches, for patterns that are one plain string.
     pub(crate) fixed: Option<Vec<u8>>,
     /// Finds out where content is at hand.
@@ -104,6 +110,8 @@ impl PatternInfo {
         Self {
             literals: Vec::new(),
             exact: Exact::No,
+            longest: None,
+            needles: Vec::new(),
             fixed: None,
             verifier: None,
             sample: Vec::new(),
@@ -182,6 +190,16 @@ fn text_info(text: &TextPattern<'_>) -> PatternInfo {
         (true, true) => Exact::Fullword,
     };
     let nocase = modifiers.nocase().is_some();
+    let longest = variants.iter().map(|(bytes, _)| bytes.len() as u64).max();
+    let needles = match xor {
+        Some(_) if nocase => Vec::new(),
+        Some(_) => needle::of_strings(variants.iter().map(|(bytes, _)| bytes.as_slice())),
+        None => {
+            let wide = modifiers.wide().is_some();
+            let ascii = modifiers.ascii().is_some() || !wide;
+            needle::of_text(bytes, nocase, ascii, wide)
+        }
+    };
     let plain = xor.is_none() && modifiers.wide().is_none() && !nocase;
     PatternInfo {
         literals: variants
@@ -189,6 +207,8 @@ fn text_info(text: &TextPattern<'_>) -> PatternInfo {
             .map(|(bytes, wide)| part_of(&bytes, nocase, wide, whole))
             .collect(),
         exact,
+        longest,
+        needles,
         fixed: plain.then(|| bytes.to_vec()),
         verifier: None,
         sample: Vec::new(),
@@ -268,12 +288,10 @@ fn base64_info(text: &TextPattern<'_>, bytes: &[u8]) -> PatternInfo {
             }
         }
     }
+    // Never asked for: what is encoded is looked for by its literals.
     PatternInfo {
         literals,
-        exact: Exact::No,
-        fixed: None,
-        verifier: None,
-        sample: Vec::new(),
+        ..PatternInfo::resident()
     }
 }
 
@@ -300,23 +318,15 @@ fn base64_core(alphabet: &[u8], bytes: &[u8], shift: usize) -> Vec<u8> {
 fn regex_info(pattern: &RegexpPattern<'_>) -> PatternInfo {
     let modifiers = &pattern.modifiers;
     let nocase = pattern.regexp.case_insensitive || modifiers.nocase().is_some();
-    let parsed = ParserBuilder::new()
-        .utf8(false)
-        .unicode(false)
-        .case_insensitive(nocase)
-        .dot_matches_new_line(pattern.regexp.dot_matches_new_line)
-        .build()
-        .parse(&pattern.regexp.src.replace("\\/", "/"));
     // YARA-X accepts more than this parser; what only YARA-X understands is a resident.
-    let Ok(hir) = parsed else {
+    let Some(hir) = parse(pattern, nocase) else {
         return PatternInfo::resident();
     };
-    let Some(required) = required(&hir, nocase) else {
-        return PatternInfo::resident();
+    let required = required(&hir, nocase).unwrap_or_default();
+    let required = match required.len() > REGEX_LITERALS_MAX {
+        true => Vec::new(),
+        false => required,
     };
-    if required.len() > REGEX_LITERALS_MAX {
-        return PatternInfo::resident();
-    }
     let reach = hir
         .properties()
         .maximum_len()
@@ -340,11 +350,24 @@ fn regex_info(pattern: &RegexpPattern<'_>) -> PatternInfo {
     }
     PatternInfo {
         literals,
-        exact: Exact::No,
-        fixed: None,
-        verifier: None,
-        sample: Vec::new(),
+        longest: reach.map(|reach| if wide { 2 * reach } else { reach }),
+        needles: needle::of_regex(&hir, ascii, wide),
+        ..PatternInfo::resident()
     }
+}
+
+fn parse(pattern: &RegexpPattern<'_>, nocase: bool) -> Option<Hir> {
+    let source = pattern.regexp.src.replace("\\/", "/");
+    // As YARA-X does: `{,n}` is `{0,n}`.
+    let parser = ParserBuilder::new().empty_min_range(true).build();
+    let ast = { parser }.parse(&source).ok()?;
+    let mut translator = TranslatorBuilder::new();
+    translator
+        .utf8(false)
+        .unicode(false)
+        .case_insensitive(nocase)
+        .dot_matches_new_line(pattern.regexp.dot_matches_new_line);
+    translator.build().translate(&source, &ast).ok()
 }
 
 /// Literals one of which is in every match.

@@ -2,6 +2,7 @@
 //! of a corpus: the verdicts must be the same, rule by rule. The last line is `violations: N`.
 
 mod plant;
+mod ranged;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,9 +11,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use engine_yara::{Planned, PlannedScanner, Whole, WholeScanner};
+use readplan::Plan;
 
 use crate::corpora::{self, Share};
 use plant::Plants;
+use ranged::Travel;
 
 /// Rule sets that are tried without `--rules`.
 const RULE_SETS: &str = "../shared/rules";
@@ -93,6 +96,9 @@ fn own_corpus(scratch: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// Namespace and name.
+type Rule = (String, String);
+
 /// Both sides of the comparison.
 struct Sides<'a> {
     planned: PlannedScanner<'a>,
@@ -104,8 +110,11 @@ struct Sides<'a> {
     /// Files in which some rule matched.
     matched: usize,
     /// Rules that matched somewhere.
-    rules: BTreeSet<(String, String)>,
+    rules: BTreeSet<Rule>,
     violations: usize,
+    /// Scans where only ranges travel.
+    travel: Travel,
+    plan: &'a Plan,
 }
 
 fn compare(rules: &Path, files: &[PathBuf], plants: bool) -> Result<usize> {
@@ -123,6 +132,8 @@ fn compare(rules: &Path, files: &[PathBuf], plants: bool) -> Result<usize> {
         matched: 0,
         rules: BTreeSet::new(),
         violations: 0,
+        travel: Travel::default(),
+        plan: planned.plan(),
     };
     for path in files {
         // Files of a live system come and go.
@@ -147,6 +158,7 @@ fn compare(rules: &Path, files: &[PathBuf], plants: bool) -> Result<usize> {
         sides.violations,
         start.elapsed().as_secs_f64()
     );
+    sides.travel.print();
     Ok(sides.violations)
 }
 
@@ -159,18 +171,25 @@ impl Sides<'_> {
         self.bytes += bytes.len() as u64;
         self.matches += whole.matches.len();
         self.matched += usize::from(!whole.matches.is_empty());
-        if by_plan.matches != whole.matches {
-            self.violations += 1;
-            if self.violations <= PRINTED_MAX {
-                let (plan, whole) = (&by_plan.matches, &whole.matches);
-                let lost = whole.iter().filter(|rule| !plan.contains(rule));
-                let invented = plan.iter().filter(|rule| !whole.contains(rule));
-                println!("{}:", path.display());
-                lost.for_each(|(file, rule)| println!("  lost {rule} of {file}"));
-                invented.for_each(|(file, rule)| println!("  invented {rule} of {file}"));
-            }
-        }
+        self.note(path, "by plan", &by_plan.matches, &whole.matches);
+        let travel = &mut self.travel;
+        let by_ranges = travel.judge(&mut self.planned, self.plan, path, bytes)?;
+        self.note(path, "by ranges", &by_ranges, &whole.matches);
         self.rules.extend(whole.matches);
         Ok(())
+    }
+
+    fn note(&mut self, path: &Path, how: &str, found: &[Rule], whole: &[Rule]) {
+        if found == whole {
+            return;
+        }
+        self.violations += 1;
+        if self.violations <= PRINTED_MAX {
+            let lost = whole.iter().filter(|rule| !found.contains(rule));
+            let invented = found.iter().filter(|rule| !whole.contains(rule));
+            println!("{} {how}:", path.display());
+            lost.for_each(|(file, rule)| println!("  lost {rule} of {file}"));
+            invented.for_each(|(file, rule)| println!("  invented {rule} of {file}"));
+        }
     }
 }

@@ -5,6 +5,7 @@ mod judging;
 mod loading;
 mod planned;
 mod real_rules;
+mod rules;
 mod samples;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,335 @@
+//! A file of which only some ranges are known, and of which an agent told where literals occur.
+//!
+//! What is not known is zeros to YARA-X, so no rule is run before all that can decide it is
+//! known: `readplan::Wants` says which bytes a condition and its patterns need, and what modules
+//! and probes read is seen as they read it ([`SparseView::touched`]).
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::Duration;
+
+use engine::sparse::SparseView;
+use model::Ranges;
+use readplan::{Hits, Known, RuleId, View};
+use yara_x::ScanResults;
+
+use super::{PlannedScanner, Stopped, scanner};
+use crate::context::Names;
+use crate::scan::{MATCHES_MAX, TIMEOUT_DEFAULT};
+
+/// Bytes at the head of a file that must be known before anything is judged.
+pub const HEAD_BYTES: u64 = 512;
+/// On either side of a match what decides whether it is one: `fullword` of wide strings.
+const AROUND_MATCH: u64 = 2;
+/// What is asked for on either side of a match that may be made of zeros.
+const MARGIN: u64 = 64;
+/// Matches that may be made of zeros; with more, the whole file is asked for.
+const DOUBTFUL_MAX: usize = 256;
+
+/// What is known of a file suffices, or does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// It does: no rule comes to anything else for the whole file. Namespace and name of the
+    /// public rules that match, sorted.
+    Judged(Vec<(String, String)>),
+    /// These could change a verdict.
+    Ask(Ranges),
+    /// No set of ranges is known to suffice.
+    Whole(Why),
+}
+
+/// Why a file has to travel whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// Nothing bounds what these rules may read or match.
+    Rules(Vec<RuleId>),
+    /// Too many matches may be made of zeros.
+    Zeros,
+}
+
+impl PlannedScanner<'_> {
+    /// Judges a file of this path by what is known of it. No time limit.
+    ///
+    /// # Errors
+    /// YARA-X failed.
+    pub fn scan_view(
+        &mut self,
+        view: &SparseView,
+        hits: &Hits,
+        path: &[u8],
+    ) -> Result<Step, String> {
+        let left = || Some(TIMEOUT_DEFAULT);
+        let step = self.judge_view(view, hits, &Names::of_path(path), &left);
+        step.map_err(|stopped| stopped.to_string())
+    }
+
+    /// Judges a file of these names by what is known of it. `left` tells the time that is left.
+    pub(crate) fn judge_view(
+        &mut self,
+        view: &SparseView,
+        hits: &Hits,
+        names: &Names,
+        left: &dyn Fn() -> Option<Duration>,
+    ) -> Result<Step, Stopped> {
+        let size = view.bytes().len() as u64;
+        let head = 0..HEAD_BYTES.min(size);
+        if !view.known().contains(&head) {
+            return Ok(Step::Ask(Ranges::of(head).without(view.known())));
+        }
+        let seen = View {
+            bytes: view.bytes(),
+            known: view.known(),
+        };
+        let known = Known {
+            size,
+            bytes: &seen,
+            hits,
+            search: None,
+        };
+        let planned = self.planned;
+        let open = planned.plan.open(&known, &|_| None);
+        if open.is_empty() {
+            return Ok(Step::Judged(Vec::new()));
+        }
+        let mut ask = Ranges::new();
+        let mut answers = Answers::new(planned.plan.probes().len());
+        let wanted = self.wanted_probes(&open, &known, &answers);
+        if !wanted.is_empty() {
+            // What they read is known, or asked for; those that read more are asked below.
+            self.probe(view.bytes(), names, &[], left)?;
+            self.take_fixed(&wanted, view.known(), size, &mut answers, &mut ask);
+        }
+        let open = planned.plan.still_open(&open, &known, &|id| answers.of(id));
+        let wanted = self.wanted_probes(&open, &known, &answers);
+        if wanted.iter().any(|id| self.is_dynamic(*id)) {
+            self.probe(view.guarded(), names, &[], left)?;
+            let touched = touched(view)?;
+            match touched.is_empty() {
+                true => answers.all(&self.answers),
+                false => ask.extend(&touched),
+            }
+        }
+        let open = planned.plan.still_open(&open, &known, &|id| answers.of(id));
+        let open = planned
+            .plan
+            .open_on_view(&open, &known, &seen, &|id| answers.of(id));
+        let (mut wants_modules, mut unbounded) = (false, Vec::new());
+        let wants = planned.plan.wants(&open, &known, &|id| answers.of(id));
+        for (rule, wants) in open.iter().zip(wants) {
+            let unmet = wants.ranges.without(view.known());
+            // A rule may be shut by what can be had for less.
+            if !wants.probes.is_empty() {
+                if wants.probes.iter().any(|id| !self.is_asked(*id)) && ask.is_empty() {
+                    unbounded.push(*rule);
+                }
+                continue;
+            }
+            if unmet.is_empty() && wants.whole {
+                unbounded.push(*rule);
+            }
+            wants_modules |= wants.modules;
+            ask.extend(&unmet);
+        }
+        if !unbounded.is_empty() {
+            return Ok(Step::Whole(Why::Rules(unbounded)));
+        }
+        // Those of the probes need not be all.
+        if wants_modules {
+            self.modules
+                .get_or_insert_with(|| scanner(&planned.modules))
+                .set_timeout(left().ok_or(Stopped::Timeout)?)
+                .scan(view.guarded())?;
+            ask.extend(&touched(view)?);
+        }
+        if !ask.is_empty() {
+            return Ok(Step::Ask(ask));
+        }
+        self.run_on_view(view, &open, names, left)
+    }
+
+    /// Probes that could shut some of these rules.
+    fn wanted_probes(
+        &self,
+        open: &[RuleId],
+        known: &Known<'_>,
+        answers: &Answers,
+    ) -> BTreeSet<usize> {
+        let wants = self.planned.plan.wants(open, known, &|id| answers.of(id));
+        let wanted = wants.into_iter().flat_map(|wants| wants.probes);
+        wanted.filter(|id| self.is_asked(*id)).collect()
+    }
+
+    fn is_asked(&self, probe: usize) -> bool {
+        self.planned.probes.asked.get(probe) == Some(&true)
+    }
+
+    /// It reads what only YARA-X knows.
+    fn is_dynamic(&self, probe: usize) -> bool {
+        let probe = self.planned.plan.probes().get(probe);
+        probe.is_none_or(|probe| probe.reads.is_none())
+    }
+
+    /// Takes the answers of those of the wanted probes that read fixed places, all known.
+    fn take_fixed(
+        &self,
+        wanted: &BTreeSet<usize>,
+        known: &Ranges,
+        size: u64,
+        answers: &mut Answers,
+        ask: &mut Ranges,
+    ) {
+        for id in wanted {
+            let Some(reads) = self
+                .planned
+                .plan
+                .probes()
+                .get(*id)
+                .and_then(|p| p.reads.as_ref())
+            else {
+                continue;
+            };
+            let ranges = reads.iter().map(|(at, len)| {
+                let end = at.saturating_add(*len).min(size);
+                (*at).min(end)..end
+            });
+            let unmet = ranges.collect::<Ranges>().without(known);
+            match unmet.is_empty() {
+                true => answers.set(*id, self.answers.get(*id).copied().flatten()),
+                false => ask.extend(&unmet),
+            }
+        }
+    }
+
+    /// Runs these rules, of which all that decides them is known.
+    fn run_on_view(
+        &mut self,
+        view: &SparseView,
+        open: &[RuleId],
+        names: &Names,
+        left: &dyn Fn() -> Option<Duration>,
+    ) -> Result<Step, Stopped> {
+        let planned = self.planned;
+        let shards: BTreeSet<usize> = open.iter().map(|rule| planned.shard_of[*rule]).collect();
+        let groups: BTreeSet<usize> = open.iter().map(|rule| planned.group_of[*rule]).collect();
+        let mut found = Found {
+            view,
+            matches: Vec::new(),
+            doubtful: Ranges::new(),
+            doubts: 0,
+            too_many: false,
+        };
+        for index in shards {
+            let shard = &planned.shards[index];
+            let scanner = self.shards[index].get_or_insert_with(|| scanner(&shard.rules));
+            scanner.set_timeout(left().ok_or(Stopped::Timeout)?);
+            names
+                .tell(shard.reads, scanner, &[], view.bytes())
+                .map_err(Stopped::Failed)?;
+            let results = scanner.scan(view.bytes())?;
+            found.take(
+                &results,
+                &|namespace, name| {
+                    let rule = planned.order_of(namespace, name);
+                    open.binary_search(&rule).is_ok()
+                },
+                &|namespace, name| {
+                    let rule = planned.order_of(namespace, name);
+                    planned
+                        .group_of
+                        .get(rule)
+                        .is_some_and(|g| groups.contains(g))
+                },
+            );
+        }
+        if found.too_many || found.doubts > DOUBTFUL_MAX {
+            return Ok(Step::Whole(Why::Zeros));
+        }
+        let ask = found.doubtful.without(view.known());
+        if !ask.is_empty() {
+            return Ok(Step::Ask(ask));
+        }
+        found.matches.sort();
+        found.matches.dedup();
+        Ok(Step::Judged(found.matches))
+    }
+}
+
+/// What probes said, as far as all that they read is known.
+struct Answers(Vec<Option<bool>>);
+
+impl Answers {
+    fn new(probes: usize) -> Self {
+        Self(vec![None; probes])
+    }
+
+    fn of(&self, probe: usize) -> Option<bool> {
+        self.0.get(probe).copied().flatten()
+    }
+
+    fn set(&mut self, probe: usize, answer: Option<bool>) {
+        if let Some(place) = self.0.get_mut(probe) {
+            *place = answer;
+        }
+    }
+
+    fn all(&mut self, answers: &[Option<bool>]) {
+        self.0 = answers.to_vec();
+    }
+}
+
+fn touched(view: &SparseView) -> Result<Ranges, Stopped> {
+    let pages = view.touched();
+    pages.map_err(|error| Stopped::Failed(format!("which pages were read: {error}")))
+}
+
+type Selects<'a> = &'a dyn Fn(&str, &str) -> bool;
+
+/// What YARA-X says of a view.
+struct Found<'a> {
+    view: &'a SparseView,
+    matches: Vec<(String, String)>,
+    /// Places of matches that are not known whole.
+    doubtful: Ranges,
+    doubts: usize,
+    too_many: bool,
+}
+
+impl Found<'_> {
+    /// Takes matches of rules that are `judged`, and looks at the patterns of those that are
+    /// `concerned`.
+    fn take(&mut self, results: &ScanResults<'_, '_>, judged: Selects<'_>, concerned: Selects<'_>) {
+        for rule in results.matching_rules() {
+            if judged(rule.namespace(), rule.identifier()) {
+                let name = (rule.namespace().to_owned(), rule.identifier().to_owned());
+                self.matches.push(name);
+            }
+        }
+        let matching = results.matching_rules().include_private(true);
+        let others = results.non_matching_rules().include_private(true);
+        for rule in matching.chain(others) {
+            if !concerned(rule.namespace(), rule.identifier()) {
+                continue;
+            }
+            for pattern in rule.patterns().include_private(true) {
+                let matches = pattern.matches();
+                self.too_many |= matches.len() >= MATCHES_MAX;
+                for found in matches {
+                    self.look_at(&found.range());
+                }
+            }
+        }
+    }
+
+    fn look_at(&mut self, range: &Range<usize>) {
+        let size = self.view.bytes().len() as u64;
+        let (start, end) = (range.start as u64, range.end as u64);
+        let around = |bytes: u64| start.saturating_sub(bytes)..(end + bytes).min(size);
+        if self.view.known().contains(&around(AROUND_MATCH)) {
+            return;
+        }
+        self.doubts += 1;
+        if self.doubts <= DOUBTFUL_MAX {
+            self.doubtful.add(around(MARGIN));
+        }
+    }
+}

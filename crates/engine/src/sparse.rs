@@ -1,0 +1,294 @@
+//! Content of which only some ranges are known.
+//!
+//! The host lays it out in a memory file: first the pages of which every byte is known, each at
+//! its offset and *holes* between them, then, packed, what is left of the known ranges. A worker
+//! maps the first part: the kernel makes a page of a hole that is read, and the file then has it,
+//! so the worker learns exactly which pages its parsers have read that are not known. For what
+//! reads everything, such as the search for patterns, there is a copy with all that is known and
+//! zeros elsewhere.
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use model::Ranges;
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
+use rustix::io::Errno;
+
+use crate::host::Content;
+use crate::sys::Mapping;
+
+/// What the kernel maps at once, at least.
+pub const PAGE_BYTES: u64 = 4096;
+/// Bytes copied at a time.
+const COPY_BYTES: u64 = 64 << 10;
+
+/// Reads bytes of a file at an offset.
+pub type ReadAt<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>;
+
+/// Lays out `known` of a file of `size` bytes, which `read` reads, for a job with the same.
+///
+/// # Errors
+/// Out of memory or descriptors; those of `read`.
+pub fn lay_out(size: u64, known: &Ranges, read: ReadAt<'_>) -> io::Result<Content> {
+    let fd = memfd_create(
+        "lazaret-sparse",
+        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+    )?;
+    let layout = Layout::new(size, known);
+    ftruncate(&fd, layout.end)?;
+    let mut buffer = Vec::new();
+    for (from, to) in layout.parts() {
+        let mut done = 0;
+        while done < from.end - from.start {
+            let len = COPY_BYTES.min(from.end - from.start - done);
+            buffer.resize(usize::try_from(len).map_err(io::Error::other)?, 0);
+            read(from.start + done, &mut buffer)?;
+            write_all(fd.as_fd(), &buffer, to + done)?;
+            done += len;
+        }
+    }
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+    fcntl_add_seals(&fd, seals)?;
+    Ok(Content::Sealed {
+        fd: Arc::new(fd),
+        size,
+    })
+}
+
+fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(fd, bytes, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = bytes.get(written..).unwrap_or_default();
+                offset += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Where what is.
+struct Layout {
+    /// Pages with nothing unknown, at their offsets.
+    pages: Ranges,
+    /// The rest of what is known.
+    edges: Vec<Range<u64>>,
+    /// Where the first edge is in the file.
+    edges_at: u64,
+    end: u64,
+}
+
+impl Layout {
+    fn new(size: u64, known: &Ranges) -> Self {
+        let (mut pages, mut edges) = (Ranges::new(), Vec::new());
+        for range in known.iter() {
+            let range = range.start.min(size)..range.end.min(size);
+            let first = range.start.next_multiple_of(PAGE_BYTES);
+            // Behind the last byte there is nothing to know.
+            let last = match range.end == size {
+                true => size,
+                false => range.end / PAGE_BYTES * PAGE_BYTES,
+            };
+            if first < last {
+                pages.add(first..last);
+                edges.extend([range.start..first, last..range.end]);
+            } else {
+                edges.push(range);
+            }
+        }
+        edges.retain(|edge| !edge.is_empty());
+        let edges_at = size.next_multiple_of(PAGE_BYTES);
+        let packed: u64 = edges.iter().map(|edge| edge.end - edge.start).sum();
+        Self {
+            pages,
+            edges,
+            edges_at,
+            end: edges_at + packed,
+        }
+    }
+
+    /// Ranges of the content, and where they are in the file.
+    fn parts(&self) -> impl Iterator<Item = (Range<u64>, u64)> + '_ {
+        let pages = self.pages.iter().map(|range| (range.clone(), range.start));
+        let mut at = self.edges_at;
+        let edges = self.edges.iter().map(move |edge| {
+            let here = at;
+            at += edge.end - edge.start;
+            (edge.clone(), here)
+        });
+        pages.chain(edges)
+    }
+}
+
+/// Content that was laid out, in a worker.
+pub struct SparseView {
+    fd: OwnedFd,
+    mapping: Option<Mapping>,
+    layout: Layout,
+    size: usize,
+    known: Ranges,
+    bytes: Vec<u8>,
+}
+
+impl SparseView {
+    /// Maps what [`lay_out`] made of the same size and ranges.
+    ///
+    /// # Errors
+    /// For people: the file is too short, or there is no memory.
+    pub fn open(fd: OwnedFd, size: u64, known: Ranges) -> Result<Self, String> {
+        let layout = Layout::new(size, &known);
+        let stat = rustix::fs::fstat(&fd).map_err(|e| format!("content: {e}"))?;
+        if u64::try_from(stat.st_size) != Ok(layout.end) {
+            let (has, wanted) = (stat.st_size, layout.end);
+            return Err(format!("sparse content has {has} of {wanted} bytes"));
+        }
+        let length = |bytes: u64| usize::try_from(bytes).map_err(|e| e.to_string());
+        let (size, end) = (length(size)?, length(layout.end)?);
+        let mapping = match end {
+            0 => None,
+            end => Some(
+                Mapping::new(fd.as_fd(), end)
+                    .map_err(|error| format!("cannot map {end} bytes of content: {error}"))?,
+            ),
+        };
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(size).map_err(|e| e.to_string())?;
+        bytes.resize(size, 0);
+        let mut view = Self {
+            fd,
+            mapping,
+            layout,
+            size,
+            known,
+            bytes,
+        };
+        view.fill()?;
+        Ok(view)
+    }
+
+    fn fill(&mut self) -> Result<(), String> {
+        let mapped = self.mapping.as_deref().unwrap_or_default();
+        for (from, to) in self.layout.parts() {
+            let place = |start: u64, len: u64| {
+                let start = usize::try_from(start).ok()?;
+                Some(start..start.checked_add(usize::try_from(len).ok()?)?)
+            };
+            let len = from.end - from.start;
+            let source = place(to, len).and_then(|range| mapped.get(range));
+            let target = place(from.start, len).and_then(|range| self.bytes.get_mut(range));
+            match (source, target) {
+                (Some(source), Some(target)) => target.copy_from_slice(source),
+                _ => return Err("sparse content is not as announced".to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    /// As many bytes as the file has: what is known, and zeros.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What is known.
+    #[must_use]
+    pub fn known(&self) -> &Ranges {
+        &self.known
+    }
+
+    /// As many bytes as the file has: whole known pages, and zeros. [`Self::touched`] tells what
+    /// has been read of it.
+    #[must_use]
+    pub fn guarded(&self) -> &[u8] {
+        let mapped = self.mapping.as_deref().unwrap_or_default();
+        mapped.get(..self.size).unwrap_or_default()
+    }
+
+    /// Pages read through [`Self::guarded`] so far that are not known.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn touched(&self) -> io::Result<Ranges> {
+        let mut there = Ranges::new();
+        let mut at = 0;
+        while at < self.layout.edges_at {
+            let data = match seek(&self.fd, SeekFrom::Data(at)) {
+                Ok(data) => data,
+                // No more of it.
+                Err(Errno::NXIO) => break,
+                Err(errno) => return Err(errno.into()),
+            };
+            let hole = seek(&self.fd, SeekFrom::Hole(data))?;
+            there.add(data..hole.min(self.size as u64));
+            at = hole.max(data + 1);
+        }
+        Ok(there.without(&self.layout.pages))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(content: &[u8], known: &Ranges) -> SparseView {
+        let mut read = |offset: u64, buffer: &mut [u8]| {
+            let from = usize::try_from(offset).expect("small");
+            buffer.copy_from_slice(&content[from..from + buffer.len()]);
+            Ok(())
+        };
+        let size = content.len() as u64;
+        let Content::Sealed { fd, .. } = lay_out(size, known, &mut read).expect("laid out") else {
+            panic!("inline");
+        };
+        let fd = fd.try_clone().expect("a descriptor");
+        SparseView::open(fd, size, known.clone()).expect("opened")
+    }
+
+    #[test]
+    fn what_is_known_is_there_and_what_is_read_is_told() {
+        let content: Vec<u8> = (0..50_001u32).map(|i| (i % 251) as u8 | 1).collect();
+        let known: Ranges = [0..10, 100..9000, 20_000..20_001, 48_000..50_001]
+            .into_iter()
+            .collect();
+        let view = view(&content, &known);
+        for (at, byte) in view.bytes().iter().enumerate() {
+            let expected = match known.contains(&(at as u64..at as u64 + 1)) {
+                true => content[at],
+                false => 0,
+            };
+            assert_eq!(*byte, expected, "{at}");
+        }
+        assert!(view.touched().expect("told").is_empty(), "nothing was read");
+        let guarded = view.guarded();
+        assert_eq!(guarded.len(), content.len());
+        // Known pages tell nothing new; the end of the file counts as a page.
+        assert_eq!(
+            (guarded[5000], guarded[50_000]),
+            (content[5000], content[50_000])
+        );
+        assert!(view.touched().expect("told").is_empty());
+        // Pages of which a part is known, or nothing.
+        assert_eq!((guarded[5], guarded[30_000]), (0, 0));
+        let expected: Ranges = [0..4096, 28_672..32_768].into_iter().collect();
+        assert_eq!(view.touched().expect("told"), expected);
+    }
+
+    #[test]
+    fn nothing_known_and_nothing_there() {
+        let view = view(&[], &Ranges::new());
+        assert!(view.bytes().is_empty() && view.guarded().is_empty());
+        assert!(view.touched().expect("told").is_empty());
+    }
+
+    #[test]
+    fn a_file_of_another_size_is_refused() {
+        let fd = memfd_create("x", MemfdFlags::CLOEXEC).expect("memfd");
+        ftruncate(&fd, 100).expect("resized");
+        assert!(SparseView::open(fd, 100, Ranges::new()).is_err());
+    }
+}

@@ -1,0 +1,252 @@
+//! What is looked for in every file: by the appliance, which has the content and looks closer
+//! where it has to, and by an agent, whose report has to do.
+
+use std::sync::Arc;
+
+use literal_filter::{Filter, Literal, Needle, Needles};
+use rustc_hash::FxHashMap;
+
+use crate::compile::{PatternEntry, Plan, PlanError, RuleId};
+use crate::eval::{Presence, Truth};
+use crate::gate;
+use crate::pattern::{Exact, Part, PatternInfo};
+
+/// A needle is worth more than a literal of its pattern that has fewer bits by this.
+const NEEDLE_BITS_MORE: u32 = 16;
+/// Needles of one pattern that an agent looks for.
+const NEEDLES_MAX: usize = 512;
+
+/// Who looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Side {
+    #[default]
+    Appliance,
+    Agent,
+}
+
+/// What one side looks for.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    filter: Arc<Filter>,
+    /// Their ids follow those of the filter's literals.
+    needles: Arc<Needles>,
+    /// By pattern; `None`: it is not looked for.
+    patterns: Vec<Option<Wanted>>,
+    /// By id, the patterns that have it.
+    users: Vec<Vec<u32>>,
+    /// Rules that may match where nothing is found.
+    residents: Vec<RuleId>,
+}
+
+/// What is looked for to find one pattern.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// One for each part.
+    ids: Vec<u32>,
+    /// What surrounds the keys of needles; `None`: literals, which the pattern knows.
+    around: Option<Vec<Part>>,
+}
+
+/// How a pattern was looked for.
+pub(crate) struct Sought<'p> {
+    pub(crate) parts: &'p [Part],
+    /// For each of them its id in the filter.
+    pub(crate) ids: &'p [u32],
+    pub(crate) exact: Exact,
+}
+
+/// How to look for a pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Literals,
+    Needles,
+}
+
+impl Look {
+    pub(crate) fn filter(&self) -> &Arc<Filter> {
+        &self.filter
+    }
+
+    pub(crate) fn needles(&self) -> &Arc<Needles> {
+        &self.needles
+    }
+
+    pub(crate) fn residents(&self) -> &[RuleId] {
+        &self.residents
+    }
+
+    /// Patterns that have a literal or needle.
+    pub(crate) fn users(&self, id: u32) -> &[u32] {
+        self.users.get(id as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// What was looked for to find a pattern; `None`: it was not looked for.
+    pub(crate) fn sought<'p>(
+        &'p self,
+        pattern: usize,
+        info: &'p PatternInfo,
+    ) -> Option<Sought<'p>> {
+        let wanted = self.patterns.get(pattern)?.as_ref()?;
+        Some(match &wanted.around {
+            Some(around) => Sought {
+                parts: around,
+                ids: &wanted.ids,
+                exact: Exact::No,
+            },
+            None => Sought {
+                parts: &info.literals,
+                ids: &wanted.ids,
+                exact: info.exact,
+            },
+        })
+    }
+
+    /// What is known of a pattern where nothing is found.
+    pub(crate) fn without_hits(&self, pattern: usize) -> Presence {
+        match self.patterns.get(pattern) {
+            Some(Some(_)) => Presence::Absent,
+            _ => Presence::Maybe(None),
+        }
+    }
+
+    /// What the appliance looks for: the gates, and long literals, which cost the filter next to
+    /// nothing and close many rules.
+    pub(crate) fn of_appliance(plan: &Plan) -> Result<Self, PlanError> {
+        let mut how = vec![None; plan.patterns().len()];
+        for rule in 0..plan.len() {
+            let first = plan.rule(rule).first_pattern;
+            let cost = |index: usize| plan.patterns().get(first + index)?.info.cost();
+            for index in gate::of_rule(plan.rule(rule), &cost).patterns {
+                how[first + index] = Some(How::Literals);
+            }
+        }
+        for (how, entry) in how.iter_mut().zip(plan.patterns()) {
+            if entry.info.cost().is_some() && entry.info.is_long() {
+                *how = Some(How::Literals);
+            }
+        }
+        Self::build(plan, &how)
+    }
+
+    /// What an agent looks for: every pattern that can be looked for, so that its report decides
+    /// as much as a look at the content would.
+    pub(crate) fn of_agent(plan: &Plan) -> Result<Self, PlanError> {
+        let how: Vec<Option<How>> = plan
+            .patterns()
+            .iter()
+            .map(|entry| best(&entry.info))
+            .collect();
+        Self::build(plan, &how)
+    }
+
+    fn build(plan: &Plan, how: &[Option<How>]) -> Result<Self, PlanError> {
+        let mut building = Building::default();
+        for (entry, how) in plan.patterns().iter().zip(how) {
+            building.add(entry, *how);
+        }
+        let mut look = building.finish()?;
+        let all = 0..plan.len();
+        let open = all.filter(|rule| plan.without_hits(*rule, &look) != Truth::False);
+        look.residents = open.collect();
+        Ok(look)
+    }
+}
+
+/// Literals are found faster; needles have the whole pattern and are found less often.
+fn best(info: &PatternInfo) -> Option<How> {
+    let bits = info.needles.iter().map(|part| part.bits).min();
+    let has_needles = bits.is_some() && info.needles.len() <= NEEDLES_MAX;
+    if info.cost().is_none() {
+        return has_needles.then_some(How::Needles);
+    }
+    let shortest = info.literals.iter().map(|part| part.bytes.len()).min();
+    let of_literals = 8 * u32::try_from(shortest.unwrap_or(0)).unwrap_or(u32::MAX);
+    let is_better = bits.is_some_and(|bits| bits >= of_literals + NEEDLE_BITS_MORE);
+    match info.exact == Exact::No && has_needles && is_better {
+        true => Some(How::Needles),
+        false => Some(How::Literals),
+    }
+}
+
+#[derive(Default)]
+struct Building {
+    literals: Vec<Literal>,
+    literal_ids: FxHashMap<Literal, u32>,
+    needles: Vec<Needle>,
+    needle_ids: FxHashMap<Needle, u32>,
+    patterns: Vec<Option<Wanted>>,
+}
+
+impl Building {
+    /// Needles are numbered from 0 until all literals are known.
+    fn add(&mut self, entry: &PatternEntry, how: Option<How>) {
+        let wanted = how.map(|how| match how {
+            How::Literals => {
+                let ids = entry.info.literals.iter().map(|part| self.literal(part));
+                Wanted {
+                    ids: ids.collect(),
+                    around: None,
+                }
+            }
+            How::Needles => {
+                let needles = entry.info.needles.iter();
+                let ids = needles.clone().map(|part| self.needle(&part.needle));
+                let ids = ids.collect();
+                Wanted {
+                    ids,
+                    around: Some(needles.map(|part| part.around()).collect()),
+                }
+            }
+        });
+        self.patterns.push(wanted);
+    }
+
+    fn literal(&mut self, part: &Part) -> u32 {
+        let literal = Literal {
+            bytes: part.bytes.clone(),
+            nocase: part.nocase,
+        };
+        let literals = &mut self.literals;
+        *self
+            .literal_ids
+            .entry(literal)
+            .or_insert_with_key(|literal| {
+                literals.push(literal.clone());
+                literals.len() as u32 - 1
+            })
+    }
+
+    fn needle(&mut self, needle: &Needle) -> u32 {
+        let needles = &mut self.needles;
+        *self
+            .needle_ids
+            .entry(needle.clone())
+            .or_insert_with_key(|needle| {
+                needles.push(needle.clone());
+                needles.len() as u32 - 1
+            })
+    }
+
+    fn finish(mut self) -> Result<Look, PlanError> {
+        let first = self.literals.len() as u32;
+        let mut users = vec![Vec::new(); self.literals.len() + self.needles.len()];
+        for (pattern, wanted) in self.patterns.iter_mut().enumerate() {
+            let Some(wanted) = wanted else {
+                continue;
+            };
+            if wanted.around.is_some() {
+                wanted.ids.iter_mut().for_each(|id| *id += first);
+            }
+            for id in &wanted.ids {
+                users[*id as usize].push(pattern as u32);
+            }
+        }
+        Ok(Look {
+            filter: Arc::new(Filter::build(&self.literals)?),
+            needles: Arc::new(Needles::build(self.needles)?),
+            patterns: self.patterns,
+            users,
+            residents: Vec::new(),
+        })
+    }
+}
