@@ -1,6 +1,8 @@
 //! Verdicts by file identity. See the crate's documentation for why it is sound.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+use model::Digest;
 
 use crate::{ContextHash, FileKey, FileNode};
 
@@ -11,6 +13,20 @@ pub(crate) enum Known {
     Malicious,
     /// Its content is on the allowlist. No rules judged it, so it outlives a change of them.
     Listed,
+}
+
+/// What was said, and about which content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Remembered {
+    pub(crate) known: Known,
+    pub(crate) digest: Digest,
+}
+
+impl Remembered {
+    /// Its file is let through.
+    pub(crate) fn is_good(&self) -> bool {
+        matches!(self.known, Known::Clean | Known::Listed)
+    }
 }
 
 /// All of a file's identity but its inode, which is the map's key. There are many of these, so
@@ -39,7 +55,7 @@ impl Stamp {
 struct Entry {
     stamp: Stamp,
     context: ContextHash,
-    known: Known,
+    remembered: Remembered,
 }
 
 /// A bounded map in two generations: a full young one becomes the old one, and what is used
@@ -60,11 +76,11 @@ impl VerdictCache {
         }
     }
 
-    pub(crate) fn lookup(&mut self, key: &FileKey, context: ContextHash) -> Option<Known> {
+    pub(crate) fn lookup(&mut self, key: &FileKey, context: ContextHash) -> Option<Remembered> {
         let stamp = Stamp::of(key)?;
         let matches = |entry: &Entry| entry.stamp == stamp && entry.context == context;
         if let Some(entry) = self.young.get(&key.node) {
-            return matches(entry).then_some(entry.known);
+            return matches(entry).then_some(entry.remembered);
         }
         let entry = *self.old.get(&key.node)?;
         if !matches(&entry) {
@@ -72,10 +88,10 @@ impl VerdictCache {
         }
         self.old.remove(&key.node);
         self.insert_young(key.node, entry);
-        Some(entry.known)
+        Some(entry.remembered)
     }
 
-    pub(crate) fn insert(&mut self, key: FileKey, context: ContextHash, known: Known) {
+    pub(crate) fn insert(&mut self, key: FileKey, context: ContextHash, remembered: Remembered) {
         self.forget(key.node);
         let Some(stamp) = Stamp::of(&key) else {
             return;
@@ -83,7 +99,7 @@ impl VerdictCache {
         let entry = Entry {
             stamp,
             context,
-            known,
+            remembered,
         };
         self.insert_young(key.node, entry);
     }
@@ -105,17 +121,22 @@ impl VerdictCache {
 
     /// Forgets what rules said; what is listed stays.
     pub(crate) fn forget_verdicts(&mut self) {
-        self.keep(|known| known == Known::Listed);
+        self.keep(|it| it.known == Known::Listed);
     }
 
     /// Forgets what is there because of the allowlist.
     pub(crate) fn forget_listed(&mut self) {
-        self.keep(|known| known != Known::Listed);
+        self.keep(|it| it.known != Known::Listed);
     }
 
-    fn keep(&mut self, wanted: impl Fn(Known) -> bool) {
+    /// Forgets these contents, whatever was said of them.
+    pub(crate) fn forget_contents(&mut self, digests: &HashSet<Digest>) {
+        self.keep(|it| !digests.contains(&it.digest));
+    }
+
+    fn keep(&mut self, wanted: impl Fn(&Remembered) -> bool) {
         for half in [&mut self.young, &mut self.old] {
-            half.retain(|_, entry| wanted(entry.known));
+            half.retain(|_, entry| wanted(&entry.remembered));
             half.shrink_to_fit();
         }
     }
@@ -144,17 +165,24 @@ mod tests {
         }
     }
 
+    fn as_known(known: Known) -> Remembered {
+        Remembered {
+            known,
+            digest: Digest([known as u8; 32]),
+        }
+    }
+
     #[test]
     fn every_part_of_the_identity_counts() {
         let mut cache = VerdictCache::new(16);
-        cache.insert(key(1), ContextHash::NONE, Known::Clean);
+        cache.insert(key(1), ContextHash::NONE, as_known(Known::Clean));
         let other = |change: fn(&mut FileKey)| {
             let mut key = key(1);
             change(&mut key);
             key
         };
         let none = ContextHash::NONE;
-        assert_eq!(cache.lookup(&key(1), none), Some(Known::Clean));
+        assert_eq!(cache.lookup(&key(1), none), Some(as_known(Known::Clean)));
         assert_eq!(cache.lookup(&key(1), ContextHash([1; 16])), None);
         for changed in [
             other(|k| k.ctime_ns += 1),
@@ -171,9 +199,9 @@ mod tests {
     fn verdicts_and_listed_content_are_forgotten_apart() {
         let fill = || {
             let mut cache = VerdictCache::new(4);
-            cache.insert(key(1), ContextHash::NONE, Known::Listed);
-            cache.insert(key(2), ContextHash::NONE, Known::Clean);
-            cache.insert(key(3), ContextHash::NONE, Known::Malicious);
+            cache.insert(key(1), ContextHash::NONE, as_known(Known::Listed));
+            cache.insert(key(2), ContextHash::NONE, as_known(Known::Clean));
+            cache.insert(key(3), ContextHash::NONE, as_known(Known::Malicious));
             cache
         };
         let here = |mut cache: VerdictCache| {
@@ -182,10 +210,22 @@ mod tests {
         };
         let mut cache = fill();
         cache.forget_verdicts();
-        assert_eq!(here(cache), [Some(Known::Listed), None, None]);
+        assert_eq!(here(cache), [Some(as_known(Known::Listed)), None, None]);
+        let mut cache = fill();
+        cache.forget_contents(&HashSet::from([as_known(Known::Clean).digest]));
+        let others = [
+            Some(as_known(Known::Listed)),
+            None,
+            Some(as_known(Known::Malicious)),
+        ];
+        assert_eq!(here(cache), others);
         let mut cache = fill();
         cache.forget_listed();
-        let verdicts = [None, Some(Known::Clean), Some(Known::Malicious)];
+        let verdicts = [
+            None,
+            Some(as_known(Known::Clean)),
+            Some(as_known(Known::Malicious)),
+        ];
         assert_eq!(here(cache), verdicts);
     }
 
@@ -196,7 +236,7 @@ mod tests {
             mtime_ns: i128::MAX,
             ..key(1)
         };
-        cache.insert(far, ContextHash::NONE, Known::Clean);
+        cache.insert(far, ContextHash::NONE, as_known(Known::Clean));
         assert_eq!(cache.lookup(&far, ContextHash::NONE), None);
         assert_eq!(cache.len(), 0);
     }
@@ -204,11 +244,11 @@ mod tests {
     #[test]
     fn it_is_bounded_and_keeps_what_is_used() {
         let mut cache = VerdictCache::new(8);
-        cache.insert(key(0), ContextHash::NONE, Known::Malicious);
+        cache.insert(key(0), ContextHash::NONE, as_known(Known::Malicious));
         for ino in 1..100 {
-            cache.insert(key(ino), ContextHash::NONE, Known::Clean);
+            cache.insert(key(ino), ContextHash::NONE, as_known(Known::Clean));
             let hot = cache.lookup(&key(0), ContextHash::NONE);
-            assert_eq!(hot, Some(Known::Malicious), "after {ino}");
+            assert_eq!(hot, Some(as_known(Known::Malicious)), "after {ino}");
             assert!(cache.len() <= 8, "{} entries", cache.len());
         }
         assert_eq!(cache.lookup(&key(1), ContextHash::NONE), None);
@@ -217,8 +257,8 @@ mod tests {
     #[test]
     fn forgotten_in_both_generations() {
         let mut cache = VerdictCache::new(2);
-        cache.insert(key(1), ContextHash::NONE, Known::Clean);
-        cache.insert(key(2), ContextHash::NONE, Known::Clean);
+        cache.insert(key(1), ContextHash::NONE, as_known(Known::Clean));
+        cache.insert(key(2), ContextHash::NONE, as_known(Known::Clean));
         cache.forget(FileNode { fs: 1, ino: 1 });
         cache.forget(FileNode { fs: 1, ino: 2 });
         assert_eq!(cache.len(), 0);

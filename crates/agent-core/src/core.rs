@@ -3,16 +3,19 @@
 mod finish;
 mod stages;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::time::Duration;
 
-use model::{AccessClass, Generation, Policy};
+use model::{AccessClass, Digest, Generation, Policy};
 
-use crate::cache::VerdictCache;
+use crate::cache::{Known, VerdictCache};
 use crate::job::{Job, Opener, Timer};
 use crate::queue::WaitQueue;
 use crate::request::Requests;
-use crate::{Action, Allowlist, CoreLimits, Counters, FileNode, Input, NothingListed, Ticket};
+use crate::standing::{StandingId, StandingSet};
+use crate::{
+    Action, Allowlist, CoreLimits, Counters, Fallen, FileNode, Input, NothingListed, Ticket,
+};
 
 /// The part of a budget after which policy answers, in percent.
 const DEADLINE_PERCENT: u32 = 80;
@@ -46,6 +49,7 @@ pub struct Core {
     stopped: bool,
     allowlist: Box<dyn Allowlist>,
     cache: VerdictCache,
+    standing: StandingSet,
     jobs: BTreeMap<Ticket, Job>,
     by_node: BTreeSet<(FileNode, Ticket)>,
     openers: BTreeMap<Ticket, Opener>,
@@ -78,6 +82,7 @@ impl Core {
             stopped: false,
             allowlist: Box::new(NothingListed),
             cache: VerdictCache::new(limits.cache_entries_max),
+            standing: StandingSet::new(limits.standing_max),
             jobs: BTreeMap::new(),
             by_node: BTreeSet::new(),
             openers: BTreeMap::new(),
@@ -106,8 +111,10 @@ impl Core {
     pub fn handle(&mut self, now: Duration, input: Input, actions: &mut Vec<Action>) {
         match input {
             Input::Opened(opened) => self.opened(now, opened, actions),
-            Input::Written { node } => self.written(node),
+            Input::Written { node } => self.written(node, actions),
             Input::EventsLost => self.events_lost(),
+            Input::Fallen { standing, why } => self.fell(standing, why),
+            Input::DescriptorsScarce => lift(self.standing.keep(|_, _| false), actions),
             Input::Digested {
                 ticket,
                 key,
@@ -132,17 +139,16 @@ impl Core {
                 in_flight_max,
             } => {
                 self.link_lost(now, actions);
-                self.set_policy(policy);
-                self.set_generation(generation);
+                self.set_policy(policy, actions);
+                self.set_generation(generation, actions);
                 self.in_flight_max = self.limits.in_flight_max.min(in_flight_max.max(1));
                 self.link = Link::Up;
             }
             Input::LinkDown => self.link_lost(now, actions),
-            Input::AllowlistChanged => self.cache.forget_listed(),
-            // Recalled content may have been judged clean before, by other rules elsewhere.
-            Input::Recalled => self.cache.clear(),
-            Input::ContentChanged { generation } => self.set_generation(generation),
-            Input::PolicyChanged { policy } => self.set_policy(policy),
+            Input::AllowlistChanged => self.allowlist_changed(actions),
+            Input::Recalled { digests } => self.recalled(digests, actions),
+            Input::ContentChanged { generation } => self.set_generation(generation, actions),
+            Input::PolicyChanged { policy } => self.set_policy(policy, actions),
             Input::Stop => self.stop(actions),
             Input::Tick => self.tick(now, actions),
         }
@@ -234,23 +240,50 @@ impl Core {
         self.cache.len()
     }
 
-    fn set_policy(&mut self, policy: Policy) {
+    /// Verdicts that stand in the kernel.
+    #[must_use]
+    pub fn standing_len(&self) -> usize {
+        self.standing.len()
+    }
+
+    fn set_policy(&mut self, policy: Policy, actions: &mut Vec<Action>) {
         if policy != self.policy {
             self.cache.clear();
+            lift(self.standing.keep(|_, _| false), actions);
             self.policy = policy;
         }
     }
 
-    fn set_generation(&mut self, generation: Generation) {
+    fn set_generation(&mut self, generation: Generation, actions: &mut Vec<Action>) {
         if self.generation != Some(generation) {
             self.cache.forget_verdicts();
+            let stays = |known, _: &_| known == Known::Listed;
+            lift(self.standing.keep(stays), actions);
             self.generation = Some(generation);
         }
     }
 
-    /// The cached verdict goes, and what is being judged is no longer what is there.
-    fn written(&mut self, node: FileNode) {
+    /// What is still listed stands: only its next look into the cache will miss.
+    fn allowlist_changed(&mut self, actions: &mut Vec<Action>) {
+        self.cache.forget_listed();
+        let allowlist = &self.allowlist;
+        let stays = |known, digest: &_| known != Known::Listed || allowlist.lists(digest);
+        lift(self.standing.keep(stays), actions);
+    }
+
+    /// Recalled content may have been judged clean before, by other rules elsewhere.
+    fn recalled(&mut self, digests: Vec<Digest>, actions: &mut Vec<Action>) {
+        let digests: HashSet<Digest> = digests.into_iter().collect();
+        self.cache.forget_contents(&digests);
+        let stays = |_, digest: &_| !digests.contains(digest);
+        lift(self.standing.keep(stays), actions);
+    }
+
+    /// The cached verdict goes, and what is being judged is no longer what is there. A standing
+    /// verdict fell when the writer came; should it not have, it does now.
+    fn written(&mut self, node: FileNode, actions: &mut Vec<Action>) {
         self.cache.forget(node);
+        lift(self.standing.forget(node).into_iter().collect(), actions);
         let here = (node, Ticket(0))..=(node, Ticket(u64::MAX));
         for (_, lead) in self.by_node.range(here) {
             if let Some(job) = self.jobs.get_mut(lead) {
@@ -259,6 +292,16 @@ impl Core {
         }
     }
 
+    fn fell(&mut self, standing: StandingId, why: Fallen) {
+        match why {
+            Fallen::NotPlaced => self.counters.standing_refused += 1,
+            Fallen::Writer => self.counters.standing_broken += 1,
+            Fallen::Deleted => {}
+        }
+        self.standing.fell(standing, why);
+    }
+
+    /// What stands does not depend on events that were lost: its leases watch over it.
     fn events_lost(&mut self) {
         self.cache.clear();
         for job in self.jobs.values_mut() {
@@ -308,5 +351,11 @@ impl Core {
             _ => self.policy.open_budget,
         };
         now + budget * DEADLINE_PERCENT / 100
+    }
+}
+
+fn lift(taken: Vec<StandingId>, actions: &mut Vec<Action>) {
+    if !taken.is_empty() {
+        actions.push(Action::Lift(taken));
     }
 }

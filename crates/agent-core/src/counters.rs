@@ -27,4 +27,12 @@ pub struct Counters {
     pub background_dropped: u64,
     /// Scans after a deadline that were left to the ledger.
     pub kept_dropped: u64,
+    /// Verdicts that were to stand in the kernel.
+    pub standing_placed: u64,
+    /// Of those, which were not placed: a writer was there, or the kernel would not.
+    pub standing_refused: u64,
+    /// Of those, which a writer brought down.
+    pub standing_broken: u64,
+    /// Of those, which gave their place up to another file's.
+    pub standing_displaced: u64,
 }

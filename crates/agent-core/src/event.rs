@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use model::{AccessClass, Digest, Disposition, Generation, Policy, UnscannedReason, Verdict};
 
+use crate::standing::{Fallen, StandingId};
+
 /// Names one file that the caller holds: an event, or a file opened to be looked at again.
 /// Given by the caller, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +58,9 @@ pub struct Opened {
     /// The lease test says that nobody has it open for writing, and the file system's time
     /// stamps can be relied on.
     pub writer_free: bool,
+    /// A clean verdict on it may stand in the kernel: leases and ignore marks were seen to work
+    /// on its file system, and it may be held open.
+    pub may_stand: bool,
 }
 
 /// Something that happened.
@@ -136,8 +141,20 @@ pub enum Input {
     },
     /// The [`Allowlist`](crate::Allowlist) is another one.
     AllowlistChanged,
-    /// Digests were recalled: the [`Allowlist`](crate::Allowlist) has none of them any more.
-    Recalled,
+    /// These were recalled: the [`Allowlist`](crate::Allowlist) has none of them any more.
+    Recalled {
+        /// Contents.
+        digests: Vec<Digest>,
+    },
+    /// A verdict that was to stand in the kernel does not.
+    Fallen {
+        /// Which.
+        standing: StandingId,
+        /// Why.
+        why: Fallen,
+    },
+    /// Descriptors run out: none is held for a verdict any more.
+    DescriptorsScarce,
     /// Policy changed.
     PolicyChanged {
         /// The policy now in force.
@@ -226,6 +243,20 @@ pub enum Action {
         /// How urgent.
         class: AccessClass,
     },
+    /// Place this clean verdict in the kernel: take a read lease on the ticket's descriptor,
+    /// compare the identity with `key` under it, then mark. Where that fails, or once a writer
+    /// comes, [`Input::Fallen`].
+    Place {
+        /// Whose descriptor.
+        ticket: Ticket,
+        /// The verdict's name from here on.
+        standing: StandingId,
+        /// The identity of what was judged.
+        key: FileKey,
+    },
+    /// Take these verdicts out of the kernel, in any order. One that is not placed yet must not be
+    /// placed any more; one that fell meanwhile is done with.
+    Lift(Vec<StandingId>),
     /// Ask the appliance. The content may ride along where it is at hand.
     Check {
         /// The exchange: odd, rising, never used twice.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use model::{AccessClass, Digest};
 
+use crate::cache::Remembered;
 use crate::{ContextHash, FileKey, Ticket};
 
 /// How far a job is.
@@ -30,6 +31,10 @@ pub(crate) struct Job {
     pub(crate) context: ContextHash,
     /// No writer when last looked at; only then may the verdict be remembered.
     pub(crate) writer_free: bool,
+    /// Its verdict may stand in the kernel.
+    pub(crate) may_stand: bool,
+    /// What of it went into the cache.
+    pub(crate) remembered: Option<Remembered>,
     /// A writer closed the inode after the hashing began: the digest may be of old content.
     pub(crate) stale: bool,
     /// Openers not answered yet.

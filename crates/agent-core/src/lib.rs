@@ -30,6 +30,15 @@
 //! 4. generation and policy are those under which the verdict was given; where the [`Allowlist`]
 //!    allowed it, the list is the one that was looked into, and the policy the same.
 //!
+//! # Verdicts that stand in the kernel
+//! A clean verdict that is remembered may also be placed in the kernel ([`Action::Place`]), which
+//! then raises no event for the file. The caller places it only while it holds a lease under which
+//! the identity is still the one named, and takes it back when a writer comes, so that content
+//! never changes behind it. What it was judged by is the core's to watch over: each input that
+//! makes the cache forget brings an [`Action::Lift`] of exactly the verdicts that it touches. A
+//! mark holds for all names of an inode, so a verdict of rules that read names never stands; one
+//! by the [`Allowlist`], which knows only contents, may.
+//!
 //! Network file systems, where remote writers are invisible, are the caller's to keep out.
 
 mod allow;
@@ -42,6 +51,7 @@ mod ledger;
 mod limits;
 mod queue;
 mod request;
+mod standing;
 
 pub use crate::core::Core;
 pub use allow::{Allowlist, NothingListed};
@@ -51,3 +61,4 @@ pub use event::{
 };
 pub use ledger::{Ledger, LedgerAdded, LedgerLineError, LedgerTotals};
 pub use limits::CoreLimits;
+pub use standing::{Fallen, StandingId};

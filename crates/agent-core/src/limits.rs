@@ -19,6 +19,8 @@ pub struct CoreLimits {
     pub kept_max: usize,
     /// Verdicts remembered.
     pub cache_entries_max: usize,
+    /// Verdicts that stand in the kernel. Each holds a descriptor.
+    pub standing_max: usize,
     /// How long openers wait for a lost link before policy answers them at once.
     pub link_grace: Duration,
     /// How long a scan that nobody waits for may go on.
@@ -37,6 +39,7 @@ impl Default for CoreLimits {
             background_in_flight_max: 32,
             kept_max: 256,
             cache_entries_max: 16_384,
+            standing_max: 8192,
             link_grace: Duration::from_secs(3),
             scan_time_max: Duration::from_secs(600),
             attempts_max: 16,

@@ -23,8 +23,10 @@ use crate::books::LedgerFile;
 use crate::control;
 use crate::credentials::{Credentials, boot_id, hostname, make_private_dir};
 use crate::gate::reader::{BATCH, Reader};
+use crate::gate::standing::{self, Standing};
 use crate::gate::workers::{self, Lanes};
 use crate::gate::{Gate, timer};
+use crate::guard::everywhere;
 use crate::guard::marks::{GuardError, Marks};
 use crate::guard::scope::Scope;
 use crate::keeper::{Keeper, watch_folders};
@@ -116,6 +118,7 @@ struct Threads {
     marks: Option<JoinHandle<()>>,
     control: JoinHandle<()>,
     timer: JoinHandle<()>,
+    standing: JoinHandle<()>,
     workers: Vec<JoinHandle<()>>,
     keeper: JoinHandle<()>,
 }
@@ -151,7 +154,8 @@ impl Agent {
         let (queues, hash_lanes, upload_lanes) = workers::queues(config.limits.in_flight_max);
         let shelf = allow::open(&config, true);
         let bell = Arc::new(Bell::new().map_err(system("the keeper's bell"))?);
-        let gate = Arc::new(Gate::new(&config, queues, books, shelf, bell));
+        let standing = Standing::new().map_err(system("verdicts in the kernel"))?;
+        let gate = Arc::new(Gate::new(&config, queues, books, shelf, bell, standing));
         gate.reload_allowlists();
         let scope = Arc::new(Scope::new(&config.guard));
         let group = Arc::new(match &worker {
@@ -183,6 +187,7 @@ impl Agent {
             keeper: Stop::manual().map_err(system("the keeper"))?,
         };
         let timer = spawn_timer(&gate, &progress)?;
+        let standing = spawn_standing(&gate, &group)?;
         let keeper = Keeper {
             gate: Arc::clone(&gate),
             ledger_file,
@@ -208,13 +213,14 @@ impl Agent {
                 marks: None,
                 control,
                 timer,
+                standing,
                 workers: threads,
                 keeper,
             },
             reader,
             _metrics: server,
         };
-        match spawn_marks(&config, &group, &gate, &stop) {
+        match spawn_marks(&config, &group, &gate, &scope, &stop) {
             Ok(marks) => {
                 agent.threads.marks = Some(marks);
                 if let Some(worker) = worker {
@@ -279,6 +285,8 @@ impl Agent {
         self.gate.input(agent_core::Input::Stop);
         self.gate.end_timer();
         join(self.threads.timer);
+        self.gate.standing.end();
+        join(self.threads.standing);
         // Ends the session's handler, and with it the last who gives orders.
         self.client.stop();
         self.gate.end_workers();
@@ -334,18 +342,22 @@ fn with_descriptors(mut config: AgentConfig) -> Result<AgentConfig, StartError> 
     let limits = &mut config.limits;
     // Openers, files that have a job, and files given up that a worker has yet to come to.
     let in_flight = workers::tasks_max(1).saturating_add(1);
-    let wanted =
-        limits.openers_max + limits.queue_len_max + limits.in_flight_max.saturating_mul(in_flight);
+    let wanted = limits.openers_max
+        + limits.queue_len_max
+        + limits.in_flight_max.saturating_mul(in_flight)
+        + limits.standing_max;
     if wanted > for_events {
         let share = |part: usize| (part.saturating_mul(for_events) / wanted).max(1);
         limits.openers_max = share(limits.openers_max);
         limits.queue_len_max = share(limits.queue_len_max);
         limits.in_flight_max = share(limits.in_flight_max);
+        limits.standing_max = limits.standing_max.min(share(limits.standing_max));
         tracing::warn!(
             descriptors = limit,
             openers_max = limits.openers_max,
             queue_len_max = limits.queue_len_max,
             in_flight_max = limits.in_flight_max,
+            standing_max = limits.standing_max,
             "few file descriptors: fewer files are held at once"
         );
     }
@@ -477,6 +489,24 @@ fn spawn_timer(gate: &Arc<Gate>, progress: &Arc<Progress>) -> Result<JoinHandle<
     spawn("timer", move || timer::run(&gate, &progress, sleep_max))
 }
 
+/// Verdicts can be placed when this returns, unless the kernel cannot do that.
+fn spawn_standing(gate: &Arc<Gate>, group: &Arc<Group>) -> Result<JoinHandle<()>, StartError> {
+    let (gate, group) = (Arc::clone(gate), Arc::clone(group));
+    let (ready, is_ready) = bounded(1);
+    let thread = spawn("standing", move || {
+        let watched = standing::watch(&gate, group, || {
+            // Nobody waits any more only where the start failed.
+            let _ = ready.send(());
+        });
+        if let Err(error) = watched {
+            tracing::error!(%error, "no verdict stands in the kernel; opens cost more");
+        }
+    })?;
+    // An error: it ended before it began, and has said so.
+    let _ = is_ready.recv();
+    Ok(thread)
+}
+
 fn spawn_keeper(mut keeper: Keeper, halt: &Halt) -> Result<JoinHandle<()>, StartError> {
     let stop = halt.keeper.clone();
     spawn("keeper", move || {
@@ -489,7 +519,7 @@ fn spawn_control(
     config: &AgentConfig,
     scope: &Scope,
     stop: &Stop,
-    tell: Box<control::TellStatus>,
+    tell: Box<control::Tell>,
 ) -> Result<JoinHandle<()>, StartError> {
     let path = config.control_socket();
     let connections_max = config.limits.control_connections_max;
@@ -504,19 +534,22 @@ fn spawn_marks(
     config: &Arc<AgentConfig>,
     group: &Arc<Group>,
     gate: &Arc<Gate>,
+    scope: &Arc<Scope>,
     stop: &Stop,
 ) -> Result<JoinHandle<()>, StartError> {
     let (config, group) = (Arc::clone(config), Arc::clone(group));
-    let (gate, stop) = (Arc::clone(gate), stop.clone());
+    let (gate, scope, stop) = (Arc::clone(gate), Arc::clone(scope), stop.clone());
     let (marked, is_marked) = bounded(1);
     let thread = spawn("marks", move || {
         let marks = Marks::new(&group, &config.guard)
-            .and_then(|mut marks| marks.mark_all().map(|()| marks));
+            .and_then(|mut marks| marks.mark_all(&gate).map(|()| marks));
         match marks {
             Ok(mut marks) => {
+                if let Err(error) = marks.probe_all(&gate) {
+                    tracing::error!(%error, "no fast path is used");
+                }
                 let _ = marked.send(Ok(()));
-                marks.follow(&gate, &stop);
-                stop.wait();
+                everywhere::follow(&mut marks, &gate, &scope, &stop);
                 marks.unmark_all();
             }
             Err(error) => {

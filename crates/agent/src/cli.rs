@@ -20,6 +20,8 @@ use supervisor::Worker;
 
 use crate::credentials::{Credentials, make_private_dir};
 use crate::gate::fallback_of;
+use crate::gate::trace;
+use crate::guard::probe;
 use crate::{Agent, AgentConfig, CONFIG_PATH, control, orders, scan, status};
 
 /// Guards a machine's files: every open is judged by an appliance first.
@@ -62,6 +64,22 @@ enum Command {
     /// Have the running agent become the program that is installed now, without an unguarded
     /// moment. The configuration is read anew.
     Upgrade,
+    /// Ask the running agent where the time of the last opens went.
+    Trace {
+        /// One JSON object for each open, one a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try out what this kernel and its file systems really do, and which fast paths of the gate
+    /// that bears out. Makes, and removes, a folder on each file system.
+    Probe {
+        /// One JSON object for each file system, one a line.
+        #[arg(long)]
+        json: bool,
+        /// Only the file systems of these paths; otherwise all that are guarded.
+        #[arg(value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
     /// Scan files and folders now.
     Scan(scan::ScanArgs),
     /// Look into the quarantine. Only the appliance decides what happens to its items.
@@ -108,6 +126,11 @@ impl Cli {
             Command::Enrol { token, controller } => enrol(&config, &token, &controller),
             Command::Status { json } => tell_status(&config, json),
             Command::Upgrade => upgrade(&config),
+            Command::Trace { json } => tell_trace(&config, json),
+            Command::Probe { json, paths } => {
+                let told = probe::tell(&config, &paths, json).context("the table of mounts")?;
+                say(&told)
+            }
             Command::Scan(args) => Ok(scan::run(&args, &config)),
             Command::Quarantine {
                 command: QuarantineCommand::List { json },
@@ -227,6 +250,17 @@ fn upgrade(config: &AgentConfig) -> Result<ExitCode> {
         }
     }
     anyhow::bail!("nothing took over in {UPGRADE_WITHIN:?}; the agent's log says why")
+}
+
+fn tell_trace(config: &AgentConfig, json: bool) -> Result<ExitCode> {
+    let told = control::trace(&config.control_socket())?;
+    if !json {
+        return say(&trace::render(&told));
+    }
+    for open in told.as_array().into_iter().flatten() {
+        say(&format!("{open}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn list_quarantine(config: &AgentConfig, json: bool) -> Result<ExitCode> {

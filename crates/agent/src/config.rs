@@ -51,6 +51,10 @@ pub struct Guard {
     pub include: Vec<PathBuf>,
     /// Files and folders below those that are let through unseen.
     pub exclude: Vec<PathBuf>,
+    /// Where file systems are mounted whose files may be held open while a verdict on them stands
+    /// in the kernel, which makes opening them cost nothing. One that holds open files cannot be
+    /// unmounted, so name only those that stay. Verdicts on others are cached by the agent.
+    pub standing_filesystems: Vec<PathBuf>,
     /// Types of file systems that are not marked, as in `/proc/filesystems`.
     pub exclude_filesystems: Vec<String>,
     /// Programs, by the path of their executable, whose opens are let through unseen. Whoever
@@ -86,6 +90,10 @@ pub struct Limits {
     pub kept_max: usize,
     /// Verdicts remembered.
     pub cache_entries_max: usize,
+    /// Verdicts that stand in the kernel; each holds a descriptor. 0: none do.
+    pub standing_max: usize,
+    /// Seconds that a deleted file may keep its space because its verdict stands.
+    pub standing_deleted_max_s: u64,
     /// Milliseconds that openers wait for a lost link.
     pub link_grace_ms: u64,
     /// Seconds that a scan nobody waits for may go on.
@@ -109,6 +117,8 @@ pub struct Limits {
     pub order_results_max: usize,
     /// Bytes in quarantine.
     pub quarantine_bytes_max: u64,
+    /// Opens of which the trace tells where their time went.
+    pub trace_entries_max: usize,
     /// Connections to the control socket at once.
     pub control_connections_max: usize,
     /// Bytes of one allowlist, all of which are held in memory.
@@ -199,6 +209,9 @@ impl Default for Guard {
         Self {
             include: vec!["/".into()],
             exclude: Vec::new(),
+            standing_filesystems: ["/", "/usr", "/var", "/home", "/opt", "/srv"]
+                .map(PathBuf::from)
+                .to_vec(),
             exclude_filesystems: excluded.split_whitespace().map(str::to_owned).collect(),
             exclude_programs: Vec::new(),
         }
@@ -215,6 +228,8 @@ impl Default for Limits {
             background_in_flight_max: core.background_in_flight_max,
             kept_max: core.kept_max,
             cache_entries_max: core.cache_entries_max,
+            standing_max: core.standing_max,
+            standing_deleted_max_s: 30,
             link_grace_ms: core.link_grace.as_millis() as u64,
             scan_time_max_s: core.scan_time_max.as_secs(),
             attempts_max: core.attempts_max,
@@ -226,6 +241,7 @@ impl Default for Limits {
             orders_queue_len_max: 256,
             order_results_max: 256,
             quarantine_bytes_max: 4 << 30,
+            trace_entries_max: 64,
             control_connections_max: 16,
             allowlist_bytes_max: 512 << 20,
             allowlist_fetch_spread_s: 60,
@@ -255,6 +271,7 @@ impl Limits {
             background_in_flight_max: self.background_in_flight_max,
             kept_max: self.kept_max,
             cache_entries_max: self.cache_entries_max,
+            standing_max: self.standing_max,
             link_grace: Duration::from_millis(self.link_grace_ms),
             scan_time_max: Duration::from_secs(self.scan_time_max_s),
             attempts_max: self.attempts_max,
@@ -275,6 +292,8 @@ impl Limits {
             ),
             ("kept_max", self.kept_max, 1, MANY),
             ("cache_entries_max", self.cache_entries_max, 0, 1 << 24),
+            ("standing_max", self.standing_max, 0, MANY),
+            ("trace_entries_max", self.trace_entries_max, 0, 64),
             ("digest_threads", self.digest_threads, 1, 64),
             ("upload_threads", self.upload_threads, 1, 64),
             ("ledger_entries_max", self.ledger_entries_max, 1, MANY),
@@ -294,6 +313,12 @@ impl Limits {
             ("link_grace_ms", self.link_grace_ms, 0, 600_000),
             ("scan_time_max_s", self.scan_time_max_s, 1, 86_400),
             ("attempts_max", u64::from(self.attempts_max), 1, 100),
+            (
+                "standing_deleted_max_s",
+                self.standing_deleted_max_s,
+                1,
+                3600,
+            ),
             ("upload_stall_max_s", self.upload_stall_max_s, 1, 3600),
             (
                 "allowlist_fetch_spread_s",
@@ -340,6 +365,10 @@ impl AgentConfig {
         let lists = [
             ("guard.include", &self.guard.include),
             ("guard.exclude", &self.guard.exclude),
+            (
+                "guard.standing_filesystems",
+                &self.guard.standing_filesystems,
+            ),
             ("guard.exclude_programs", &self.guard.exclude_programs),
             ("allowlist.files", &self.allowlist.files),
         ];

@@ -26,6 +26,8 @@ const PEER_TIME: Duration = Duration::from_secs(5);
 enum Ask {
     /// How are you?
     Status,
+    /// Where did the time of the last opens go?
+    Trace,
     /// Let my opens through unseen as long as this connection lasts: I judge them myself.
     ExcludeMe,
 }
@@ -66,6 +68,15 @@ pub struct Exclusion {
 /// No agent answers.
 pub fn status(socket: &Path) -> Result<serde_json::Value, ControlError> {
     let (_, answer) = converse(socket, &Ask::Status)?;
+    Ok(answer)
+}
+
+/// Where the time of the running agent's last opens went, a JSON list, the newest last.
+///
+/// # Errors
+/// No agent answers.
+pub fn trace(socket: &Path) -> Result<serde_json::Value, ControlError> {
+    let (_, answer) = converse(socket, &Ask::Trace)?;
     Ok(answer)
 }
 
@@ -114,8 +125,15 @@ fn read_line(reader: &mut impl BufRead) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Gives the status as JSON.
-pub(crate) type TellStatus = dyn Fn() -> serde_json::Value + Send + Sync;
+/// What the agent tells of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subject {
+    Status,
+    Trace,
+}
+
+/// Tells it as JSON.
+pub(crate) type Tell = dyn Fn(Subject) -> serde_json::Value + Send + Sync;
 
 /// The agent's end.
 pub(crate) struct Server {
@@ -125,7 +143,7 @@ pub(crate) struct Server {
 }
 
 struct Desk {
-    status: Box<TellStatus>,
+    tell: Box<Tell>,
     registered: Arc<Registered>,
     connections: AtomicUsize,
     connections_max: usize,
@@ -138,7 +156,7 @@ impl Server {
     /// Another agent answers there, or the place cannot be had.
     pub(crate) fn bind(
         path: &Path,
-        status: Box<TellStatus>,
+        tell: Box<Tell>,
         registered: Arc<Registered>,
         connections_max: usize,
     ) -> io::Result<Self> {
@@ -158,7 +176,7 @@ impl Server {
             path: path.to_owned(),
             listener,
             desk: Arc::new(Desk {
-                status,
+                tell,
                 registered,
                 connections: AtomicUsize::new(0),
                 connections_max,
@@ -229,7 +247,8 @@ impl Desk {
         let mut reader = BufReader::new(&stream);
         let line = read_line(&mut reader)?;
         match serde_json::from_slice(&line) {
-            Ok(Ask::Status) => say(&stream, &(self.status)()),
+            Ok(Ask::Status) => say(&stream, &(self.tell)(Subject::Status)),
+            Ok(Ask::Trace) => say(&stream, &(self.tell)(Subject::Trace)),
             Ok(Ask::ExcludeMe) => self.exclude(&stream, peer.pid.as_raw_nonzero().get()),
             Err(error) => say(&stream, &refusal(&error.to_string())),
         }
@@ -269,13 +288,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control.sock");
         let scope = Scope::new(&Guard::default());
-        let tell = Box::new(|| serde_json::json!({ "link": "up" }));
+        let tell = Box::new(|subject| match subject {
+            Subject::Status => serde_json::json!({ "link": "up" }),
+            Subject::Trace => serde_json::json!([]),
+        });
         let server = Server::bind(&path, tell, scope.registered(), 2).unwrap();
         let stop = Stop::manual().unwrap();
         let own = rustix::process::getpid().as_raw_nonzero().get();
         std::thread::scope(|threads| {
             threads.spawn(|| server.run(&stop));
             assert_eq!(status(&path).unwrap()["link"], "up");
+            assert_eq!(trace(&path).unwrap(), serde_json::json!([]));
             let exclusion = exclude_this_process(&path).unwrap();
             assert!(scope.passes_process(own));
             drop(exclusion);
@@ -287,7 +310,7 @@ mod tests {
             let mut said = String::new();
             stream.read_to_string(&mut said).unwrap();
             assert!(said.contains("refused"), "{said}");
-            let in_use = Server::bind(&path, Box::new(|| ().into()), scope.registered(), 1);
+            let in_use = Server::bind(&path, Box::new(|_| ().into()), scope.registered(), 1);
             assert!(in_use.is_err());
             stop.stop();
         });

@@ -8,12 +8,14 @@ pub(crate) mod deeds;
 mod delivery;
 mod listed;
 pub(crate) mod reader;
+pub(crate) mod standing;
 mod suspects;
 pub(crate) mod tally;
 pub(crate) mod timer;
+pub(crate) mod trace;
 pub(crate) mod workers;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -31,14 +33,17 @@ use crate::bell::Bell;
 use crate::books::Books;
 use crate::config::Limits;
 use crate::foresight::Foresight;
+use crate::guard::probe::Probes;
 use crate::unguarded::Gap;
 use crate::{AgentConfig, allow};
-use content::{Content, Hashed};
+use content::{Content, Hashed, Medium};
 use deeds::{AtHand, Deed, Preparation};
 use delivery::Delivery;
 use proto::v1;
+use standing::Standing;
 use suspects::Suspects;
 use tally::Tally;
+use trace::Trace;
 use workers::Queues;
 
 /// A file that a ticket names.
@@ -47,8 +52,9 @@ struct Held {
     event: Option<PermissionEvent>,
     /// The content, until the core releases it.
     content: Option<Arc<Content>>,
-    opened_at: Instant,
     key: FileKey,
+    /// Since the gate's start.
+    opened_at: Duration,
 }
 
 struct State {
@@ -77,6 +83,10 @@ pub(crate) struct Gate {
     compress: AtomicBool,
     /// Counts changes of what is mounted, so that the reader knows when to look anew.
     mount_changes: AtomicU64,
+    media: Mutex<BTreeMap<u64, Medium>>,
+    /// What the file systems were found to do.
+    pub(crate) probes: Mutex<Probes>,
+    pub(crate) standing: Standing,
     queues: Queues,
     pub(crate) foresight: Foresight,
     client: OnceLock<Client>,
@@ -93,6 +103,7 @@ pub(crate) struct Gate {
     pub(crate) tally: Tally,
     pub(crate) gap: Gap,
     pub(crate) suspects: Suspects,
+    pub(crate) trace: Trace,
     pub(crate) lines: Lines,
     pub(crate) limits: Limits,
 }
@@ -103,6 +114,7 @@ pub(crate) struct Lines {
     pub(crate) malicious: RateLimit,
     pub(crate) late: RateLimit,
     pub(crate) lost: RateLimit,
+    pub(crate) memory: RateLimit,
 }
 
 impl Lines {
@@ -112,6 +124,7 @@ impl Lines {
             malicious: RateLimit::new(per_minute),
             late: RateLimit::new(per_minute),
             lost: RateLimit::new(per_minute),
+            memory: RateLimit::new(per_minute),
         }
     }
 }
@@ -126,6 +139,7 @@ pub(crate) struct Snapshot {
     pub(crate) queued: usize,
     pub(crate) kept: usize,
     pub(crate) cached: usize,
+    pub(crate) standing: usize,
     pub(crate) counters: agent_core::Counters,
 }
 
@@ -136,6 +150,7 @@ impl Gate {
         books: Books,
         shelf: Option<Arc<Shelf>>,
         bell: Arc<Bell>,
+        standing: Standing,
     ) -> Self {
         books.ring(Arc::clone(&bell));
         let limits = &config.limits;
@@ -162,6 +177,9 @@ impl Gate {
             kills_late: AtomicBool::new(policy.on_late_malicious == LateAction::Kill),
             compress: AtomicBool::new(false),
             mount_changes: AtomicU64::new(0),
+            media: Mutex::default(),
+            probes: Mutex::default(),
+            standing,
             queues,
             foresight: Foresight::default(),
             client: OnceLock::new(),
@@ -177,6 +195,7 @@ impl Gate {
             tally: Tally::default(),
             gap: Gap::default(),
             suspects: Suspects::default(),
+            trace: Trace::new(limits.trace_entries_max),
             lines: Lines::new(config.log.guest_lines_per_minute),
             limits: limits.clone(),
         }
@@ -239,7 +258,33 @@ impl Gate {
         self.input(Input::EventsLost);
     }
 
-    /// How often a file system came.
+    /// What file systems were found to be good for, by device number.
+    pub(crate) fn know_media(&self, media: BTreeMap<u64, Medium>) {
+        let mut known = self.media.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != media {
+            *known = media;
+            self.mount_changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Another file system has this device number.
+    pub(crate) fn forget_medium(&self, device: u64) {
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        probes.forget(device);
+        drop(probes);
+        let mut media = self.media.lock().unwrap_or_else(PoisonError::into_inner);
+        if media.remove(&device).is_some() {
+            self.mount_changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// `None`: it was not tried out.
+    pub(crate) fn medium_of(&self, device: u64) -> Option<Medium> {
+        let known = self.media.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&device).copied()
+    }
+
+    /// How often what is known of file systems changed.
     pub(crate) fn mount_changes(&self) -> u64 {
         self.mount_changes.load(Ordering::Acquire)
     }
@@ -258,12 +303,13 @@ impl Gate {
             key: content.key,
             context: content.context_hash,
             writer_free,
+            may_stand: content.medium.stands,
         };
         let held = Held {
             event,
             key: content.key,
             content: Some(Arc::new(content)),
-            opened_at: Instant::now(),
+            opened_at: self.now(),
         };
         let mut state = self.lock();
         state.held.insert(ticket, held);
@@ -331,7 +377,12 @@ impl Gate {
             ..
         } = state;
         core.handle(self.now(), input, actions);
-        let mut preparation = Preparation { held, at_hand };
+        let standing = &self.standing;
+        let mut preparation = Preparation {
+            held,
+            at_hand,
+            standing,
+        };
         let deeds = actions.drain(..);
         let deeds = deeds
             .filter_map(|action| preparation.deed(action))
@@ -380,6 +431,12 @@ impl Gate {
         self.lock().core.is_link_up()
     }
 
+    /// Whether work that nobody waits for would be taken up before long, and asked about.
+    pub(crate) fn has_room_for_background(&self) -> bool {
+        let state = self.lock();
+        state.core.is_link_up() && state.core.queue_len() == 0
+    }
+
     pub(crate) fn new_request_id(&self) -> u64 {
         self.lock().core.new_request_id()
     }
@@ -406,6 +463,7 @@ impl Gate {
             queued: core.queue_len(),
             kept: core.kept_len(),
             cached: core.cache_len(),
+            standing: core.standing_len(),
             counters: core.counters().clone(),
         }
     }

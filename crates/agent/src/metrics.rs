@@ -1,10 +1,12 @@
 //! What the gate counts, as Prometheus metrics. Copied there when somebody asks, so that the paths
 //! of opens touch nothing but their own atomics.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use agent_core::LedgerTotals;
 use daemon::metrics::{Counter, Counters, Gauge, Gauges, LATENCY_BUCKETS_S, Registry};
+use fanotify::probe::{FastPath, Finding};
 use link::client::Stats;
 
 use crate::gate::tally::Tally;
@@ -24,6 +26,7 @@ pub(crate) struct Published {
     link: Vec<Reading<Stats>>,
     ledger: Vec<Reading<LedgerTotals>>,
     gauges: Vec<GaugeReading<Snapshot>>,
+    fast_path: Gauges<3>,
     allowlist_serial: Gauges<1>,
     allowlist_entries: Gauge,
     allowlist_recalled: Gauge,
@@ -61,6 +64,12 @@ impl Published {
             link: link_counters(registry),
             ledger: ledger_counters(registry),
             gauges: gauges(registry),
+            fast_path: registry.gauges(
+                "lazaret_agent_fast_path",
+                "Whether a fast path was seen to work on a file system: 1 sound, 0 unsound, \
+                 -1 unknown. Only sound ones are used.",
+                ["mount", "filesystem", "path"],
+            ),
             allowlist_serial: registry.gauges(
                 "lazaret_agent_allowlist_serial",
                 "Serial of the allowlist in force, by its file; 0: none is.",
@@ -115,6 +124,7 @@ impl Published {
         for (gauge, read) in &self.gauges {
             set_gauge(gauge, read(&snapshot));
         }
+        self.update_fast_paths(gate);
         self.update_allowlists(gate);
         let link = gate.client().map(link::client::Client::stats);
         set_all(&self.link, &link.unwrap_or_default());
@@ -124,6 +134,23 @@ impl Published {
         let beside = gate.worker().map(supervisor::Worker::tally);
         set_all(&self.supervisor, &beside.unwrap_or_default());
         set_gauge(&self.unguarded_ms, gate.gap.length_ms());
+    }
+
+    fn update_fast_paths(&self, gate: &Gate) {
+        let probes = gate.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        for probed in probes.all() {
+            let (filesystem, mount) = probed.place();
+            for path in FastPath::ALL {
+                let labels = [&*mount.to_string_lossy(), filesystem, path.name()];
+                self.fast_path
+                    .with(labels)
+                    .set(match probed.finding_of(path) {
+                        Finding::Sound => 1,
+                        Finding::Unsound(_) => 0,
+                        Finding::Unknown(_) => -1,
+                    });
+            }
+        }
     }
 
     fn update_allowlists(&self, gate: &Gate) {
@@ -223,6 +250,24 @@ fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
             |t| t.descriptors_exhausted.value(),
         ),
         (
+            counter("memfd_execs", "Programs that were run from memory."),
+            |t| t.memfd_execs.value(),
+        ),
+        (
+            counter(
+                "execs_lost",
+                "Times that the kernel could not tell of all programs that started.",
+            ),
+            |t| t.execs_lost.value(),
+        ),
+        (
+            counter(
+                "swept",
+                "Files that were open before the start, and judged after it.",
+            ),
+            |t| t.swept.value(),
+        ),
+        (
             counter(
                 "allowlists_refused",
                 "Files of allowlists that were refused: bad, unsigned, older or unreadable.",
@@ -291,6 +336,31 @@ fn core_counters(registry: &Registry) -> Vec<Reading<agent_core::Counters>> {
                 "Close-write and ledger work dropped for want of room.",
             ),
             |c| c.background_dropped,
+        ),
+        (
+            counter(
+                "standing_placed",
+                "Clean verdicts that were to stand in the kernel.",
+            ),
+            |c| c.standing_placed,
+        ),
+        (
+            counter(
+                "standing_refused",
+                "Of those, which were not placed: a writer was there, or the kernel would not.",
+            ),
+            |c| c.standing_refused,
+        ),
+        (
+            counter("standing_broken", "Of those, which a writer brought down."),
+            |c| c.standing_broken,
+        ),
+        (
+            counter(
+                "standing_displaced",
+                "Of those, which gave their place up to another file's.",
+            ),
+            |c| c.standing_displaced,
         ),
         (
             counter(
@@ -373,6 +443,10 @@ fn gauges(registry: &Registry) -> Vec<GaugeReading<Snapshot>> {
         (gauge("cache_entries", "Verdicts remembered."), |s| {
             s.cached as u64
         }),
+        (
+            gauge("standing", "Verdicts that stand in the kernel."),
+            |s| s.standing as u64,
+        ),
     ]
 }
 

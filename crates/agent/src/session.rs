@@ -13,6 +13,7 @@ use proto::v1::{self, envelope::Body};
 
 use crate::gate::Gate;
 use crate::gate::content::Content;
+use crate::guard::container;
 
 /// Who answers, for people.
 #[derive(Debug, Clone, Default, serde::Serialize)]
@@ -55,6 +56,9 @@ impl Session {
     fn replied(&self, request_id: u64, reply: v1::CheckReply) {
         self.gate.foresight.learn(reply.cached);
         let contents = self.gate.contents_of(request_id);
+        for (_, content) in &contents {
+            content.stages.replied(self.gate.now());
+        }
         let verdict = verdict_of(reply.verdict);
         let changed = match verdict.outcome {
             Outcome::Clean => contents
@@ -101,6 +105,11 @@ impl Session {
     }
 
     fn log_verdict(&self, outcome: &Outcome, released: bool, content: &Content) {
+        if let (Outcome::Malicious { .. }, true, false) = (outcome, content.before_us, released) {
+            let detail = format!("process {}", content.pid);
+            self.gate
+                .send_alert("malicious_before_start", &detail, content.path());
+        }
         let Some(suppressed) = self.gate.lines.malicious.allow(Instant::now()) else {
             return;
         };
@@ -111,9 +120,11 @@ impl Session {
                 let name = first.map_or("", |detection| detection.name.as_str());
                 let engine = first.map_or("", |detection| detection.engine.as_str());
                 let detections = detections.len();
+                let container = container::of(content.pid).map(|it| it.to_string());
                 tracing::warn!(
                     %path,
                     pid = content.pid,
+                    container = container.map(|it| escape(it.as_bytes()).to_string()),
                     name = %escape(name.as_bytes()),
                     engine = %escape(engine.as_bytes()),
                     detections,

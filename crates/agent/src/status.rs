@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use daemon::log::escape;
 use serde_json::{Value, json};
 
-use crate::control::TellStatus;
+use crate::control::{Subject, Tell};
 use crate::credentials::Credentials;
 use crate::gate::Gate;
 use crate::session::Peer;
@@ -26,8 +26,11 @@ pub(crate) fn teller(
     gate: Arc<Gate>,
     peer: Arc<Mutex<Peer>>,
     started_with_not_after_s: Option<u64>,
-) -> Box<TellStatus> {
-    Box::new(move || {
+) -> Box<Tell> {
+    Box::new(move |subject| {
+        if subject == Subject::Trace {
+            return gate.trace.json();
+        }
         let peer = peer.lock().unwrap_or_else(PoisonError::into_inner).clone();
         tell(&gate, &peer, started_with_not_after_s)
     })
@@ -76,6 +79,7 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
         "bytes_sent": link.bytes_sent,
         "bytes_received": link.bytes_received,
         "events": gate.tally.events(),
+        "opens": gate.tally.opens(),
         "openers": snapshot.openers,
         "in_flight": snapshot.in_flight,
         "queue_len": snapshot.queued,
@@ -84,6 +88,14 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
             "entries": snapshot.cached,
             "hits": counters.cache_hits,
             "misses": counters.cache_misses,
+        },
+        "probe": gate.probes.lock().unwrap_or_else(PoisonError::into_inner).json(),
+        "standing": {
+            "entries": snapshot.standing,
+            "placed": counters.standing_placed,
+            "refused": counters.standing_refused,
+            "broken": counters.standing_broken,
+            "displaced": counters.standing_displaced,
         },
         "allowlist": {
             "lists": lists.collect::<Value>(),
@@ -154,6 +166,14 @@ pub(crate) fn render(status: &Value) -> String {
             number("/unguarded/files")
         );
     }
+    let _ = writeln!(
+        out,
+        "kernel     {} verdicts stand, {} taken down by writers, {} not placed",
+        number("/standing/entries"),
+        number("/standing/broken"),
+        number("/standing/refused")
+    );
+    render_fast_paths(&mut out, &status["probe"]);
     for list in status["allowlist"]["lists"]
         .as_array()
         .into_iter()
@@ -192,6 +212,18 @@ pub(crate) fn render(status: &Value) -> String {
         number("/bytes_received")
     );
     out
+}
+
+fn render_fast_paths(out: &mut String, probe: &Value) {
+    for probed in probe.as_array().into_iter().flatten() {
+        let text = |value: &Value| escape(value.as_str().unwrap_or("").as_bytes()).to_string();
+        let (at, filesystem) = (text(&probed["at"]), text(&probed["filesystem"]));
+        let _ = write!(out, "fast paths {at} ({filesystem}):");
+        for (path, told) in probed["fast_paths"].as_object().into_iter().flatten() {
+            let _ = write!(out, " {path} {}", text(told));
+        }
+        out.push('\n');
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::identity::FileIdentity;
 use crate::pending::Pending;
 use crate::sys::GroupFd;
+use crate::without::is_off;
 
 /// What an opener is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +120,9 @@ impl PermissionEvent {
     /// # Errors
     /// As `fstat`.
     pub fn identity(&self) -> io::Result<FileIdentity> {
+        if is_off(16) {
+            return FileIdentity::of_path(self.fd());
+        }
         FileIdentity::of(self.fd())
     }
 
@@ -154,7 +158,9 @@ impl PermissionEvent {
     }
 
     fn send(&self, answer: Answer) -> Result<(), AnswerError> {
-        let number = self.file.as_raw_fd();
+        let duplicate = is_off(10).then(|| self.file.try_clone());
+        let duplicate = duplicate.and_then(Result::ok);
+        let number = duplicate.as_ref().unwrap_or(&*self.file).as_raw_fd();
         let pending = self.answering.pending.as_deref();
         if pending.is_some_and(|pending| !pending.claim(number)) {
             return Err(AnswerError {
@@ -176,7 +182,7 @@ impl PermissionEvent {
 
 impl Drop for PermissionEvent {
     fn drop(&mut self) {
-        if !self.answered {
+        if !self.answered && !is_off(9) {
             // Nobody is left to be told of an error here, and the fallback has been tried.
             let _ = self.send(self.answering.default);
         }

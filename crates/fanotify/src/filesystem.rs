@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use crate::without::is_off;
+
 /// What a file system means for the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FilesystemKind {
@@ -35,6 +37,8 @@ impl FilesystemKind {
     #[must_use]
     pub fn may_be_guarded(self) -> bool {
         matches!(self, Self::Local | Self::Unknown)
+            || self == Self::Stacked && is_off(12)
+            || self == Self::Fuse && is_off(17)
     }
 
     /// Whether a verdict on an unwritten file (see [`crate::lease`]) stays true until the kernel

@@ -13,9 +13,12 @@ use crate::event::{
     Answer, Answering, CloseEvent, Event, OpenKind, PermissionEvent, write_response,
 };
 use crate::filesystem::FilesystemKind;
+use crate::identity::FileIdentity;
 use crate::parse::{METADATA_LEN, ParseError};
 use crate::pending::Pending;
+use crate::standing::{BreakOwner, NotPlaced, StandingVerdict};
 use crate::sys::{self, ReadFailure, ReceivedEvent};
+use crate::without::is_off;
 
 /// How a group behaves.
 #[derive(Debug, Clone, Copy)]
@@ -46,9 +49,9 @@ impl MarkMask {
 
     fn bits(self) -> u64 {
         [
-            (self.open_perm, libc::FAN_OPEN_PERM),
+            (self.open_perm && !is_off(14), libc::FAN_OPEN_PERM),
             (self.open_exec_perm, libc::FAN_OPEN_EXEC_PERM),
-            (self.close_write, libc::FAN_CLOSE_WRITE),
+            (self.close_write && !is_off(8), libc::FAN_CLOSE_WRITE),
         ]
         .into_iter()
         .filter_map(|(wanted, bit)| wanted.then_some(bit))
@@ -258,6 +261,15 @@ impl Group {
         sys::mark(group, libc::FAN_MARK_FLUSH, 0, group.as_fd(), c".")
     }
 
+    /// The same group, which tells of opens by this process too.
+    pub(crate) fn showing_own_opens(self) -> Self {
+        const NOBODY: i32 = -1;
+        Self {
+            own_pids: vec![NOBODY],
+            ..self
+        }
+    }
+
     /// Marks the whole file system that the directory `path` is on, for all its mounts in all
     /// mount namespaces (trap 11). Marking again adds to the mask.
     ///
@@ -327,7 +339,12 @@ impl Group {
         directory: &OwnedFd,
         path: &Path,
     ) -> Result<(), MarkError> {
-        let flags = action | libc::FAN_MARK_FILESYSTEM | libc::FAN_MARK_ONLYDIR;
+        let whole = if is_off(11) {
+            libc::FAN_MARK_MOUNT
+        } else {
+            libc::FAN_MARK_FILESYSTEM
+        };
+        let flags = action | whole | libc::FAN_MARK_ONLYDIR;
         let group = &self.answering.group;
         sys::mark(group, flags, bits, directory.as_fd(), c".").map_err(|source| MarkError::Kernel {
             path: path.to_owned(),
@@ -398,7 +415,7 @@ impl Group {
         let ReceivedEvent { mask, pid, file } = received;
         // No other event of this class comes without a descriptor. Should one, then it is lost.
         let Some(file) = file else {
-            return Some(Event::Overflow);
+            return (!is_off(4)).then_some(Event::Overflow);
         };
         if mask & libc::FAN_CLOSE_WRITE != 0 {
             return Some(Event::CloseWrite(CloseEvent::new(pid, file)));
@@ -409,12 +426,41 @@ impl Group {
             OpenKind::Open
         };
         let event = PermissionEvent::new(kind, pid, file, Arc::clone(&self.answering));
-        if self.own_pids.contains(&pid) {
+        if self.own_pids.contains(&pid) && !is_off(1) {
             // An error means that nobody waits any more.
             let _ = event.answer(Answer::Allow);
             return None;
         }
         Some(Event::Permission(event))
+    }
+
+    /// Places a clean verdict in the kernel: from now on opens of this file raise no event, until
+    /// a writer comes or the verdict is dropped. See [`crate::standing`] for why it is sound.
+    ///
+    /// `file` is the descriptor of the file's event. `is_judged` says whether the content with this
+    /// identity is the one that the verdict is about; it is asked while no writer can be.
+    ///
+    /// # Errors
+    /// Then opens go on raising events.
+    pub fn place(
+        &self,
+        file: Arc<OwnedFd>,
+        breaks: BreakOwner,
+        is_judged: impl FnOnce(&FileIdentity) -> bool,
+    ) -> Result<StandingVerdict, NotPlaced> {
+        StandingVerdict::place(Arc::clone(&self.answering), file, breaks, is_judged)
+    }
+
+    /// Takes every standing verdict of this group out of the kernel, by whichever process it was
+    /// placed; the file systems stay guarded. For whoever goes on with the group of a process that
+    /// died: the leases that watched over those verdicts died with it.
+    ///
+    /// # Errors
+    /// As `fanotify_mark`.
+    pub fn lift_all(&self) -> io::Result<()> {
+        let group = &self.answering.group;
+        // A flush looks at neither descriptor nor path; without a kind it is about inodes.
+        sys::mark(group, libc::FAN_MARK_FLUSH, 0, group.as_fd(), c".")
     }
 
     /// What ends a blocked [`Group::read`], for another thread.

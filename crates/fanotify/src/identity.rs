@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
 
 use rustix::fs::FileType;
 
@@ -71,6 +72,16 @@ impl FileIdentity {
             mtime_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
             ctime_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
         })
+    }
+}
+
+impl FileIdentity {
+    /// What is found under the name of the open file, as one would do without descriptors.
+    pub(crate) fn of_path(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let path = std::ffi::OsString::from_vec(path_of(fd)?);
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let named = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
+        Self::of(named.as_fd())
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::OnceLock;
 use rustix::io::Errno;
 
 use crate::sys;
+use crate::without::is_off;
 
 /// A read lease on an open file, released when dropped.
 ///
@@ -46,7 +47,7 @@ impl<Fd: AsFd> ReadLease<Fd> {
     /// byte was read.
     #[must_use]
     pub fn is_intact(&self) -> bool {
-        sys::lease_kind(self.file.as_fd()) == Ok(libc::F_RDLCK)
+        sys::lease_kind(self.file.as_fd()) == Ok(libc::F_RDLCK) || is_off(7)
     }
 }
 
@@ -77,11 +78,12 @@ pub fn is_unwritten(fd: BorrowedFd<'_>) -> bool {
     ReadLease::try_take(fd).is_ok()
 }
 
-fn take(fd: BorrowedFd<'_>) -> Result<(), LeaseRefused> {
+pub(crate) fn take(fd: BorrowedFd<'_>) -> Result<(), LeaseRefused> {
     static SIGIO_IGNORED: OnceLock<Result<(), Errno>> = OnceLock::new();
-    let ignored = *SIGIO_IGNORED.get_or_init(sys::ignore_sigio);
+    let ignored = *SIGIO_IGNORED.get_or_init(|| sys::ignore_signal(libc::SIGIO));
     ignored
         .and_then(|()| sys::set_lease(fd, libc::F_RDLCK))
+        .or_else(|errno| if is_off(6) { Ok(()) } else { Err(errno) })
         .map_err(|errno| match errno {
             Errno::AGAIN => LeaseRefused::WriterHeld,
             other => LeaseRefused::Unsupported(other.raw_os_error()),

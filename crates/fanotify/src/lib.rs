@@ -14,6 +14,7 @@
 //! | 2 | the last holder of the group dies: every waiting opener is let through | [`Pending`], [`Group::shared`]: a second process holds the group and answers |
 //! | 3 | no descriptor left: every opener gets `EPERM` | [`ReadError::OutOfDescriptors`], [`limits::Reserve`], [`limits::raise_nofile`] |
 //! | 4 | queue full: opens pass unscanned | [`Event::Overflow`]; the kernel's bounded queue is kept |
+//! | 5 | a shared mapping changes a file under an ignore mark | [`standing::StandingVerdict`]: no mark without a lease |
 //! | 6, 7 | a writer holds the file | [`lease::ReadLease`], [`lease::is_unwritten`] |
 //! | 8 | order of close-write and open | one group carries both masks |
 //! | 9, 10 | a refused or misdirected answer | [`PermissionEvent::answer`] |
@@ -23,11 +24,10 @@
 //! | 17 | remote writers, file systems served by guest processes | [`MarkError::Refused`] |
 //! | – | the file of an event is opened *inside* the reader's `read`: a write lease or a FIFO would stop it there | event descriptors are opened with `O_NONBLOCK`; [`ReadError::Unopenable`] |
 //!
-//! # Where kernel ignore marks will go
-//! An ignore mark is a verdict stored in the kernel. It is placed on an event's own descriptor
-//! while a [`lease::ReadLease`] on that descriptor is kept, and removed when that lease breaks: an
-//! owner type beside [`lease`] that holds both, made by a method of [`Group`]. Nothing of it exists
-//! yet; the lease test and the close-write order it needs do.
+//! [`probe`] tries out what of all this holds on a kernel and a file system.
+//!
+//! A verdict may also be placed in the kernel, so that opens of a file raise no event at all as long
+//! as nobody can change it: [`standing`].
 
 mod event;
 mod group;
@@ -35,10 +35,16 @@ mod identity;
 mod parse;
 mod pending;
 mod sys;
+#[cfg(not(feature = "without"))]
+mod without;
+#[cfg(feature = "without")]
+pub mod without;
 
 pub mod filesystem;
 pub mod lease;
 pub mod limits;
+pub mod probe;
+pub mod standing;
 
 pub use event::{Answer, AnswerError, CloseEvent, Event, OpenKind, PermissionEvent};
 pub use group::{

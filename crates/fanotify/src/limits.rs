@@ -7,6 +7,8 @@ use std::os::fd::OwnedFd;
 use rustix::event::EventfdFlags;
 use rustix::process::{Resource, Rlimit};
 
+use crate::without::is_off;
+
 /// Raises the soft limit on open descriptors to the hard one and returns it (`u64::MAX` for
 /// unlimited). Bound the events in flight well below it: the limit less the events of one read,
 /// less what the process needs otherwise.
@@ -73,6 +75,9 @@ impl Reserve {
 
     /// Gives all spares up; allocates nothing.
     pub fn release(&mut self) {
+        if is_off(3) {
+            return;
+        }
         self.spares.clear();
     }
 

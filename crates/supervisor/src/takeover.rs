@@ -148,6 +148,8 @@ fn take_over(board: &Board, group: &Group, worker: Option<&Process>) {
             board.set_slot(number, slot);
         }
     }
+    // Verdicts in the kernel first, then the leases that kept them true, which end with the worker.
+    lift_verdicts(group);
     if let Some(worker) = worker {
         worker.kill();
         if !worker.has_ended(END_WITHIN) {
@@ -158,6 +160,8 @@ fn take_over(board: &Board, group: &Group, worker: Option<&Process>) {
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
         }
     }
+    // Those that it placed while it was dying.
+    lift_verdicts(group);
     let left: Vec<_> = board.slots().collect();
     for (number, slot) in left {
         let unclear = matches!(slot.state, State::Answering | State::Superseded);
@@ -171,6 +175,12 @@ fn take_over(board: &Board, group: &Group, worker: Option<&Process>) {
     board.set_reader(Reader::Supervisor);
     board.set(Word::GuardingSinceMs, 0);
     board.set(Word::BusySinceMs, 0);
+}
+
+fn lift_verdicts(group: &Group) {
+    if let Err(error) = group.unmark_files() {
+        tracing::error!(%error, "marks of single files stay");
+    }
 }
 
 /// True once nobody reads.

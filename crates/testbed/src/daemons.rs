@@ -288,9 +288,10 @@ impl Agent {
         };
         let text = format!(
             "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\n\
-             [appliance]\naddresses = [\"{}\"]\n\n[guard]\ninclude = {:?}\n{}\n\n\
+             [appliance]\naddresses = [\"{}\"]\n\n[guard]\ninclude = {:?}\nstanding_filesystems = {:?}\n{}\n\n\
              [metrics]\nlisten = \"{}\"\n\n{}",
             server.link,
+            options.guard,
             options.guard,
             options.guard_extra,
             agent.metrics,

@@ -38,7 +38,8 @@ enum Task {
     },
     /// Formatting, lints, generated code, licences, tests, documentation, end-to-end tests.
     Test {
-        /// Only these: lint, gen, deny, tests, traps, doc, or the name of a crate (such as e2e).
+        /// Only these: lint, gen, deny, tests, traps, doc, races (the long hunt), or the name of a
+        /// crate (such as e2e).
         suites: Vec<String>,
     },
     /// Everything a submission must pass: test, the demo, a quick bench, a moment of each fuzz target.

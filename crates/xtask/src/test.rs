@@ -11,9 +11,11 @@ use crate::tally::Tally;
 use crate::{check, demo, fuzz, generate};
 
 /// The suites of `./x test`, in order: what fails fast comes first.
-const SUITES: [&str; 5] = ["lint", "gen", "deny", "tests", "doc"];
+const SUITES: [&str; 6] = ["lint", "gen", "deny", "tests", "traps", "doc"];
 /// Seconds for each fuzz target in `./x ci`: enough to see that it runs.
 const FUZZ_S: u32 = 5;
+/// Operations of the long hunt for races; a short one is among the agent's tests.
+const RACES_OPS: &str = "2000000";
 
 /// Runs these suites, or all.
 pub(crate) fn run(suites: &[String]) -> Result<Tally> {
@@ -72,7 +74,33 @@ fn run_one(suite: &str, tally: &mut Tally) -> Result<()> {
             all.args(["--release", "--workspace", "--no-fail-fast"]);
             tally.tests("tests", &mut [all])
         }
-        "traps" => tests_of(tally, "fanotify"),
+        "traps" => {
+            // By itself: no program is built with what switches mitigations off.
+            let mut traps = cargo("test");
+            traps.args([
+                "--release",
+                "--package",
+                "fanotify",
+                "--features",
+                "without",
+            ]);
+            tally.tests("traps", &mut [traps])
+        }
+        "races" => {
+            let mut races = cargo("test");
+            races
+                .args([
+                    "--release",
+                    "--workspace",
+                    "--package",
+                    "agent",
+                    "--test",
+                    "it",
+                ])
+                .args(["--", "--nocapture", "races"])
+                .env("LAZARET_RACES_OPS", RACES_OPS);
+            tally.tests("races", &mut [races])
+        }
         package => {
             tally.step("programs", build_programs);
             tests_of(tally, package)

@@ -1,11 +1,14 @@
 //! How jobs and openers end: by a verdict, by policy, or dropped.
 
+use std::time::Duration;
+
 use model::{Disposition, Outcome, UnscannedReason};
 
 use super::{Core, Link};
-use crate::cache::Known;
+use crate::cache::{Known, Remembered};
 use crate::job::{Job, Phase, Timer};
-use crate::{Action, Answered, Opened, Source, Ticket, Why};
+use crate::standing::Use;
+use crate::{Action, Answered, FileKey, Opened, Source, Ticket, Why};
 
 impl Core {
     /// What an opener with this answer gets.
@@ -60,9 +63,64 @@ impl Core {
         actions.push(Action::Release { ticket });
     }
 
+    /// Ends an opener or a file whose content is known to be good.
+    pub(super) fn settle_known(
+        &mut self,
+        now: Duration,
+        opened: &Opened,
+        remembered: Remembered,
+        actions: &mut Vec<Action>,
+    ) {
+        let stands = opened.may_stand && opened.class.has_opener();
+        self.settle(opened, Answered::Clean, Source::Cache, actions);
+        let release = actions.pop();
+        if stands {
+            self.let_stand(
+                now,
+                opened.ticket,
+                opened.key,
+                remembered,
+                Use::Again,
+                actions,
+            );
+        }
+        actions.extend(release);
+    }
+
+    /// Has a verdict placed in the kernel, where it may be: there it holds for every name of the
+    /// file, so it must not depend on one.
+    fn let_stand(
+        &mut self,
+        now: Duration,
+        ticket: Ticket,
+        key: FileKey,
+        remembered: Remembered,
+        how: Use,
+        actions: &mut Vec<Action>,
+    ) {
+        let of_any_name = remembered.known == Known::Listed || !self.policy.context_sensitive;
+        if !remembered.is_good() || !of_any_name {
+            return;
+        }
+        let Some(admitted) = self.standing.admit(now, key.node, remembered, how) else {
+            return;
+        };
+        self.counters.standing_placed += 1;
+        if let Some(gone) = admitted.instead_of {
+            self.counters.standing_displaced += 1;
+            actions.push(Action::Lift(vec![gone]));
+        }
+        actions.push(Action::Place {
+            ticket,
+            standing: admitted.id,
+            key,
+        });
+    }
+
     /// Ends a job with an outcome: answers who waits, settles the ledger.
     pub(super) fn finish(
         &mut self,
+        now: Duration,
         lead: Ticket,
         outcome: &Outcome,
         released: bool,
@@ -82,6 +140,11 @@ impl Core {
         for ticket in &job.waiting {
             self.forget_opener(*ticket);
             self.answer(*ticket, answered, source, actions);
+        }
+        if let (Some(remembered), true, false) =
+            (job.remembered, job.may_stand, job.waiting.is_empty())
+        {
+            self.let_stand(now, lead, job.key, remembered, Use::First, actions);
         }
         match debt(answered) {
             None if job.ledgered || job.payback => {
@@ -182,7 +245,10 @@ impl Core {
         // What was malicious when an appliance could still be asked stays so.
         let known_bad = job.writer_free
             && !job.stale
-            && self.cache.lookup(&key, context) == Some(Known::Malicious);
+            && self
+                .cache
+                .lookup(&key, context)
+                .is_some_and(|it| it.known == Known::Malicious);
         if known_bad {
             self.answer(ticket, Answered::Malicious, Source::Cache, actions);
             return;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use model::{AccessClass, Digest, Outcome, UnscannedReason, Verdict};
 
 use super::{Core, Link, REHASH_PAUSE_MAX, REHASH_PAUSE_MIN};
-use crate::cache::Known;
+use crate::cache::{Known, Remembered};
 use crate::job::{Job, Opener, Phase, Timer};
 use crate::request::{Content, Request};
 use crate::{Action, Answered, ContextHash, FileKey, Opened, Source, Ticket};
@@ -18,7 +18,7 @@ impl Core {
         if !opened.writer_free {
             self.counters.writer_held += 1;
         }
-        if self.settled_at_once(&opened, actions) {
+        if self.settled_at_once(now, &opened, actions) {
             return;
         }
         match self.job_that_serves(&opened) {
@@ -35,11 +35,17 @@ impl Core {
     }
 
     /// Answers what needs no appliance, or cannot have one.
-    fn settled_at_once(&mut self, opened: &Opened, actions: &mut Vec<Action>) -> bool {
-        let known = self.known(opened);
-        let reason = if matches!(known, Some(Known::Clean | Known::Listed)) {
+    fn settled_at_once(
+        &mut self,
+        now: Duration,
+        opened: &Opened,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let remembered = self.remembered(opened);
+        let known = remembered.map(|remembered| remembered.known);
+        let reason = if let Some(remembered) = remembered.filter(Remembered::is_good) {
             self.counters.cache_hits += 1;
-            self.settle(opened, Answered::Clean, Source::Cache, actions);
+            self.settle_known(now, opened, remembered, actions);
             return true;
         } else if self.stopped {
             UnscannedReason::Cancelled
@@ -67,7 +73,7 @@ impl Core {
         opened.class.has_opener() && !self.allowlist.is_empty()
     }
 
-    fn known(&mut self, opened: &Opened) -> Option<Known> {
+    fn remembered(&mut self, opened: &Opened) -> Option<Remembered> {
         if !opened.writer_free {
             return None;
         }
@@ -119,6 +125,8 @@ impl Core {
             key: opened.key,
             context: opened.context,
             writer_free: opened.writer_free,
+            may_stand: opened.may_stand,
+            remembered: None,
             stale: false,
             waiting: Vec::new(),
             phase: Phase::Queued,
@@ -244,7 +252,7 @@ impl Core {
         }
         if key.size > self.policy.size_max_bytes {
             let too_large = Outcome::unscanned(UnscannedReason::TooLarge);
-            return self.finish(lead, &too_large, false, Source::Local, actions);
+            return self.finish(now, lead, &too_large, false, Source::Local, actions);
         }
         job.key = key;
         job.writer_free = writer_free;
@@ -253,11 +261,18 @@ impl Core {
         if self.allowlist.lists(&digest) {
             self.counters.allowlisted += 1;
             self.remember(lead, Known::Listed);
-            return self.finish(lead, &Outcome::Clean, false, Source::Allowlist, actions);
+            return self.finish(
+                now,
+                lead,
+                &Outcome::Clean,
+                false,
+                Source::Allowlist,
+                actions,
+            );
         }
         if self.link == Link::Gone {
             let unreachable = Outcome::unscanned(UnscannedReason::Unreachable);
-            return self.finish(lead, &unreachable, false, Source::Local, actions);
+            return self.finish(now, lead, &unreachable, false, Source::Local, actions);
         }
         self.hashed.insert(lead);
     }
@@ -365,7 +380,7 @@ impl Core {
             return self.restart(now, lead, actions);
         }
         let outcome = Outcome::unscanned(reason);
-        self.finish(lead, &outcome, false, Source::Local, actions);
+        self.finish(now, lead, &outcome, false, Source::Local, actions);
     }
 
     /// The content is not what was hashed: once more after a pause, so often and no more. Whoever
@@ -377,7 +392,7 @@ impl Core {
         job.restarts += 1;
         if job.restarts >= self.limits.attempts_max {
             let outcome = Outcome::unscanned(UnscannedReason::Changed);
-            return self.finish(lead, &outcome, false, Source::Local, actions);
+            return self.finish(now, lead, &outcome, false, Source::Local, actions);
         }
         self.counters.restarts += 1;
         let growth = 1_u32.checked_shl(job.restarts - 1).unwrap_or(u32::MAX);
@@ -463,16 +478,21 @@ impl Core {
             if let (Some(known), true, false, false) = (known, current, moved_on, released) {
                 self.remember(lead, known);
             }
-            self.finish(lead, &outcome, released, Source::Verdict, actions);
+            self.finish(now, lead, &outcome, released, Source::Verdict, actions);
         }
     }
 
     fn remember(&mut self, lead: Ticket, known: Known) {
-        let Some(job) = self.jobs.get(&lead) else {
+        let Some(job) = self.jobs.get_mut(&lead) else {
+            return;
+        };
+        let Some(digest) = job.digest else {
             return;
         };
         if job.writer_free && !job.stale {
-            self.cache.insert(job.key, job.context, known);
+            let remembered = Remembered { known, digest };
+            job.remembered = Some(remembered);
+            self.cache.insert(job.key, job.context, remembered);
         }
     }
 }

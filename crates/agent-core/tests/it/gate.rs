@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use agent_core::{
-    Action, Allowlist, Answered, ContextHash, Core, CoreLimits, FileKey, FileNode, Input, Opened,
-    Source, Ticket,
+    Action, Allowlist, Answered, ContextHash, Core, CoreLimits, Fallen, FileKey, FileNode, Input,
+    Opened, Source, StandingId, Ticket,
 };
 use model::{
     AccessClass, Coverage, Detection, Digest, Disposition, Generation, Outcome, Policy, Verdict,
@@ -45,6 +45,15 @@ struct Held {
     released: bool,
 }
 
+/// A verdict in the kernel, and what it was judged by.
+#[derive(Debug, Clone)]
+pub(crate) struct Standing {
+    pub(crate) key: FileKey,
+    digests: BTreeSet<Digest>,
+    generation: Option<Generation>,
+    policy: Policy,
+}
+
 pub(crate) struct Gate {
     pub(crate) core: Core,
     pub(crate) now: Duration,
@@ -65,6 +74,12 @@ pub(crate) struct Gate {
     judged_clean: BTreeSet<(FileKey, u64)>,
     /// The same of states whose content is listed.
     listed_clean: BTreeSet<(FileKey, u64)>,
+    /// What those states held: one content on any real machine, more where a test says so.
+    contents: BTreeMap<(FileKey, u64), BTreeSet<Digest>>,
+    /// What stands in the kernel.
+    pub(crate) standing: BTreeMap<StandingId, Standing>,
+    pub(crate) may_stand: bool,
+    generation: Option<Generation>,
     pub(crate) listed: Listed,
     next_ticket: u64,
 }
@@ -85,6 +100,10 @@ impl Gate {
             hashed_at: BTreeMap::new(),
             judged_clean: BTreeSet::new(),
             listed_clean: BTreeSet::new(),
+            contents: BTreeMap::new(),
+            standing: BTreeMap::new(),
+            may_stand: true,
+            generation: None,
             listed,
             next_ticket: 1,
         }
@@ -117,14 +136,16 @@ impl Gate {
             key,
             context: ContextHash([3; 16]),
             writer_free,
+            may_stand: self.may_stand,
         }));
         ticket
     }
 
     pub(crate) fn digested(&mut self, ticket: Ticket, key: FileKey, digest: Digest) {
         self.digesting.retain(|other| *other != ticket);
+        let state = (self.held[&ticket].key, self.hashed_at[&ticket]);
+        self.contents.entry(state).or_default().insert(digest);
         if self.listed.lists(&digest) {
-            let state = (self.held[&ticket].key, self.hashed_at[&ticket]);
             self.listed_clean.insert(state);
         }
         self.input(Input::Digested {
@@ -193,9 +214,27 @@ impl Gate {
         self.listed.change(|listed| {
             listed.remove(&digest);
         });
-        self.listed_clean.clear();
-        self.judged_clean.clear();
-        self.input(Input::Recalled);
+        let contents = &self.contents;
+        for states in [&mut self.listed_clean, &mut self.judged_clean] {
+            states.retain(|state| contents.get(state) != Some(&BTreeSet::from([digest])));
+        }
+        self.input(Input::Recalled {
+            digests: vec![digest],
+        });
+        let is_it = |it: &&Standing| it.digests == BTreeSet::from([digest]);
+        let recalled = self.standing.values().find(is_it);
+        assert!(recalled.is_none(), "{recalled:?} still stands");
+    }
+
+    /// The kernel's side of the `index`th of those that stand.
+    pub(crate) fn fall(&mut self, index: usize, why: Fallen) {
+        let standing = *self
+            .standing
+            .keys()
+            .nth(index % self.standing.len())
+            .unwrap();
+        self.standing.remove(&standing);
+        self.input(Input::Fallen { standing, why });
     }
 
     pub(crate) fn not_sent(&mut self, request_id: u64) {
@@ -214,6 +253,12 @@ impl Gate {
             Input::Digested { .. } => Some(Source::Allowlist),
             _ => None,
         };
+        match &input {
+            Input::ContentChanged { generation } | Input::LinkUp { generation, .. } => {
+                self.generation = Some(*generation);
+            }
+            _ => {}
+        }
         self.last.clear();
         let mut actions = Vec::new();
         self.core.handle(self.now, input, &mut actions);
@@ -221,6 +266,40 @@ impl Gate {
             self.keep_books(action, during);
         }
         self.last = actions;
+        self.check_standing();
+    }
+
+    /// What stands was judged by what is in force, under any name; there is one for each file.
+    fn check_standing(&self) {
+        let policy = self.core.policy();
+        assert_eq!(self.core.standing_len(), self.standing.len());
+        let mut nodes = BTreeSet::new();
+        for standing in self.standing.values() {
+            assert!(nodes.insert(standing.key.node), "{standing:?} twice");
+            assert_eq!(standing.policy, *policy);
+            let judged = standing.generation == self.generation && !policy.context_sensitive;
+            let listed = standing.digests.iter().any(|it| self.listed.lists(it));
+            assert!(judged || listed, "{standing:?} stands by nothing");
+        }
+    }
+
+    fn place(&mut self, ticket: Ticket, id: StandingId, key: FileKey) {
+        self.assert_held(ticket);
+        let held = &self.held[&ticket];
+        // The lead may be a closed file, or an opener that policy answered, which others joined.
+        let answered = held.answered || !held.class.has_opener();
+        assert!(answered, "answered first: {held:?}");
+        assert!(self.may_stand);
+        assert_eq!(held.key.node, key.node);
+        let epoch = self.epochs.get(&key.node).copied().unwrap_or_default();
+        let digests = self.contents[&(key, epoch)].clone();
+        let standing = Standing {
+            key,
+            digests,
+            generation: self.generation,
+            policy: self.core.policy().clone(),
+        };
+        assert!(self.standing.insert(id, standing).is_none());
     }
 
     fn keep_books(&mut self, action: &Action, during: Option<Source>) {
@@ -270,6 +349,17 @@ impl Gate {
                 assert_eq!(request_id % 2, 1);
                 let question = (*ticket, *digest, *class);
                 assert!(self.asked.insert(*request_id, question).is_none());
+            }
+            Action::Place {
+                ticket,
+                standing,
+                key,
+            } => self.place(*ticket, *standing, *key),
+            Action::Lift(taken) => {
+                assert!(!taken.is_empty());
+                for id in taken {
+                    assert!(self.standing.remove(id).is_some(), "{id:?} does not stand");
+                }
             }
             Action::Cancel { request_id } => {
                 assert!(self.asked.remove(request_id).is_some());

@@ -4,3 +4,4 @@ mod allowlist;
 mod gate;
 mod properties;
 mod scenarios;
+mod standing;

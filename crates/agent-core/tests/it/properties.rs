@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use agent_core::{CoreLimits, FileKey, FileNode, Input};
+use agent_core::{CoreLimits, Fallen, FileKey, FileNode, Input};
 use model::{AccessClass, Digest, Generation, Outcome, Policy, UnscannedReason};
 use proptest::prelude::*;
 
@@ -26,6 +26,8 @@ enum Step {
     NewPolicy(bool, u64),
     List(u8, bool),
     Recall(u8),
+    Fall(usize, Fallen),
+    Scarce,
     Sleep(u64),
 }
 
@@ -47,6 +49,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         Just(UnscannedReason::Changed),
         Just(UnscannedReason::ReadFailed)
     ];
+    let fallen = prop_oneof![
+        Just(Fallen::Writer),
+        Just(Fallen::NotPlaced),
+        Just(Fallen::Deleted)
+    ];
     let step = prop_oneof![
         6 => (class, 0..6_u64, any::<bool>()).prop_map(|(c, i, w)| Step::Open(c, i, w)),
         2 => (0..6_u64, any::<bool>()).prop_map(|(i, s)| Step::Write(i, s)),
@@ -63,6 +70,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (any::<bool>(), 50..200_u64).prop_map(|(c, s)| Step::NewPolicy(c, s)),
         1 => (0..3_u8, any::<bool>()).prop_map(|(d, l)| Step::List(d, l)),
         1 => (0..3_u8).prop_map(Step::Recall),
+        1 => (any::<usize>(), fallen).prop_map(|(i, f)| Step::Fall(i, f)),
+        1 => Just(Step::Scarce),
         2 => (0..4000_u64).prop_map(Step::Sleep),
     ];
     prop::collection::vec(step, 0..120)
@@ -140,12 +149,15 @@ fn take(gate: &mut Gate, step: Step, files: &mut Files) {
         }),
         Step::List(content, listed) => gate.list(Digest([content; 32]), listed),
         Step::Recall(content) => gate.recall(Digest([content; 32])),
+        Step::Fall(index, why) if !gate.standing.is_empty() => gate.fall(index, why),
+        Step::Scarce => gate.input(Input::DescriptorsScarce),
         Step::Sleep(ms) => gate.sleep(Duration::from_millis(ms)),
         Step::Hash(..)
         | Step::HashFails(..)
         | Step::Need(_)
         | Step::Reply(..)
-        | Step::NotSent(_) => {}
+        | Step::NotSent(_)
+        | Step::Fall(..) => {}
     }
 }
 
@@ -157,6 +169,7 @@ fn small_limits() -> CoreLimits {
         background_in_flight_max: 2,
         kept_max: 2,
         cache_entries_max: 4,
+        standing_max: 3,
         ..CoreLimits::default()
     }
 }
@@ -176,6 +189,7 @@ proptest! {
             prop_assert!(gate.core.queue_len() <= limits.queue_len_max);
             prop_assert!(gate.core.kept_len() <= limits.kept_max);
             prop_assert!(gate.core.cache_len() <= limits.cache_entries_max);
+            prop_assert!(gate.core.standing_len() <= limits.standing_max);
             prop_assert!(gate.core.requests_len() == gate.asked.len());
         }
         // Whatever is left ends: by a stop, or by time alone.

@@ -127,6 +127,7 @@ fn equal_content_with_another_name_is_another_question_where_rules_read_names() 
             key: key(ticket),
             context: ContextHash([context; 16]),
             writer_free: true,
+            may_stand: false,
         };
         gate.core
             .handle(gate.now, Input::Opened(opened), &mut actions);
@@ -510,7 +511,7 @@ fn one_need_is_served_at_a_time() {
         ticket,
         class: OPEN,
     };
-    assert_eq!(gate.last, [upload.clone()]);
+    assert_eq!(gate.last, std::slice::from_ref(&upload));
     gate.input(Input::Needed { request_id });
     assert_eq!(gate.last, []);
     gate.input(Input::Sent { request_id });

@@ -16,6 +16,7 @@ use fanotify::lease::{LeaseRefused, ReadLease};
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
 
+use super::trace::Stages;
 use crate::transfer::{self, ReadAt, Stopped};
 
 /// How old a file's last change must be before its time stamps tell every later one, where
@@ -33,6 +34,10 @@ pub(crate) struct Content {
     pub(crate) context_hash: ContextHash,
     /// What its file system is good for.
     pub(crate) medium: Medium,
+    /// When it came to each stage.
+    pub(crate) stages: Stages,
+    /// In use since before it could be judged: the verdict comes after the fact.
+    pub(crate) before_us: bool,
     path: OnceLock<Vec<u8>>,
     /// The state that was hashed under a lease; later ones are other content.
     hashed: Mutex<Option<FileIdentity>>,
@@ -44,12 +49,14 @@ pub(crate) struct Content {
 }
 
 /// What a file system is good for.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Medium {
     /// Verdicts on its files may be remembered.
     pub(crate) cacheable: bool,
     /// Its time stamps tell any two changes apart; those of others follow the clock's tick.
     pub(crate) fine_stamps: bool,
+    /// Verdicts on its files may stand in the kernel.
+    pub(crate) stands: bool,
 }
 
 /// What hashing gives.
@@ -75,6 +82,8 @@ impl Content {
             key: key_of(identity),
             context_hash: ContextHash::NONE,
             medium: Medium::default(),
+            stages: Stages::default(),
+            before_us: false,
             path: OnceLock::new(),
             hashed: Mutex::new(None),
             hashed_size: AtomicU64::new(0),
@@ -87,6 +96,14 @@ impl Content {
     pub(crate) fn with_path(self, path: Vec<u8>) -> Self {
         Self {
             path: OnceLock::from(path),
+            ..self
+        }
+    }
+
+    /// Says that it is in use already.
+    pub(crate) fn before_us(self) -> Self {
+        Self {
+            before_us: true,
             ..self
         }
     }
@@ -210,6 +227,7 @@ impl Content {
         let Medium {
             cacheable,
             fine_stamps,
+            ..
         } = self.medium;
         cacheable && (fine_stamps || is_settled(identity))
     }
@@ -308,6 +326,7 @@ mod tests {
             medium: Medium {
                 cacheable: true,
                 fine_stamps: true,
+                stands: false,
             },
             ..Content::new(Arc::new(fd), &identity, AccessClass::Open, 1)
         }

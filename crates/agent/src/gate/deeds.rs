@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use agent_core::{Action, Answered, FileKey, Input, Source, Ticket, Why};
+use agent_core::{Action, Answered, Fallen, FileKey, Input, Source, StandingId, Ticket, Why};
 use bytes::Bytes;
 use daemon::log::escape;
 use fanotify::{Answer, FileIdentity, PermissionEvent};
@@ -15,8 +15,11 @@ use model::{AccessClass, Digest, Disposition, LateAction, Outcome, UnscannedReas
 use proto::v1::{self, envelope::Body};
 
 use super::content::{Content, key_of};
+use super::standing::Standing;
+use super::trace::{self, Stages};
 use super::workers::{HashTask, UploadTask};
 use super::{Gate, Held};
+use crate::guard::container;
 
 /// What the caller of the core has at hand for its actions.
 #[derive(Default)]
@@ -33,13 +36,21 @@ pub(super) enum Deed {
         event: PermissionEvent,
         disposition: Disposition,
         why: Why,
-        waited: Duration,
+        opened_at: Duration,
+        /// Whose way it went, where it did not join another one's.
+        content: Option<Arc<Content>>,
     },
     Suspect {
         pid: i32,
         key: FileKey,
-        waited: Duration,
+        opened_at: Duration,
     },
+    Place {
+        standing: StandingId,
+        key: FileKey,
+        content: Arc<Content>,
+    },
+    Lift,
     Hash(HashTask),
     Check {
         check: Question,
@@ -71,6 +82,7 @@ pub(super) struct Question {
 pub(super) struct Preparation<'a> {
     pub(super) held: &'a mut HashMap<Ticket, Held>,
     pub(super) at_hand: &'a mut AtHand,
+    pub(super) standing: &'a Standing,
 }
 
 impl Preparation<'_> {
@@ -92,8 +104,24 @@ impl Preparation<'_> {
                 Deed::Suspect {
                     pid: held.event.as_ref()?.pid,
                     key: held.key,
-                    waited: held.opened_at.elapsed(),
+                    opened_at: held.opened_at,
                 }
+            }
+            Action::Place {
+                ticket,
+                standing,
+                key,
+            } => {
+                self.standing.announce(standing);
+                Deed::Place {
+                    standing,
+                    key,
+                    content: self.content(ticket)?,
+                }
+            }
+            Action::Lift(taken) => {
+                self.standing.take_back(taken);
+                Deed::Lift
             }
             Action::Digest { ticket, class } => Deed::Hash(HashTask {
                 ticket,
@@ -140,7 +168,8 @@ impl Preparation<'_> {
     fn answer(&mut self, ticket: Ticket, disposition: Disposition, why: Why) -> Option<Deed> {
         let held = self.held.get_mut(&ticket)?;
         let event = held.event.take()?;
-        let waited = held.opened_at.elapsed();
+        let opened_at = held.opened_at;
+        let content = held.content.clone();
         if held.content.is_none() {
             self.held.remove(&ticket);
         }
@@ -148,7 +177,8 @@ impl Preparation<'_> {
             event,
             disposition,
             why,
-            waited,
+            opened_at,
+            content,
         })
     }
 
@@ -176,13 +206,32 @@ impl Gate {
                 event,
                 disposition,
                 why,
-                waited,
+                opened_at,
+                content,
             } => {
-                self.answer(event, disposition, why, waited);
+                let stages = content.as_ref().map(|content| &content.stages);
+                self.answer(event, (disposition, why), opened_at, stages);
                 None
             }
-            Deed::Suspect { pid, key, waited } => {
-                self.suspect(pid, key, waited);
+            Deed::Place {
+                standing,
+                key,
+                content,
+            } => {
+                let stands = self.standing.place(standing, &key, &content);
+                let why = Fallen::NotPlaced;
+                (!stands).then_some(Input::Fallen { standing, why })
+            }
+            Deed::Lift => {
+                self.standing.wake();
+                None
+            }
+            Deed::Suspect {
+                pid,
+                key,
+                opened_at,
+            } => {
+                self.suspect(pid, key, self.now().saturating_sub(opened_at));
                 None
             }
             Deed::Hash(task) => {
@@ -219,7 +268,11 @@ impl Gate {
                 None
             }
             Deed::LedgerUnpaid(content) => {
-                self.books.unpaid(content.path(), self.now());
+                if content.before_us {
+                    self.books.add(content.path(), UnscannedReason::Other);
+                } else {
+                    self.books.unpaid(content.path(), self.now());
+                }
                 None
             }
             Deed::Late(content, digest) => {
@@ -230,13 +283,21 @@ impl Gate {
         }
     }
 
-    fn answer(&self, event: PermissionEvent, disposition: Disposition, why: Why, waited: Duration) {
+    fn answer(
+        &self,
+        event: PermissionEvent,
+        (disposition, why): (Disposition, Why),
+        opened_at: Duration,
+        stages: Option<&Stages>,
+    ) {
         let (file, pid) = (event.file(), event.pid);
         let answer = match disposition {
             Disposition::Allow => Answer::Allow,
             Disposition::Deny => Answer::Deny,
         };
         let taken = event.answer(answer);
+        let now = self.now();
+        let waited = now.saturating_sub(opened_at);
         if let Err(error) = taken {
             if error.elsewhere {
                 return self.answered_before(&file, pid, why, waited);
@@ -245,6 +306,11 @@ impl Gate {
             tracing::debug!(%error, "the kernel refused an answer");
         }
         self.tally.answered(disposition, why, waited);
+        if self.trace.wants(why.source) {
+            let path = fanotify::path_of(&file).unwrap_or_default();
+            let how = (disposition, why);
+            self.trace.note((path, pid), how, stages, (opened_at, now));
+        }
         self.log_answer(&file, pid, disposition, why);
     }
 
@@ -273,7 +339,7 @@ impl Gate {
         };
         let path = fanotify::path_of(event.fd()).unwrap_or_default();
         self.books.add(&path, reason);
-        self.answer(event, disposition, why, Duration::ZERO);
+        self.answer(event, (disposition, why), self.now(), trace::JOINED);
     }
 
     /// Only what a person may want to know; verdicts are logged where they arrive.
@@ -289,9 +355,11 @@ impl Gate {
             return;
         };
         let path = fanotify::path_of(file).unwrap_or_default();
+        let container = container::of(pid).map(|it| it.to_string());
         tracing::warn!(
             path = %escape(&path),
             pid,
+            container = container.map(|it| escape(it.as_bytes()).to_string()),
             reason,
             ?disposition,
             suppressed,
@@ -321,6 +389,7 @@ impl Gate {
             content_compressed: compressed.is_some(),
             content: compressed.map(Bytes::from).or(bytes),
         };
+        content.stages.asked(self.now());
         let envelope = v1::Envelope {
             request_id,
             body: Some(Body::Check(message)),

@@ -125,9 +125,11 @@ impl Gate {
         if new.is_empty() {
             return;
         }
-        self.input(Input::Recalled);
+        let digests = new.iter().map(|it| model::Digest(*it)).collect();
+        self.input(Input::Recalled { digests });
         tracing::warn!(contents = new.len(), "allowlisted content was recalled");
         if shelf.recalled_len().1 {
+            self.input(Input::AllowlistChanged);
             tracing::error!("limit allowlist_recalls_max reached: no list counts any more");
         }
         if let Err(error) = shelf.save_recalls() {

@@ -237,11 +237,15 @@ impl<'a> Reader<'a> {
         if self.media.len() >= MEDIA_MAX {
             self.media.clear();
         }
-        let kind = FilesystemKind::of(file).unwrap_or(FilesystemKind::Unknown);
-        let medium = Medium {
-            cacheable: kind.verdicts_may_be_cached(),
-            fine_stamps: self.fine_kernel && stamps_finely(file),
+        let by_kind = || {
+            let kind = FilesystemKind::of(file).unwrap_or(FilesystemKind::Unknown);
+            Medium {
+                cacheable: kind.verdicts_may_be_cached(),
+                fine_stamps: self.fine_kernel && stamps_finely(file),
+                stands: false,
+            }
         };
+        let medium = self.gate.medium_of(dev).unwrap_or_else(by_kind);
         self.media.insert(dev, medium);
         medium
     }
@@ -262,6 +266,7 @@ impl<'a> Reader<'a> {
         self.gate.tally.descriptors_exhausted.add(1);
         self.gate.books.overflowed();
         self.reserve.release();
+        self.gate.input(Input::DescriptorsScarce);
         self.shedding = true;
         if let Some(suppressed) = self.gate.lines.lost.allow(Instant::now()) {
             tracing::error!(

@@ -58,6 +58,12 @@ pub(crate) struct Tally {
     pub(crate) openers_killed: Count,
     pub(crate) orders_done: Count,
     pub(crate) orders_refused: Count,
+    /// Programs that were run from memory.
+    pub(crate) memfd_execs: Count,
+    /// Times that the kernel could not tell of all programs.
+    pub(crate) execs_lost: Count,
+    /// Files that were open before the start, and judged after it.
+    pub(crate) swept: Count,
     /// Files of allowlists that could not be taken.
     pub(crate) allowlists_refused: Count,
     answers: [[[Count; OUTCOMES]; SOURCES.len()]; DISPOSITIONS.len()],
@@ -123,7 +129,11 @@ impl Tally {
     }
 
     pub(crate) fn events(&self) -> u64 {
-        self.events_open.value() + self.events_exec.value() + self.events_close.value()
+        self.opens() + self.events_close.value()
+    }
+
+    pub(crate) fn opens(&self) -> u64 {
+        self.events_open.value() + self.events_exec.value()
     }
 }
 

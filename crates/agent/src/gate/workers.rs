@@ -159,7 +159,10 @@ pub(crate) fn hash_all(gate: &Gate, lanes: &Lanes<HashTask>) {
 fn hash_one(gate: &Gate, task: &HashTask, buffer: &mut Vec<u8>) {
     let (ride_along_max, size_max) = gate.size_limits();
     let ticket = task.ticket;
-    match task.content.hash(ride_along_max, size_max, buffer) {
+    task.content.stages.hashing(gate.now());
+    let hashed = task.content.hash(ride_along_max, size_max, buffer);
+    task.content.stages.hashed(gate.now());
+    match hashed {
         Ok(hashed) => {
             gate.tally.hashed_files.add(1);
             gate.tally.hashed_bytes.add(hashed.key.size);

@@ -2,6 +2,9 @@
 //! Openers are other processes: the gate never judges its own. Needs root.
 
 mod allowlist;
+mod everywhere;
 mod gate;
 mod puppet;
+mod races;
 mod rig;
+mod standing;

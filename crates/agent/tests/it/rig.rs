@@ -55,6 +55,7 @@ impl Rig {
         };
         config.appliance.addresses = vec![puppet.address.to_string()];
         config.guard.include = vec![mount.path().to_owned()];
+        config.guard.standing_filesystems = vec![mount.path().to_owned()];
         configure(&mut config);
         enrol(&fleet, &config, left);
         let mut rig = Self {

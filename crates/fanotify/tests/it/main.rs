@@ -7,9 +7,12 @@
 mod answers;
 mod descriptors;
 mod file_systems;
+mod fuse;
 mod gate;
 mod opener;
+mod probe;
 mod raw;
 mod reader;
 mod scratch;
+mod standing;
 mod writers;

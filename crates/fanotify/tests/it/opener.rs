@@ -66,17 +66,22 @@ impl Opener {
             "exec 3<>'{}'; echo open; read line; exit 0",
             path.display()
         ));
-        let stdout = writer.0.stdout.as_mut().expect("piped");
-        let mut line = String::new();
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .expect("the writer's word");
-        assert_eq!(line, "open\n");
+        writer.says("open");
         writer
     }
 
     pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.0.id()).expect("PIDs are small")
+    }
+
+    /// Waits until it says this line.
+    pub(crate) fn says(&mut self, expected: &str) {
+        let stdout = self.0.stdout.as_mut().expect("piped");
+        let mut line = String::new();
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("the child's word");
+        assert_eq!(line.trim_end(), expected);
     }
 
     /// Whether it is still running, so waiting for what it asked.

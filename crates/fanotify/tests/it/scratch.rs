@@ -13,7 +13,7 @@ pub(crate) struct Scratch {
 
 impl Scratch {
     pub(crate) fn ext4() -> Self {
-        Self::image("ext4", "-q", 16)
+        Self::image("ext4", "-q", 128)
     }
 
     pub(crate) fn xfs() -> Self {

@@ -1,0 +1,285 @@
+//! Verdicts that stand in the kernel: placed by whichever thread the core's decision came to,
+//! watched over and taken back by one thread of their own.
+//!
+//! A writer of such a file waits in its `open` until that thread has taken the verdict back, so it
+//! opens no file, waits for no other thread's work, and looks for writers between any two steps.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use agent_core::{Fallen, FileKey, Input, StandingId};
+use fanotify::Group;
+use fanotify::standing::{Break, BreakOwner, Breaks, StandingVerdict};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+
+use super::Gate;
+use super::content::{Content, key_of};
+
+/// How many verdicts are taken back before the next look for writers.
+const LIFTED_AT_ONCE: usize = 64;
+/// What stands, and what is to.
+pub(crate) struct Standing {
+    table: Mutex<Table>,
+    /// Set while the watching thread runs.
+    place: OnceLock<Place>,
+    wake: OwnedFd,
+    ends: AtomicBool,
+}
+
+struct Place {
+    group: Arc<Group>,
+    breaks: BreakOwner,
+}
+
+#[derive(Default)]
+struct Table {
+    /// Decided, not placed yet.
+    pending: HashSet<StandingId>,
+    placed: HashMap<StandingId, StandingVerdict>,
+    by_number: HashMap<i32, StandingId>,
+    /// To be taken back by the watching thread.
+    taken: Vec<StandingId>,
+    /// The watching thread is gone: nothing may stand.
+    closed: bool,
+}
+
+impl Table {
+    fn remove(&mut self, id: StandingId) -> Option<StandingVerdict> {
+        let verdict = self.placed.remove(&id)?;
+        self.by_number.remove(&verdict.number());
+        Some(verdict)
+    }
+}
+
+impl Standing {
+    /// # Errors
+    /// As `eventfd`.
+    pub(crate) fn new() -> io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self {
+            table: Mutex::default(),
+            place: OnceLock::new(),
+            wake: rustix::event::eventfd(0, flags)?,
+            ends: AtomicBool::new(false),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The core wants it to stand. Said under the core's lock, as is [`Self::take_back`], so that
+    /// the order of both is the core's.
+    pub(super) fn announce(&self, id: StandingId) {
+        self.lock().pending.insert(id);
+    }
+
+    /// The core wants them to stand no more. Those not placed yet never will be.
+    pub(super) fn take_back(&self, ids: Vec<StandingId>) {
+        let mut table = self.lock();
+        for id in ids {
+            if !table.pending.remove(&id) {
+                table.taken.push(id);
+            }
+        }
+    }
+
+    /// Wakes the watching thread.
+    pub(super) fn wake(&self) {
+        // Fails only if the counter is full, and then it is awake already.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// False: it does not stand. All under the table's lock, so that the watching thread, when it
+    /// hears of a writer, finds the verdict here.
+    pub(super) fn place(&self, id: StandingId, key: &FileKey, content: &Content) -> bool {
+        let mut table = self.lock();
+        if !table.pending.remove(&id) {
+            return true;
+        }
+        let Some(Place { group, breaks }) = self.place.get().filter(|_| !table.closed) else {
+            return false;
+        };
+        let file = Arc::clone(&content.file);
+        match group.place(file, *breaks, |identity| key_of(identity) == *key) {
+            Ok(verdict) => {
+                if table.placed.is_empty() {
+                    // From now on there is something to sweep.
+                    self.wake();
+                }
+                table.by_number.insert(verdict.number(), id);
+                table.placed.insert(id, verdict);
+                true
+            }
+            Err(error) => {
+                drop(table);
+                tracing::debug!(%error, "a verdict was not placed in the kernel");
+                false
+            }
+        }
+    }
+
+    /// Ends the watching thread.
+    pub(crate) fn end(&self) {
+        self.ends.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn close(&self) {
+        let mut table = self.lock();
+        let placed = std::mem::take(&mut table.placed);
+        *table = Table {
+            closed: true,
+            ..Table::default()
+        };
+        drop(table);
+        drop(placed);
+    }
+}
+
+/// Watches until told to end. `ready` is told once, when verdicts can be placed.
+///
+/// # Errors
+/// The kernel does not tell of writers here; nothing stands then.
+pub(crate) fn watch(gate: &Gate, group: Arc<Group>, ready: impl FnOnce()) -> io::Result<()> {
+    let breaks = Breaks::here()?;
+    let standing = &gate.standing;
+    let _closed_at_end = CloseAtEnd(standing);
+    let place = Place {
+        group,
+        breaks: breaks.owner(),
+    };
+    // Set once: an agent starts one such thread.
+    let _ = standing.place.set(place);
+    ready();
+    let mut watcher = Watcher {
+        gate,
+        breaks,
+        swept: Instant::now(),
+        sweep_pause: Duration::from_secs(gate.limits.standing_deleted_max_s),
+    };
+    while !standing.ends.load(Ordering::Acquire) {
+        let round = AssertUnwindSafe(|| watcher.round());
+        match catch_unwind(round) {
+            Ok(round) => round?,
+            Err(_) => gate.tally.panics.add(1),
+        }
+    }
+    Ok(())
+}
+
+/// Nobody would let writers go on any more.
+struct CloseAtEnd<'a>(&'a Standing);
+
+impl Drop for CloseAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+struct Watcher<'a> {
+    gate: &'a Gate,
+    breaks: Breaks,
+    swept: Instant,
+    sweep_pause: Duration,
+}
+
+impl Watcher<'_> {
+    fn round(&mut self) -> io::Result<()> {
+        self.wait()?;
+        self.let_writers_go_on()?;
+        while self.lift_some() {
+            self.let_writers_go_on()?;
+        }
+        if self.swept.elapsed() >= self.sweep_pause {
+            self.sweep();
+            self.swept = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        let standing = &self.gate.standing;
+        let pause = Timespec {
+            tv_sec: self.sweep_pause.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
+        let sweeps = !standing.lock().placed.is_empty();
+        let mut sources = [
+            PollFd::new(&self.breaks, PollFlags::IN),
+            PollFd::new(&standing.wake, PollFlags::IN),
+        ];
+        let timeout = sweeps.then_some(&pause);
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut sources, timeout))?;
+        let mut count = [0; 8];
+        // EAGAIN: it was not this that woke us.
+        let _ = rustix::io::read(&standing.wake, &mut count);
+        Ok(())
+    }
+
+    fn let_writers_go_on(&self) -> io::Result<()> {
+        let mut fallen = Vec::new();
+        self.breaks.take(|told| {
+            let mut table = self.gate.standing.lock();
+            let broken = |table: &Table, id: &StandingId| {
+                let verdict = table.placed.get(id);
+                verdict.is_some_and(|verdict| !verdict.is_intact())
+            };
+            let ids: Vec<StandingId> = match told {
+                Break::Of(number) => table.by_number.get(&number).copied().into_iter().collect(),
+                Break::Some => table.placed.keys().copied().collect(),
+            };
+            for id in ids
+                .into_iter()
+                .filter(|id| broken(&table, id))
+                .collect::<Vec<_>>()
+            {
+                // The mark goes, then the lease: the writer is let in.
+                drop(table.remove(id));
+                fallen.push(id);
+            }
+        })?;
+        self.tell(fallen, Fallen::Writer);
+        Ok(())
+    }
+
+    /// True: there is more to be taken back.
+    fn lift_some(&self) -> bool {
+        let mut table = self.gate.standing.lock();
+        let from = table.taken.len().saturating_sub(LIFTED_AT_ONCE);
+        let taken = table.taken.split_off(from);
+        let lifted: Vec<_> = taken.into_iter().map(|id| table.remove(id)).collect();
+        let more = !table.taken.is_empty();
+        drop(table);
+        drop(lifted);
+        more
+    }
+
+    /// Files without a name give their space back.
+    fn sweep(&self) {
+        let ids: Vec<StandingId> = self.gate.standing.lock().placed.keys().copied().collect();
+        for some in ids.chunks(LIFTED_AT_ONCE) {
+            let mut table = self.gate.standing.lock();
+            let deleted = |id: &&StandingId| {
+                let verdict = table.placed.get(id);
+                verdict.is_some_and(StandingVerdict::is_deleted)
+            };
+            let deleted: Vec<StandingId> = some.iter().filter(deleted).copied().collect();
+            let lifted: Vec<_> = deleted.iter().map(|id| table.remove(*id)).collect();
+            drop(table);
+            drop(lifted);
+            self.tell(deleted, Fallen::Deleted);
+        }
+    }
+
+    fn tell(&self, fallen: Vec<StandingId>, why: Fallen) {
+        for standing in fallen {
+            self.gate.input(Input::Fallen { standing, why });
+        }
+    }
+}
