@@ -132,11 +132,13 @@ impl Core {
                 in_flight_max,
             } => {
                 self.link_lost(now, actions);
-                self.set_policy(policy);
-                self.set_generation(generation);
-                self.in_flight_max = self.limits.in_flight_max.min(in_flight_max.max(1));
-                self.link = Link::Up;
+                self.link_up(generation, policy, in_flight_max);
             }
+            Input::LinkMoved {
+                generation,
+                policy,
+                in_flight_max,
+            } => self.link_up(generation, policy, in_flight_max),
             Input::LinkDown => self.link_lost(now, actions),
             Input::AllowlistChanged => self.cache.forget_listed(),
             // Recalled content may have been judged clean before, by other rules elsewhere.
@@ -264,6 +266,13 @@ impl Core {
         for job in self.jobs.values_mut() {
             job.stale = true;
         }
+    }
+
+    fn link_up(&mut self, generation: Generation, policy: Policy, in_flight_max: usize) {
+        self.set_policy(policy);
+        self.set_generation(generation);
+        self.in_flight_max = self.limits.in_flight_max.min(in_flight_max.max(1));
+        self.link = Link::Up;
     }
 
     fn link_lost(&mut self, now: Duration, actions: &mut Vec<Action>) {

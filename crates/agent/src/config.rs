@@ -35,11 +35,25 @@ pub struct AgentConfig {
 }
 
 /// Whom to ask.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Appliance {
     /// Appliances as host:port, best first. Empty: those named at enrolment.
     pub addresses: Vec<String>,
+    /// Follow the lists that the fleet's placer sends; those above are then the last resort.
+    pub follow_lists: bool,
+    /// How often the appliances of such a list are measured, in seconds. 0: never.
+    pub measure_s: u64,
+}
+
+impl Default for Appliance {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            follow_lists: true,
+            measure_s: 60,
+        }
+    }
 }
 
 /// What is guarded.

@@ -404,6 +404,7 @@ async fn scan(shared: &Shared, engine: &SharedEngine, name: &str, task: Task<Con
     let begun = Instant::now();
     let finding = engine.scan(task).await;
     let seconds = begun.elapsed().as_secs_f64();
+    shared.scan_time.took(begun.elapsed());
     shared
         .metrics
         .scans

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-const FILES: [&str; 5] = ["types", "link", "enrol", "engine", "admin"];
+const FILES: [&str; 6] = ["types", "link", "enrol", "engine", "admin", "fleet"];
 
 /// Generates the code; with `check`, only compares it with what is committed.
 pub(crate) fn run(check: bool) -> Result<()> {

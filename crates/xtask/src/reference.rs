@@ -45,7 +45,7 @@ fn check(reference: &str, sources: &[&str], not_keys: &[&str]) {
 
 #[test]
 fn every_key_of_lazaret_toml_is_named() {
-    let sources = ["mod", "engines", "limits", "policy"]
+    let sources = ["mod", "engines", "fleet", "limits", "policy"]
         .map(|name| format!("crates/appliance/src/config/{name}.rs"));
     // Of types that are made from the configuration, or of its errors.
     let not_keys = ["job_timeout", "key", "problem"];
