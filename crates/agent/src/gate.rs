@@ -21,7 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_core::{Action, Core, Input, Opened, Ticket};
-use allowlist::Shelf;
+use allowlist::{InForce, Shelf};
 use daemon::log::RateLimit;
 use fanotify::PermissionEvent;
 use link::client::Client;
@@ -82,6 +82,9 @@ pub(crate) struct Gate {
     client: OnceLock<Client>,
     /// `None`: there are no allowlists.
     shelf: Option<Arc<Shelf>>,
+    /// The lists that all of the gate goes by, and how many contents were recalled: what is
+    /// shown. Behind the shelf until the core has forgotten what was allowed before.
+    obeyed: Mutex<(Vec<InForce>, usize)>,
     /// Those that the appliance sends, and where each is kept, by its name.
     delivery: Mutex<Delivery>,
     fetched_files: HashMap<String, PathBuf>,
@@ -163,6 +166,7 @@ impl Gate {
             queues,
             foresight: Foresight::default(),
             client: OnceLock::new(),
+            obeyed: Mutex::new(listed::what_counts(shelf.as_deref())),
             shelf,
             delivery: Mutex::new(Delivery::new(names.clone(), limits.allowlist_bytes_max)),
             fetched_files: names

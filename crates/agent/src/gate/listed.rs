@@ -24,6 +24,7 @@ impl Gate {
         let is_other = |change: &Change| matches!(change, Change::Taken(_) | Change::Gone);
         if reloaded.iter().any(|it| is_other(&it.change)) {
             self.input(Input::AllowlistChanged);
+            self.obey(shelf);
         }
         self.tally.allowlists_refused.add(allow::log(&reloaded));
     }
@@ -71,6 +72,7 @@ impl Gate {
         match shelf.install(file, fetched.bytes) {
             Ok(list) => {
                 self.input(Input::AllowlistChanged);
+                self.obey(shelf);
                 let (path, change) = (file.clone(), Change::Taken(list));
                 allow::log(&[allowlist::Reloaded { path, change }]);
             }
@@ -116,6 +118,7 @@ impl Gate {
             self.input(Input::AllowlistChanged);
             tracing::error!("limit allowlist_recalls_max reached: no list counts any more");
         }
+        self.obey(shelf);
         if let Err(error) = shelf.save_recalls() {
             tracing::error!(error = chain(&error), "recalled content is not on disk");
         }
@@ -133,12 +136,23 @@ impl Gate {
         self.shelf.as_deref().map_or(&[], Shelf::files)
     }
 
-    /// The lists in force, and how many contents were recalled.
-    pub(crate) fn allowlists(&self) -> (Vec<InForce>, usize) {
-        self.shelf
-            .as_deref()
-            .map_or_else(Default::default, |it: &Shelf| {
-                (it.in_force(), it.recalled_len().0)
-            })
+    /// The core has forgotten what the lists of before allowed: the new ones are shown.
+    fn obey(&self, shelf: &Shelf) {
+        let mut obeyed = self.obeyed();
+        *obeyed = what_counts(Some(shelf));
     }
+
+    /// The lists that the gate goes by, and how many contents were recalled.
+    pub(crate) fn allowlists(&self) -> (Vec<InForce>, usize) {
+        self.obeyed().clone()
+    }
+
+    fn obeyed(&self) -> MutexGuard<'_, (Vec<InForce>, usize)> {
+        self.obeyed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The lists in force, and how many contents were recalled.
+pub(super) fn what_counts(shelf: Option<&Shelf>) -> (Vec<InForce>, usize) {
+    shelf.map_or_else(Default::default, |it| (it.in_force(), it.recalled_len().0))
 }
