@@ -127,6 +127,9 @@ impl Session {
             Some(Body::LedgerReport(report)) => self.ledger(report),
             Some(Body::Alert(alert)) => self.alert(&alert),
             Some(Body::FetchAllowlist(fetch)) => self.fetch_allowlist(&fetch),
+            Some(Body::FetchFilter(_) | Body::FilterReport(_)) => {
+                self.shared.metrics.guests.frames_ignored.inc();
+            }
             Some(Body::Renew(renew)) => self.renew(request_id, &renew),
             Some(Body::Hello(_) | Body::Ping(_) | Body::Pong(_) | Body::Goodbye(_)) | None => {
                 self.shared.metrics.guests.frames_ignored.inc();
@@ -142,6 +145,8 @@ impl Session {
                 | Body::Recall(_)
                 | Body::AllowlistOffers(_)
                 | Body::AllowlistPart(_)
+                | Body::FilterOffer(_)
+                | Body::FilterPart(_)
                 | Body::Order(_)
                 | Body::Renewed(_),
             ) => return Err(Breach::NotYours),

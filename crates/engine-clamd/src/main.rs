@@ -111,6 +111,8 @@ impl Template for Clamd {
             rules: 0,
             context_sensitive: false,
             warnings: self.warnings.clone(),
+            // ClamAV reads whole files: it has no plan.
+            filter_bytes: 0,
         }
     }
 

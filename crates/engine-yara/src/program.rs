@@ -98,6 +98,7 @@ impl Template for Yara {
             rules: self.0.count,
             context_sensitive: self.0.context.any(),
             warnings: self.0.warnings.clone(),
+            filter_bytes: 0,
         }
     }
 

@@ -110,7 +110,7 @@ impl Pipe {
         let bytes = proto::encode(envelope).map_err(|_| NotQueued::TooLarge)?;
         let kind = match envelope.body {
             Some(Body::Check(_) | Body::Renew(_)) => Kind::Opening,
-            Some(Body::Data(_) | Body::Manifest(_)) => Kind::Data,
+            Some(Body::Data(_) | Body::Manifest(_) | Body::FilterReport(_)) => Kind::Data,
             _ => Kind::Other,
         };
         let frame = Frame {

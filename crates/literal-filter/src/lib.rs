@@ -17,6 +17,7 @@ mod error;
 mod filter;
 mod grams;
 mod needles;
+mod pack;
 mod report;
 mod stream;
 mod table;
@@ -28,6 +29,7 @@ pub use filter::{Filter, LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, Literal, POOL_M
 pub use needles::{
     KEYS_MAX, NEEDLES_MAX, Needle, Needles, REACH_MAX, TOKENS_MAX, Token as NeedleToken,
 };
+pub use pack::Pack;
 pub use report::{OFFSETS_MAX, REPORT_BYTES_MAX, REPORT_HITS_MAX, Report};
 pub use stream::Stream;
 pub use table::is_common;

@@ -45,6 +45,10 @@ id! {
     Generation
 }
 id! {
+    /// What an agent looks for in place of an engine: equal bytes, equal literals and needles.
+    FilterId
+}
+id! {
     /// A removal order, unique for each appliance.
     OrderId
 }

@@ -9,7 +9,7 @@ mod ranges;
 mod verdict;
 
 pub use digest::{Digest, DigestParseError, Sha256};
-pub use ids::{Generation, GuestId, ItemId, OrderId};
+pub use ids::{FilterId, Generation, GuestId, ItemId, OrderId};
 pub use policy::{Disposition, Policy, PolicyError, RIDE_ALONG_MAX};
 pub use ranges::Ranges;
 pub use verdict::{

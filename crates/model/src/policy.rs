@@ -41,6 +41,9 @@ pub struct Policy {
     pub scan_on_close: bool,
     /// Agents compress content where that pays.
     pub compress: bool,
+    /// Content of so many bytes and more is reported on by the agent's filter, where it has one,
+    /// and only what may matter is sent; `None`: all of it is.
+    pub report_min_bytes: Option<u64>,
 }
 
 /// A policy that cannot be used.
@@ -79,6 +82,7 @@ impl Default for Policy {
             context_sensitive: false,
             scan_on_close: true,
             compress: true,
+            report_min_bytes: None,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Outcomes and verdicts.
 
-use crate::{Digest, Generation, Sha256};
+use crate::{Digest, FilterId, Generation, Sha256};
 
 /// Detections kept in one verdict; the rest is counted.
 pub const DETECTIONS_MAX: usize = 64;
@@ -232,6 +232,9 @@ pub struct Coverage {
     pub members_judged: u32,
     /// Bytes of those members.
     pub member_bytes_judged: u64,
+    /// The other bytes were looked at by whoever has the content, with this filter, and its report
+    /// left nothing open; `None`: nobody did.
+    pub filter: Option<FilterId>,
 }
 
 impl Coverage {

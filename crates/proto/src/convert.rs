@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use model::{
-    AccessClass, Coverage, DETECTIONS_MAX, Detection, Digest, Disposition, Generation, Outcome,
-    Policy, PolicyError, Sha256, UnscannedReason, Verdict,
+    AccessClass, Coverage, DETECTIONS_MAX, Detection, Digest, Disposition, FilterId, Generation,
+    Outcome, Policy, PolicyError, Sha256, UnscannedReason, Verdict,
 };
 
 use crate::v1;
@@ -158,6 +158,7 @@ impl From<&Coverage> for v1::Coverage {
             ranges: coverage.ranges.iter().map(range).collect(),
             members_judged: coverage.members_judged,
             member_bytes_judged: coverage.member_bytes_judged,
+            filter: coverage.filter.map_or_else(Vec::new, |id| id.0.to_vec()),
         }
     }
 }
@@ -174,6 +175,7 @@ impl From<v1::Coverage> for Coverage {
                 .collect(),
             members_judged: coverage.members_judged,
             member_bytes_judged: coverage.member_bytes_judged,
+            filter: FilterId::from_slice(&coverage.filter),
         }
     }
 }
@@ -249,6 +251,7 @@ impl From<&Policy> for v1::Policy {
             context_sensitive: policy.context_sensitive,
             scan_on_close: policy.scan_on_close,
             compress: policy.compress,
+            report_min_bytes: policy.report_min_bytes.unwrap_or(0),
         }
     }
 }
@@ -278,6 +281,7 @@ impl TryFrom<v1::Policy> for Policy {
             context_sensitive: message.context_sensitive,
             scan_on_close: message.scan_on_close,
             compress: message.compress,
+            report_min_bytes: Some(message.report_min_bytes).filter(|bytes| *bytes > 0),
         };
         policy.validate().map_err(ConvertError::Policy)?;
         Ok(policy)

@@ -29,5 +29,13 @@ pub const DATA_MAX_BYTES: usize = 64 * 1024;
 pub const DATA_PLAIN_MAX_BYTES: usize = 128 * 1024;
 /// Most bytes of one `Manifest`.
 pub const MANIFEST_MAX_BYTES: usize = 896 * 1024;
+/// Most bytes of the head that goes with a `FilterReport`; of longer content exactly so many.
+pub const REPORT_HEAD_BYTES: usize = 512;
+/// Most bytes of occurrences in one `FilterReport`.
+pub const REPORT_MAX_BYTES: usize = 64 * 1024;
+/// Most bytes of one `FilterPart`.
+pub const FILTER_PART_MAX_BYTES: usize = 256 * 1024;
+/// Most ranges in one `PartialStep`.
+pub const ASK_RANGES_MAX: usize = 4096;
 /// Most bytes in one packet between an appliance and an engine process.
 pub const ENGINE_PACKET_MAX_BYTES: usize = 192 * 1024;

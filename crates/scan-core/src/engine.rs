@@ -1,8 +1,9 @@
 //! What an appliance needs of engines.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
-use model::{Detection, Generation, UnscannedReason};
+use model::{Detection, FilterId, Generation, Ranges, UnscannedReason};
 
 use crate::Context;
 
@@ -42,6 +43,47 @@ pub struct Task<C> {
     /// Name and owner; given only to engines that say they read them, so that a verdict can never
     /// depend on what its key leaves out.
     pub context: Option<Context>,
+}
+
+/// What an agent can look for in place of an engine.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FilterPack {
+    /// What identifies it.
+    pub id: FilterId,
+    /// The version and rules that it stands for.
+    pub generation: Generation,
+    /// As it travels.
+    pub bytes: Vec<u8>,
+}
+
+/// Content of which a part is known, and of which an agent told what its filter found.
+#[derive(Debug, Clone)]
+pub struct PartialTask<C> {
+    /// What is known, in whatever form the engine takes it.
+    pub content: C,
+    /// Size of the whole, in bytes.
+    pub size: u64,
+    /// Which bytes are known.
+    pub known: Ranges,
+    /// The filter that reported.
+    pub filter: FilterId,
+    /// What it found, as it came; hostile.
+    pub report: Vec<u8>,
+    /// As in [`Task`].
+    pub context: Option<Context>,
+}
+
+/// How far partial content led.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PartialStep {
+    /// What these rules say of the part holds for the whole; one that matches nothing is clean.
+    Judged(Finding),
+    /// These bytes could change the verdict; never empty, never known.
+    Ask(Ranges),
+    /// No ranges are known to suffice: why, for people.
+    Whole(String),
+    /// It could not be judged, as the finding says.
+    Failed(Finding),
 }
 
 /// What one engine says of one file.
@@ -96,6 +138,9 @@ impl Finding {
 /// What [`Engine::scan`] returns: always completes, whatever happens to the engine.
 pub type ScanFuture<'a> = Pin<Box<dyn Future<Output = Finding> + Send + 'a>>;
 
+/// What [`Engine::judge_partial`] returns.
+pub type PartialFuture<'a> = Pin<Box<dyn Future<Output = PartialStep> + Send + 'a>>;
+
 /// An engine. A crash, a timeout or an absent process is a [`Finding`], never a panic or a hang.
 pub trait Engine<C>: Send + Sync {
     /// What it is, as of now: rules may be reloaded under it.
@@ -104,4 +149,18 @@ pub trait Engine<C>: Send + Sync {
     fn counts(&self) -> EngineCounts;
     /// Judges one file.
     fn scan(&self, task: Task<C>) -> ScanFuture<'_>;
+
+    /// What agents can look for, as of now. `None`: it judges whole content only.
+    fn filter(&self) -> Option<Arc<FilterPack>> {
+        None
+    }
+
+    /// Judges one file by what is known of it.
+    fn judge_partial<'a>(&'a self, _task: PartialTask<C>) -> PartialFuture<'a>
+    where
+        C: 'a,
+    {
+        let why = "the engine judges whole content only".to_owned();
+        Box::pin(std::future::ready(PartialStep::Whole(why)))
+    }
 }

@@ -9,7 +9,10 @@ mod merge;
 mod schedule;
 
 pub use budget::{Budget, BudgetLimits, Grant, Place, Refusal};
-pub use engine::{Engine, EngineCounts, EngineFacts, Finding, ScanFuture, Task};
+pub use engine::{
+    Engine, EngineCounts, EngineFacts, FilterPack, Finding, PartialFuture, PartialStep,
+    PartialTask, ScanFuture, Task,
+};
 pub use key::{CacheKey, Context, ContextClass, Settings, generation_in_force};
 pub use merge::merge;
 pub use schedule::{JobId, PRIORITIES, QueueLimits, Refused, Scheduler, Slot, Started};

@@ -42,6 +42,9 @@ fn generate(root: &Path, out: &Path) -> Result<()> {
             ".lazaret.v1.Check.content",
             ".lazaret.v1.ScanJob.content",
             ".lazaret.v1.AllowlistPart.bytes",
+            ".lazaret.v1.FilterPart.bytes",
+            ".lazaret.v1.FilterReport.report",
+            ".lazaret.v1.PartialContent.report",
         ])
         .out_dir(out)
         .compile_fds(descriptors)?;

@@ -349,6 +349,7 @@ impl Gate {
             context: Some(content.context()),
             content_compressed: compressed.is_some(),
             content: compressed.map(Bytes::from).or(bytes),
+            filter: Vec::new(),
         };
         content.stages.asked(self.now());
         let envelope = v1::Envelope {

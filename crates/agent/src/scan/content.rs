@@ -93,6 +93,7 @@ impl<'a> Candidate<'a> {
                 pid: 0,
             }),
             content_compressed: compressed.is_some(),
+            filter: Vec::new(),
             content: compressed.map(Bytes::from).or_else(|| self.content.clone()),
         }
     }

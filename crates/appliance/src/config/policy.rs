@@ -113,6 +113,7 @@ impl PolicyConfig {
             context_sensitive,
             scan_on_close: self.scan_on_close,
             compress: self.compress,
+            report_min_bytes: None,
         };
         let mut hasher = blake3::Hasher::new_derive_key("lazaret 1 policy revision");
         hasher.update(&v1::Policy::from(&policy).encode_to_vec());

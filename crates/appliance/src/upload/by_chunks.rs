@@ -111,7 +111,7 @@ impl Upload {
             self.send(v1::envelope::Body::Need(v1::Need {
                 ranges: rebuild.ranges().iter().map(wire_range).collect(),
                 credit_bytes: u32::try_from(granted).unwrap_or(u32::MAX),
-                manifest: false,
+                ..v1::Need::default()
             }));
             let time_max = shared.force().limits.upload_time_max(missing);
             let begun = Instant::now();

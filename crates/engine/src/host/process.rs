@@ -111,6 +111,7 @@ impl WorkerProcess {
             context: job.context.clone(),
             unpack: job.unpack,
             timeout_ms: u32::try_from(own_limit_ms).unwrap_or(u32::MAX).max(1),
+            partial: None,
         };
         let socket = self.socket.get_ref().as_fd();
         packet::send(socket, &message, fd, &mut self.outgoing).map_err(|error| {

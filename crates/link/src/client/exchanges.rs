@@ -45,7 +45,7 @@ impl Exchanges {
                 }
                 self.open.insert(envelope.request_id, None);
             }
-            Some(Body::DataEnd(_) | Body::Manifest(_)) => {
+            Some(Body::DataEnd(_) | Body::Manifest(_) | Body::FilterReport(_)) => {
                 if let Some(credit) = self.open.get_mut(&envelope.request_id) {
                     *credit = None;
                 }

@@ -53,6 +53,8 @@ struct Upload {
     is_wanted: bool,
     /// A manifest will do in its place.
     wants_manifest: bool,
+    /// A report is wanted, and no content.
+    wants_report: bool,
     credit: u64,
     /// No piece may begin before this.
     offset_min: u64,
@@ -98,6 +100,7 @@ impl AgentRules {
             Body::Data(data) => self.data(id, data),
             Body::DataEnd(_) => Ok(self.data_end(id)),
             Body::Manifest(manifest) => self.manifest(id, manifest),
+            Body::FilterReport(report) => self.report(id, report),
             Body::Cancel(_) => Ok(match self.open.remove(&id) {
                 Some(_) => Pass::Deliver,
                 None => Pass::Drop,
@@ -105,7 +108,8 @@ impl AgentRules {
             Body::OrderResult(_)
             | Body::LedgerReport(_)
             | Body::Alert(_)
-            | Body::FetchAllowlist(_) => Ok(Pass::Deliver),
+            | Body::FetchAllowlist(_)
+            | Body::FetchFilter(_) => Ok(Pass::Deliver),
             Body::Hello(_) => Err(Violation("a second Hello")),
             _ => Err(Violation("a frame that only appliances send")),
         }
@@ -123,6 +127,7 @@ impl AgentRules {
                     }
                     upload.is_wanted = true;
                     upload.wants_manifest = need.manifest;
+                    upload.wants_report = need.report;
                     let ends = need
                         .ranges
                         .iter()
@@ -187,7 +192,7 @@ impl AgentRules {
         let Some(upload) = self.open.get_mut(&id) else {
             return Ok(Pass::Drop);
         };
-        if !upload.is_wanted {
+        if !upload.is_wanted || upload.wants_report {
             return Err(Violation("data that nobody asked for"));
         }
         upload.wants_manifest = false;
@@ -239,6 +244,26 @@ impl AgentRules {
         }
         upload.is_wanted = false;
         upload.wants_manifest = false;
+        Ok(Pass::Deliver)
+    }
+
+    fn report(&mut self, id: u64, report: &v1::FilterReport) -> Result<Pass, Violation> {
+        let Some(upload) = self.open.get_mut(&id) else {
+            return Ok(Pass::Drop);
+        };
+        if !upload.is_wanted || !upload.wants_report {
+            return Err(Violation("a filter report that nobody asked for"));
+        }
+        if report.head.len() > proto::REPORT_HEAD_BYTES {
+            return Err(Violation(
+                "a filter report's head must have at most 512 bytes",
+            ));
+        }
+        if report.report.len() > proto::REPORT_MAX_BYTES {
+            return Err(Violation("a filter report must have at most 64 KiB"));
+        }
+        upload.is_wanted = false;
+        upload.wants_report = false;
         Ok(Pass::Deliver)
     }
 }
@@ -339,6 +364,46 @@ mod tests {
         let too_long = proto::MANIFEST_MAX_BYTES + 1;
         check_violation(listing(), &manifest(1, too_long), "896 KiB");
         assert_eq!(listing().received(&manifest(3, 100)), Ok(Pass::Drop));
+    }
+
+    fn reporting() -> AgentRules {
+        let mut rules = AgentRules::new(4, false);
+        rules.received(&check(1)).unwrap();
+        let need = v1::Need {
+            report: true,
+            ..v1::Need::default()
+        };
+        rules.sending(&envelope(1, Body::Need(need)));
+        rules
+    }
+
+    fn report(id: u64, head: usize, len: usize) -> v1::Envelope {
+        let report = v1::FilterReport {
+            filter: vec![1; 16],
+            head: vec![0; head],
+            report: vec![0; len].into(),
+        };
+        envelope(id, Body::FilterReport(report))
+    }
+
+    #[test]
+    fn a_report_comes_where_it_was_asked_for_and_once() {
+        let mut rules = reporting();
+        assert_eq!(rules.received(&report(1, 512, 65_536)), Ok(Pass::Deliver));
+        check_violation(rules, &report(1, 0, 0), "nobody asked");
+        check_violation(uploading(10), &report(1, 0, 0), "nobody asked");
+        check_violation(listing(), &report(1, 0, 0), "nobody asked");
+        check_violation(reporting(), &report(1, 513, 0), "512 bytes");
+        check_violation(reporting(), &report(1, 0, 65_537), "64 KiB");
+        check_violation(reporting(), &data(1, 0, 1), "nobody asked");
+        check_violation(reporting(), &manifest(1, 1), "nobody asked");
+        assert_eq!(reporting().received(&report(3, 0, 0)), Ok(Pass::Drop));
+        // A reason in its place, and ranges after it.
+        let mut rules = reporting();
+        let end = envelope(1, Body::DataEnd(v1::DataEnd::default()));
+        assert_eq!(rules.received(&end), Ok(Pass::Deliver));
+        rules.sending(&need(1, 10));
+        assert_eq!(rules.received(&data(1, 5, 10)), Ok(Pass::Deliver));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use proto::v1::{engine_reply, engine_request};
 
 use crate::Golden;
 use crate::link::context;
-use crate::types::{detection, unscanned};
+use crate::types::{detection, range, unscanned};
 
 fn setup() -> v1::Setup {
     v1::Setup {
@@ -22,6 +22,7 @@ fn ready() -> v1::EngineReady {
         rules: 1204,
         context_sensitive: true,
         warnings: vec!["a.yar:3: slow rule".into()],
+        filter_bytes: 900_000,
     }
 }
 
@@ -64,6 +65,21 @@ fn job() -> v1::ScanJob {
         context: Some(context()),
         unpack: Some(unpack()),
         timeout_ms: 20_000,
+        partial: Some(partial()),
+    }
+}
+
+fn partial() -> v1::PartialContent {
+    v1::PartialContent {
+        known: vec![range()],
+        report: vec![5, 2, 9].into(),
+    }
+}
+
+fn step() -> v1::PartialStep {
+    v1::PartialStep {
+        ask: vec![range()],
+        whole: "rule a: nothing bounds it".into(),
     }
 }
 
@@ -77,6 +93,7 @@ fn report() -> v1::ScanReport {
         members_judged: 7,
         member_bytes_judged: 70_000,
         last: true,
+        partial: Some(step()),
     }
 }
 
@@ -85,6 +102,8 @@ pub(crate) fn add(golden: &mut Golden) {
     golden.add("SpawnWorker", &v1::SpawnWorker {});
     golden.add("Shutdown", &v1::Shutdown {});
     golden.add("EngineReady", &ready());
+    golden.add("PartialContent", &partial());
+    golden.add("PartialStep", &step());
     golden.add("EngineFailed", &failed());
     golden.add("WorkerSpawned", &spawned());
     golden.add("WorkerExited", &exited());

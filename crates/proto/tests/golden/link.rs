@@ -54,6 +54,7 @@ fn check() -> v1::Check {
         context: Some(context()),
         content: Some(b"hello"[..].into()),
         content_compressed: true,
+        filter: vec![0x66; 16],
     }
 }
 
@@ -62,6 +63,40 @@ fn need() -> v1::Need {
         ranges: vec![range()],
         credit_bytes: 1 << 20,
         manifest: true,
+        report: true,
+    }
+}
+
+fn filter_report() -> v1::FilterReport {
+    v1::FilterReport {
+        filter: vec![0x66; 16],
+        head: b"MZ".to_vec(),
+        report: vec![5, 2, 9].into(),
+    }
+}
+
+fn filter_offer() -> v1::FilterOffer {
+    v1::FilterOffer {
+        filter: vec![0x66; 16],
+        size: 900_000,
+    }
+}
+
+fn fetch_filter() -> v1::FetchFilter {
+    v1::FetchFilter {
+        filter: vec![0x66; 16],
+        offset: 262_144,
+        base: vec![0x77; 16],
+    }
+}
+
+fn filter_part() -> v1::FilterPart {
+    v1::FilterPart {
+        filter: vec![0x66; 16],
+        offset: 262_144,
+        bytes: b"piece"[..].into(),
+        base: vec![0x77; 16],
+        total: 300_000,
     }
 }
 
@@ -219,6 +254,10 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("Data", Body::Data(data())),
         ("DataEnd", Body::DataEnd(data_end())),
         ("Manifest", Body::Manifest(manifest())),
+        ("FilterOffer", Body::FilterOffer(filter_offer())),
+        ("FetchFilter", Body::FetchFilter(fetch_filter())),
+        ("FilterPart", Body::FilterPart(filter_part())),
+        ("FilterReport", Body::FilterReport(filter_report())),
         ("Credit", Body::Credit(v1::Credit { bytes: 65_536 })),
         ("CheckReply", Body::CheckReply(check_reply())),
         ("Cancel", Body::Cancel(v1::Cancel {})),
@@ -278,6 +317,10 @@ fn alone(golden: &mut Golden) {
     golden.add("Data", &data());
     golden.add("DataEnd", &data_end());
     golden.add("Manifest", &manifest());
+    golden.add("FilterOffer", &filter_offer());
+    golden.add("FetchFilter", &fetch_filter());
+    golden.add("FilterPart", &filter_part());
+    golden.add("FilterReport", &filter_report());
     golden.add("Credit", &v1::Credit { bytes: 65_536 });
     golden.add("CheckReply", &check_reply());
     golden.add("Cancel", &v1::Cancel {});

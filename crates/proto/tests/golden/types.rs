@@ -47,6 +47,7 @@ pub(crate) fn coverage() -> v1::Coverage {
         ranges: vec![range()],
         members_judged: 7,
         member_bytes_judged: 70_000,
+        filter: vec![0x66; 16],
     }
 }
 
@@ -74,6 +75,7 @@ pub(crate) fn policy() -> v1::Policy {
         context_sensitive: true,
         scan_on_close: true,
         compress: true,
+        report_min_bytes: 4096,
     }
 }
 
