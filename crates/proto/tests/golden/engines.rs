@@ -73,6 +73,7 @@ fn partial() -> v1::PartialContent {
     v1::PartialContent {
         known: vec![range()],
         report: vec![5, 2, 9].into(),
+        filter: vec![0x66; 16],
     }
 }
 
