@@ -6,8 +6,10 @@
 //! put together counts only when its whole digest is the one that was asked about. No I/O, no clock.
 //!
 //! [`compress`] makes data smaller for the wire, and nothing else may undo that but [`decompress`], which
-//! has a hard limit.
+//! has a hard limit; [`compress_against`] and [`decompress_against`] do the same for somebody who has
+//! something like it.
 
+mod against;
 mod compression;
 mod cut;
 mod groups;
@@ -16,6 +18,7 @@ mod lister;
 mod manifest;
 mod plan;
 
+pub use against::{AgainstError, compress_against, decompress_against};
 pub use compression::{DecompressError, PLAIN_BYTES_MAX, PieceCompressor, compress, decompress};
 pub use groups::GROUP_BYTES;
 pub use kind::{HEAD_BYTES, Kind, PAGE_BYTES};

@@ -1,6 +1,6 @@
 use crate::{LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, POOL_MAX};
 
-/// Why a filter could not be built, read or updated.
+/// Why a filter could not be built or read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilterError {
@@ -27,7 +27,7 @@ pub enum FilterError {
     /// The bytes are not of this kind, or of another version.
     #[error("not a {what} of version {version}: wrong first bytes")]
     Magic {
-        /// What was expected: a filter or a delta.
+        /// What was expected: a filter, needles, a pack.
         what: &'static str,
         /// The version that this code reads.
         version: u8,
@@ -35,7 +35,7 @@ pub enum FilterError {
     /// The bytes end too early.
     #[error("{what} ends at byte {at}, inside {inside}")]
     Truncated {
-        /// What is being read: a filter or a delta.
+        /// What is being read: a filter, needles, a pack, a report.
         what: &'static str,
         /// What was read when the bytes ended.
         inside: &'static str,
@@ -45,7 +45,7 @@ pub enum FilterError {
     /// A field has a value that it cannot have.
     #[error("{what} has a bad {field} at byte {at}: {value}")]
     Field {
-        /// What is being read: a filter or a delta.
+        /// What is being read: a filter, needles, a pack, a report.
         what: &'static str,
         /// The field.
         field: &'static str,
@@ -57,27 +57,11 @@ pub enum FilterError {
     /// Something follows the last literal.
     #[error("{what} has {extra} bytes too many at byte {at}")]
     Trailing {
-        /// What is being read: a filter or a delta.
+        /// What is being read: a filter, needles, a pack, a report.
         what: &'static str,
         /// Where they start.
         at: usize,
         /// How many they are.
         extra: usize,
-    },
-    /// The delta was made from another filter than the one at hand.
-    #[error("the delta starts from filter {wanted}, not from {have}")]
-    WrongBase {
-        /// The digest that the delta names, in hex.
-        wanted: String,
-        /// The digest of the filter at hand, in hex.
-        have: String,
-    },
-    /// The delta does not lead to the filter that it names.
-    #[error("the delta names filter {wanted} but makes {have}")]
-    WrongResult {
-        /// The digest that the delta names, in hex.
-        wanted: String,
-        /// The digest of what came out, in hex.
-        have: String,
     },
 }

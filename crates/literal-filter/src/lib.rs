@@ -12,18 +12,17 @@
 //! The idea of sampled grams is that of Wu and Manber's multi-pattern search ("A fast algorithm
 //! for multi-pattern searching", 1994) with a fixed stride in place of the shift table.
 
-mod delta;
 mod error;
 mod filter;
 mod grams;
 mod needles;
 mod pack;
 mod report;
+mod scan;
 mod stream;
 mod table;
 mod wire;
 
-pub use delta::{apply, delta};
 pub use error::FilterError;
 pub use filter::{Filter, LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, Literal, POOL_MAX};
 pub use needles::{
@@ -31,5 +30,6 @@ pub use needles::{
 };
 pub use pack::Pack;
 pub use report::{OFFSETS_MAX, REPORT_BYTES_MAX, REPORT_HITS_MAX, Report};
+pub use scan::PackScan;
 pub use stream::Stream;
 pub use table::is_common;

@@ -27,20 +27,26 @@ pub struct Report {
 /// Occurrences of one literal.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Offsets {
-    /// At most [`OFFSETS_MAX`]; in no order until the report is encoded.
+    /// At most [`OFFSETS_MAX`], the lowest ones, rising.
     list: Vec<u64>,
     more: bool,
 }
 
 impl Report {
-    /// Notes an occurrence. `Break`: there are too many for a report.
+    /// Notes an occurrence; they may come in any order. `Break`: there are too many for a report.
     pub fn add(&mut self, literal: u32, offset: u64) -> ControlFlow<()> {
-        let offsets = self.literals.entry(literal).or_default();
-        if offsets.list.len() >= OFFSETS_MAX {
-            offsets.more = true;
+        let Offsets { list, more } = self.literals.entry(literal).or_default();
+        let at = list.partition_point(|known| *known < offset);
+        if list.len() >= OFFSETS_MAX {
+            *more = true;
+            // The lowest are kept, whatever the order: one file has one report.
+            if at < list.len() {
+                list.pop();
+                list.insert(at, offset);
+            }
             return ControlFlow::Continue(());
         }
-        offsets.list.push(offset);
+        list.insert(at, offset);
         self.hits += 1;
         if self.hits > REPORT_HITS_MAX {
             return ControlFlow::Break(());
@@ -81,12 +87,10 @@ impl Report {
                 &mut out,
                 2 * offsets.list.len() as u64 + u64::from(offsets.more),
             );
-            let mut sorted = offsets.list.clone();
-            sorted.sort_unstable();
             let mut before = 0;
-            for offset in sorted {
+            for offset in &offsets.list {
                 put_varint(&mut out, offset - before);
-                before = offset;
+                before = *offset;
             }
             if out.len() > REPORT_BYTES_MAX {
                 return None;
@@ -218,6 +222,18 @@ mod tests {
             Report::from_bytes(&bytes, 70_001, 1 << 40).is_err(),
             "beyond the end"
         );
+    }
+
+    #[test]
+    fn one_file_has_one_report() {
+        let (mut rising, mut falling) = (Report::default(), Report::default());
+        for offset in 0..200 {
+            let _ = rising.add(3, offset);
+            let _ = falling.add(3, 199 - offset);
+        }
+        assert_eq!(rising, falling);
+        let kept: Vec<u64> = (0..OFFSETS_MAX as u64).collect();
+        assert_eq!(rising.iter().next(), Some((3, &kept[..], true)));
     }
 
     #[test]

@@ -358,6 +358,8 @@ impl Shared {
                 | Body::Recall(_)
                 | Body::AllowlistOffers(_)
                 | Body::AllowlistPart(_)
+                | Body::FilterOffer(_)
+                | Body::FilterPart(_)
                 | Body::Order(_)
                 | Body::Renewed(_),
             ) if is_for_somebody => {

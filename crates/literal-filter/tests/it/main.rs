@@ -1,5 +1,6 @@
 //! The filter against a naive search.
 
+mod pieces;
 mod search;
 mod wire;
 

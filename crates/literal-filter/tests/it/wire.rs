@@ -1,4 +1,4 @@
-use literal_filter::{FilterError, LITERALS_MAX, apply, delta};
+use literal_filter::{FilterError, LITERALS_MAX};
 
 use super::*;
 
@@ -47,71 +47,6 @@ proptest! {
         prop_assert!(Filter::from_bytes(&bytes).is_err());
         let _ = Filter::from_bytes(&framed);
     }
-
-    #[test]
-    fn a_delta_leads_to_the_new_filter(
-        old in literals(),
-        added in literals(),
-        order in any::<prop::sample::Index>(),
-        drop in 1..5_usize,
-    ) {
-        let mut new: Vec<Literal> = old.iter().enumerate()
-            .filter(|(i, _)| i % 5 >= drop % 5)
-            .map(|(_, literal)| literal.clone())
-            .collect();
-        new.extend(added);
-        if !new.is_empty() {
-            let middle = order.index(new.len());
-            new.rotate_left(middle);
-        }
-        let (old, new) = (Filter::build(&old).unwrap(), Filter::build(&new).unwrap());
-        let sent = delta(&old, &new);
-        prop_assert!(same(&apply(&old, &sent).unwrap(), &new));
-        if !same(&old, &new) {
-            let wrong_base = matches!(apply(&new, &sent), Err(FilterError::WrongBase { .. }));
-            prop_assert!(wrong_base);
-        }
-    }
-
-    #[test]
-    fn a_damaged_delta_is_refused(
-        old in literals(),
-        new in literals(),
-        at in any::<prop::sample::Index>(),
-        flip in 1..=255_u8,
-        cut in any::<prop::sample::Index>(),
-    ) {
-        let (old, new) = (Filter::build(&old).unwrap(), Filter::build(&new).unwrap());
-        let sent = delta(&old, &new);
-        prop_assert!(apply(&old, &sent[..cut.index(sent.len())]).is_err());
-        let mut damaged = sent.clone();
-        *at.get_mut(&mut damaged) ^= flip;
-        // Another way to the right filter is possible, the wrong filter is not.
-        if let Ok(filter) = apply(&old, &damaged) {
-            prop_assert_eq!(filter.digest(), new.digest());
-        }
-    }
-}
-
-fn numbered(ids: impl Iterator<Item = u32>) -> Filter {
-    let literals: Vec<Literal> = ids
-        .map(|i| literal(format!("a literal with number {i}").as_bytes(), false))
-        .collect();
-    Filter::build(&literals).unwrap()
-}
-
-#[test]
-fn a_small_change_is_a_small_delta() {
-    let old = numbered(0..5000);
-    let new = numbered(
-        (0..100)
-            .chain(103..3000)
-            .chain(9000..9002)
-            .chain(3000..5000),
-    );
-    let sent = delta(&old, &new);
-    assert!(sent.len() < 200, "{} bytes", sent.len());
-    assert!(same(&apply(&old, &sent).unwrap(), &new));
 }
 
 fn check_error(bytes: &[u8], expected: &str) {
