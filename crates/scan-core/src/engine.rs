@@ -156,10 +156,7 @@ pub trait Engine<C>: Send + Sync {
     }
 
     /// Judges one file by what is known of it.
-    fn judge_partial<'a>(&'a self, _task: PartialTask<C>) -> PartialFuture<'a>
-    where
-        C: 'a,
-    {
+    fn judge_partial(&self, _task: PartialTask<C>) -> PartialFuture<'_> {
         let why = "the engine judges whole content only".to_owned();
         Box::pin(std::future::ready(PartialStep::Whole(why)))
     }
