@@ -127,6 +127,10 @@ pub struct Limits {
     pub allowlist_fetch_spread_s: u64,
     /// When so many listed digests were recalled, nothing is allowed by list any more.
     pub allowlist_recalls_max: usize,
+    /// Bytes of the appliance's filter, and of what is sent of it; a larger one is not fetched.
+    pub filter_bytes_max: u64,
+    /// Seconds over which a fleet's agents spread the fetching of a new filter.
+    pub filter_fetch_spread_s: u64,
 }
 
 /// Logs.
@@ -246,6 +250,8 @@ impl Default for Limits {
             allowlist_bytes_max: 512 << 20,
             allowlist_fetch_spread_s: 60,
             allowlist_recalls_max: 65_536,
+            filter_bytes_max: 8 << 20,
+            filter_fetch_spread_s: 60,
         }
     }
 }
@@ -333,6 +339,13 @@ impl Limits {
                 1 << 36,
             ),
             (
+                "filter_fetch_spread_s",
+                self.filter_fetch_spread_s,
+                0,
+                86_400,
+            ),
+            ("filter_bytes_max", self.filter_bytes_max, 1 << 10, 1 << 28),
+            (
                 "quarantine_bytes_max",
                 self.quarantine_bytes_max,
                 1 << 20,
@@ -410,6 +423,12 @@ impl AgentConfig {
     pub fn fetched_allowlist(&self, name: &str) -> PathBuf {
         let name = blake3::hash(name.as_bytes()).to_hex();
         self.state_dir.join(format!("allowlist-{}", &name[..32]))
+    }
+
+    /// Where the appliance's filter is kept.
+    #[must_use]
+    pub fn filter_file(&self) -> PathBuf {
+        self.state_dir.join("filter.pack")
     }
 
     /// The unix socket on which a running agent is asked.

@@ -6,8 +6,10 @@
 pub(crate) mod content;
 pub(crate) mod deeds;
 mod delivery;
+mod filters;
 mod listed;
 pub(crate) mod reader;
+mod reports;
 pub(crate) mod standing;
 pub(crate) mod tally;
 pub(crate) mod timer;
@@ -29,6 +31,7 @@ use model::Policy;
 
 use crate::books::Books;
 use crate::config::Limits;
+use crate::filter_file::FilterFile;
 use crate::foresight::Foresight;
 use crate::guard::probe::Probes;
 use crate::{AgentConfig, allow};
@@ -36,6 +39,7 @@ use content::{Content, Hashed, Medium};
 use deeds::{AtHand, Deed, Preparation};
 use delivery::Delivery;
 use proto::v1;
+use reports::Looking;
 use standing::Standing;
 use tally::Tally;
 use trace::Trace;
@@ -79,6 +83,8 @@ pub(crate) struct Gate {
     pub(crate) standing: Standing,
     queues: Queues,
     pub(crate) foresight: Foresight,
+    /// What is looked for in place of the appliance.
+    pub(crate) looking: Looking,
     client: OnceLock<Client>,
     /// `None`: there are no allowlists.
     shelf: Option<Arc<Shelf>>,
@@ -165,6 +171,7 @@ impl Gate {
             standing,
             queues,
             foresight: Foresight::default(),
+            looking: Looking::new(FilterFile::of(config), limits.filter_bytes_max),
             client: OnceLock::new(),
             obeyed: Mutex::new(listed::what_counts(shelf.as_deref())),
             shelf,
@@ -367,6 +374,7 @@ impl Gate {
         self.scan_on_close
             .store(policy.scan_on_close, Ordering::Relaxed);
         self.compress.store(policy.compress, Ordering::Relaxed);
+        self.looking.obey(policy);
         deeds
     }
 
@@ -375,8 +383,10 @@ impl Gate {
         let state = self.lock();
         let policy = state.core.policy();
         let ride_along_max = policy.ride_along_max_bytes.into();
+        let size_max = policy.size_max_bytes;
+        drop(state);
         let ride_along_max = self.foresight.ride_along_max(ride_along_max);
-        (ride_along_max, policy.size_max_bytes)
+        (self.looking.ride_along_max(ride_along_max), size_max)
     }
 
     pub(crate) fn policy(&self) -> Policy {
@@ -395,6 +405,11 @@ impl Gate {
 
     pub(crate) fn new_request_id(&self) -> u64 {
         self.lock().core.new_request_id()
+    }
+
+    /// Whether anybody still waits for this exchange.
+    pub(crate) fn is_wanted(&self, request_id: u64) -> bool {
+        !self.lock().core.tickets_of(request_id).is_empty()
     }
 
     /// The files whose verdict this exchange brings.

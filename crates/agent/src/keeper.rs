@@ -68,6 +68,7 @@ impl Keeper {
             self.pay_back();
             self.renew();
             self.gate.deliver(self.credentials.seed());
+            self.gate.deliver_filter(self.credentials.seed());
         } else {
             self.reported = None;
         }

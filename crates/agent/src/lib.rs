@@ -12,6 +12,7 @@ pub mod cli;
 mod config;
 pub mod control;
 pub mod credentials;
+mod filter_file;
 mod foresight;
 mod gate;
 mod guard;

@@ -30,6 +30,7 @@ pub(crate) struct Published {
     allowlist_serial: Gauges<1>,
     allowlist_entries: Gauge,
     allowlist_recalled: Gauge,
+    filter_entries: Gauge,
     ledger_open: Gauge,
 }
 
@@ -81,6 +82,10 @@ impl Published {
                 "lazaret_agent_allowlist_recalled",
                 "Contents that no list allows any more.",
             ),
+            filter_entries: registry.gauge(
+                "lazaret_agent_filter_entries",
+                "Literals and needles of the appliance's filter; 0: content is not reported on.",
+            ),
             ledger_open: registry.gauge(
                 "lazaret_agent_ledger_open",
                 "Ledger entries not paid back yet.",
@@ -119,6 +124,8 @@ impl Published {
         }
         self.update_fast_paths(gate);
         self.update_allowlists(gate);
+        let filter = gate.looking.in_force();
+        set_gauge(&self.filter_entries, filter.map_or(0, |it| it.len() as u64));
         let link = gate.client().map(link::client::Client::stats);
         set_all(&self.link, &link.unwrap_or_default());
         let ledger = gate.books.totals();
@@ -170,9 +177,48 @@ fn set_gauge(gauge: &Gauge, value: u64) {
     gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
-fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
+/// What the appliance's filter is good for.
+fn report_counters(registry: &Registry) -> Vec<Reading<Tally>> {
     let counter = |name: &str, help: &str| registry.counter(&full(name), help);
     vec![
+        (
+            counter("reports_sent", "Reports sent in place of content."),
+            |t| t.reports_sent.value(),
+        ),
+        (
+            counter("report_bytes_sent", "Bytes of those reports."),
+            |t| t.report_bytes_sent.value(),
+        ),
+        (
+            counter(
+                "range_bytes_sent",
+                "Bytes of content that were asked for because of a report.",
+            ),
+            |t| t.range_bytes_sent.value(),
+        ),
+        (
+            counter(
+                "reports_declined",
+                "Reports that were not made: no filter any more, or more than one can tell.",
+            ),
+            |t| t.reports_declined.value(),
+        ),
+        (counter("filter_bytes", "Bytes of filters fetched."), |t| {
+            t.filter_bytes.value()
+        }),
+        (
+            counter(
+                "filters_refused",
+                "Filters, fetched or kept, that could not be used.",
+            ),
+            |t| t.filters_refused.value(),
+        ),
+    ]
+}
+
+fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
+    let counter = |name: &str, help: &str| registry.counter(&full(name), help);
+    let mut counters: Vec<Reading<Tally>> = vec![
         (counter("hashed_files", "Files hashed."), |t| {
             t.hashed_files.value()
         }),
@@ -237,7 +283,9 @@ fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
             counter("panics", "Panics caught, each of which failed one file."),
             |t| t.panics.value(),
         ),
-    ]
+    ];
+    counters.extend(report_counters(registry));
+    counters
 }
 
 fn core_counters(registry: &Registry) -> Vec<Reading<agent_core::Counters>> {

@@ -56,10 +56,11 @@ impl Session {
     fn replied(&self, request_id: u64, reply: v1::CheckReply) {
         self.gate.foresight.learn(reply.cached);
         let contents = self.gate.contents_of(request_id);
+        let verdict = verdict_of(reply.verdict);
         for (_, content) in &contents {
             content.stages.replied(self.gate.now());
+            content.stages.covered(&verdict.coverage);
         }
-        let verdict = verdict_of(reply.verdict);
         let changed = match verdict.outcome {
             Outcome::Clean => contents
                 .iter()
@@ -72,7 +73,11 @@ impl Session {
             Outcome::Clean => None,
             ref other => Some(other.clone()),
         };
-        if let (Outcome::Malicious { .. }, Some(digest)) = (&verdict.outcome, verdict.digest) {
+        let proved = match (&verdict.outcome, verdict.digest) {
+            (Outcome::Malicious { .. }, digest) => digest,
+            _ => None,
+        };
+        if let Some(digest) = proved {
             self.gate.found_malicious(digest);
         }
         self.gate.input(Input::Reply {
@@ -81,8 +86,11 @@ impl Session {
             released: reply.released,
             changed,
         });
-        if let Some(order) = reply.order {
-            self.order(order);
+        match (reply.order, proved) {
+            (Some(order), Some(_)) => self.order(order),
+            // Nothing is removed for a verdict on content that the appliance never had whole.
+            (Some(order), None) => self.refuse(order, "the content was not judged as a whole"),
+            (None, _) => {}
         }
         if let Some(outcome) = outcome {
             for (_, content) in contents {
@@ -93,15 +101,19 @@ impl Session {
 
     fn order(&self, order: v1::Order) {
         if let Err(refused) = self.orders.try_send(order) {
-            let order = refused.into_inner();
-            let result = v1::OrderResult {
-                order_id: order.order_id,
-                status: v1::OrderStatus::Failed as i32,
-                detail: "too many orders wait to be carried out".to_owned(),
-                ..v1::OrderResult::default()
-            };
-            self.gate.send_control(0, Body::OrderResult(result));
+            let why = "too many orders wait to be carried out";
+            self.refuse(refused.into_inner(), why);
         }
+    }
+
+    fn refuse(&self, order: v1::Order, why: &str) {
+        let result = v1::OrderResult {
+            order_id: order.order_id,
+            status: v1::OrderStatus::Failed as i32,
+            detail: why.to_owned(),
+            ..v1::OrderResult::default()
+        };
+        self.gate.send_control(0, Body::OrderResult(result));
     }
 
     fn log_verdict(&self, outcome: &Outcome, released: bool, content: &Content) {
@@ -238,6 +250,8 @@ impl Handler for Session {
             }
             Some(Body::AllowlistOffers(offers)) => self.gate.offered(offers),
             Some(Body::AllowlistPart(part)) => self.gate.part(&part),
+            Some(Body::FilterOffer(offer)) => self.gate.filter_offered(&offer),
+            Some(Body::FilterPart(part)) => self.gate.filter_part(&part),
             Some(Body::Order(order)) => self.order(order),
             Some(Body::Renewed(renewed)) => {
                 // A second answer to one question is none.

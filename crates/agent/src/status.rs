@@ -83,6 +83,7 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
             "refused": gate.tally.allowlists_refused.value(),
             "allowed": counters.allowlisted,
         },
+        "reports": gate.filter_json(),
         "checks": counters.checks,
         "deadlines": counters.deadlines,
         "ledger": {
@@ -159,6 +160,7 @@ pub(crate) fn render(status: &Value) -> String {
             number("/allowlist/recalled")
         );
     }
+    render_reports(&mut out, &status["reports"]);
     let _ = writeln!(
         out,
         "ledger     {} open, {} paid of {}, {} that nobody can name",
@@ -174,6 +176,31 @@ pub(crate) fn render(status: &Value) -> String {
         number("/bytes_received")
     );
     out
+}
+
+fn render_reports(out: &mut String, reports: &Value) {
+    let Some(filter) = reports["filter"].as_str() else {
+        return;
+    };
+    let number = |key: &str| reports[key].as_u64().unwrap_or(0);
+    let (literals, needles) = (number("literals"), number("needles"));
+    let filter = escape(filter.as_bytes());
+    let _ = writeln!(
+        out,
+        "filter     {filter}, {literals} literals, {needles} needles{}",
+        if reports["in_force"] == true {
+            ""
+        } else {
+            ", not the appliance's now"
+        }
+    );
+    let _ = writeln!(
+        out,
+        "           {} reports of {} bytes sent, and {} bytes of content that they raised",
+        number("sent"),
+        number("bytes_sent"),
+        number("range_bytes_sent")
+    );
 }
 
 fn render_fast_paths(out: &mut String, probe: &Value) {
@@ -196,12 +223,15 @@ mod tests {
     fn a_person_sees_link_and_ledger() {
         let status = json!({ "link": "down", "trouble": "x: refused",
             "allowlist": { "lists": [{ "name": "gold", "serial": 7 }], "recalled": 2 },
+            "reports": { "filter": "ab12", "literals": 9, "in_force": true, "sent": 4 },
             "ledger": { "open_entries": 3 } });
         let text = render(&status);
         assert!(text.contains("link       down"), "{text}");
         assert!(text.contains("trouble    x: refused"), "{text}");
         assert!(text.contains("allowlist  gold, serial 7"), "{text}");
         assert!(text.contains("2 contents recalled"), "{text}");
+        assert!(text.contains("filter     ab12, 9 literals"), "{text}");
+        assert!(text.contains("4 reports of"), "{text}");
         assert!(text.contains("ledger     3 open"), "{text}");
     }
 }

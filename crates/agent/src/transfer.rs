@@ -1,23 +1,25 @@
-//! Content on its way to the appliance: listed by its chunks where it asks for that, sent by range,
-//! compressed where policy says so and it pays.
+//! Content on its way to the appliance: listed by its chunks or reported on where it asks for that,
+//! sent by range, compressed where policy says so and it pays.
 //!
-//! A chunk that was listed is hashed again as it is sent: where the file has changed in between,
-//! sending ends at once, and the file is hashed anew.
+//! A chunk that was listed is hashed again as it is sent, and a part of a group with its group: where
+//! the file has changed in between, sending ends at once, and the file is hashed anew. So ranges that
+//! are asked for because of a report are those of the content that was reported on, whoever writes.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chunks::{Chunk, HEAD_BYTES, Kind, Lister, Manifest, PieceCompressor};
+use chunks::{Chunk, GROUP_BYTES, HEAD_BYTES, Kind, Lister, Manifest, PieceCompressor};
 use link::Priority;
 use link::client::{Client, SendDataError, SendError};
+use literal_filter::{Pack, PackScan};
 use model::{Digest, UnscannedReason};
 use proto::v1::{self, envelope::Body};
-use proto::{DATA_MAX_BYTES, DATA_PLAIN_MAX_BYTES};
+use proto::{DATA_MAX_BYTES, DATA_PLAIN_MAX_BYTES, REPORT_HEAD_BYTES};
 
-/// Bytes read at a time to be listed.
+/// Bytes read at a time to be listed or reported on.
 const READ_BYTES: usize = 128 * 1024;
-/// How often it is tried again where the link has no room for a manifest.
+/// How often it is tried again where the link has no room for a manifest or a report.
 const ROOM_GLANCE: Duration = Duration::from_millis(5);
 
 /// Something that is read by offset.
@@ -87,6 +89,54 @@ pub(crate) fn list(
     Ok(Some(manifest))
 }
 
+/// Says what a filter finds in the first bytes of a file, whose size and digest are known, and lists
+/// their groups; between pieces it asks whether anybody still wants that. `None`: there is more than
+/// a report can tell, or there are more groups than a list has.
+///
+/// # Errors
+/// [`Stopped::Failed`]: it cannot be read, or has changed; [`Stopped::NotWanted`].
+pub(crate) fn report(
+    file: &impl ReadAt,
+    (size, digest): (u64, Digest),
+    pack: &Pack,
+    is_wanted: impl Fn() -> bool,
+) -> Result<Option<(v1::FilterReport, Manifest)>, Stopped> {
+    if Kind::of(size, &[]).is_none() {
+        return Ok(None);
+    }
+    let mut buffer = vec![0; READ_BYTES];
+    let mut scan = PackScan::new(pack);
+    let mut lister = Lister::new(Kind::Groups);
+    let (mut head, mut offset) = (Vec::new(), 0);
+    while offset < size {
+        if !is_wanted() {
+            return Err(Stopped::NotWanted);
+        }
+        let bytes = read_up_to(file, &mut buffer, offset, size)?;
+        if offset == 0 {
+            head = bytes.get(..REPORT_HEAD_BYTES).unwrap_or(bytes).to_vec();
+        }
+        lister.update(bytes);
+        if scan.push(bytes).is_break() {
+            return Ok(None);
+        }
+        offset += bytes.len() as u64;
+    }
+    let (groups, listed) = lister.finish();
+    if listed != digest.0 {
+        return Err(Stopped::Failed(UnscannedReason::Changed));
+    }
+    let found = scan.finish().and_then(|report| report.to_bytes());
+    Ok(found.map(|found| {
+        let report = v1::FilterReport {
+            filter: pack.id().to_vec(),
+            head,
+            report: found.into(),
+        };
+        (report, groups)
+    }))
+}
+
 /// Fills the buffer, unless `end` comes first; a file that ends before it has changed.
 fn read_up_to<'b>(
     file: &impl ReadAt,
@@ -138,11 +188,21 @@ impl<'a> Sending<'a> {
     /// # Errors
     /// [`Stopped`]; it was not sent then.
     pub(crate) fn manifest(&self, manifest: &Manifest) -> Result<(), Stopped> {
-        let give_up = Instant::now() + self.stall_max;
-        let body = Body::Manifest(v1::Manifest {
+        self.instead(&Body::Manifest(v1::Manifest {
             kind: manifest.kind().number(),
             chunks: manifest.encode(),
-        });
+        }))
+    }
+
+    /// # Errors
+    /// [`Stopped`]; it was not sent then.
+    pub(crate) fn report(&self, report: v1::FilterReport) -> Result<(), Stopped> {
+        self.instead(&Body::FilterReport(report))
+    }
+
+    /// What stands for the content in one frame.
+    fn instead(&self, body: &Body) -> Result<(), Stopped> {
+        let give_up = Instant::now() + self.stall_max;
         loop {
             let envelope = v1::Envelope {
                 request_id: self.request_id,
@@ -174,22 +234,18 @@ impl<'a> Sending<'a> {
     ) -> Result<(), Stopped> {
         let mut at = offset;
         while at < end {
-            let listed = manifest.map(|it| listed_from(it, at, end));
-            let piece_end = listed
-                .and_then(<[Chunk]>::last)
-                .map_or(end.min(at + DATA_PLAIN_MAX_BYTES as u64), Chunk::end);
-            let mut piece = vec![0; (piece_end - at) as usize];
-            read_up_to(file, &mut piece, at, piece_end)?;
-            if let (Some(manifest), Some(listed)) = (manifest, listed)
-                && !are_as_listed(manifest.kind(), &piece, listed)
-            {
-                return Err(Stopped::Failed(UnscannedReason::Changed));
-            }
-            self.piece(at, piece.into())?;
-            if !sent(piece_end - at) {
+            let piece = match manifest {
+                Some(groups) if groups.kind() == Kind::Groups => {
+                    read_from_groups(file, groups, at, end)?
+                }
+                _ => read_chunks(file, manifest, at, end)?,
+            };
+            let len = piece.len() as u64;
+            self.piece(at, piece)?;
+            if !sent(len) {
                 return Err(Stopped::NotWanted);
             }
-            at = piece_end;
+            at += len;
         }
         Ok(())
     }
@@ -230,6 +286,51 @@ impl<'a> Sending<'a> {
         let (id, priority) = (self.request_id, self.priority);
         Ok(self.client.send_compressed(id, priority, &data, give_up)?)
     }
+}
+
+/// The next piece of `at..end`, of whole chunks where one that was listed begins there.
+fn read_chunks(
+    file: &impl ReadAt,
+    manifest: Option<&Manifest>,
+    at: u64,
+    end: u64,
+) -> Result<Bytes, Stopped> {
+    let listed = manifest.map(|it| listed_from(it, at, end));
+    let piece_end = listed
+        .and_then(<[Chunk]>::last)
+        .map_or(end.min(at + DATA_PLAIN_MAX_BYTES as u64), Chunk::end);
+    let mut piece = vec![0; (piece_end - at) as usize];
+    read_up_to(file, &mut piece, at, piece_end)?;
+    if let (Some(manifest), Some(listed)) = (manifest, listed)
+        && !are_as_listed(manifest.kind(), &piece, listed)
+    {
+        return Err(Stopped::Failed(UnscannedReason::Changed));
+    }
+    Ok(piece.into())
+}
+
+/// The next piece of `at..end`, out of the groups that it lies in, which are as listed.
+fn read_from_groups(
+    file: &impl ReadAt,
+    groups: &Manifest,
+    at: u64,
+    end: u64,
+) -> Result<Bytes, Stopped> {
+    let changed = Stopped::Failed(UnscannedReason::Changed);
+    let end = end.min(at.saturating_add(DATA_PLAIN_MAX_BYTES as u64));
+    let group = u64::from(GROUP_BYTES);
+    let (first, last) = (at / group, end.div_ceil(group));
+    let listed = groups.chunks().get(first as usize..last as usize);
+    let listed = listed.filter(|it| !it.is_empty()).ok_or(changed)?;
+    let from = first * group;
+    let to = listed.last().map_or(from, Chunk::end);
+    let mut whole = vec![0; (to - from) as usize];
+    read_up_to(file, &mut whole, from, to)?;
+    if end > to || !are_as_listed(Kind::Groups, &whole, listed) {
+        return Err(changed);
+    }
+    let whole = Bytes::from(whole);
+    Ok(whole.slice((at - from) as usize..(end - from) as usize))
 }
 
 /// Chunks from `offset` to at most `end` that fit one piece; none where none begins there.
@@ -310,5 +411,62 @@ mod tests {
             at = end;
         }
         assert_eq!(listed_from(&manifest, 1, 1 << 20), []);
+    }
+
+    fn pack() -> Pack {
+        let literal = literal_filter::Literal {
+            bytes: b"EVIL".to_vec(),
+            nocase: false,
+        };
+        let filter = literal_filter::Filter::build(&[literal]).unwrap();
+        let needles = literal_filter::Needles::default();
+        Pack::read(&Pack::write(&filter, &needles)).unwrap()
+    }
+
+    fn reported(bytes: &[u8], size: u64) -> Result<Option<(v1::FilterReport, Manifest)>, Stopped> {
+        let digest = Digest::of(bytes);
+        report(&bytes, (size, digest), &pack(), || true)
+    }
+
+    #[test]
+    fn a_report_is_of_the_content_that_was_hashed() {
+        let mut bytes = content();
+        bytes[300_000..300_004].copy_from_slice(b"EVIL");
+        let size = bytes.len() as u64;
+        let (found, groups) = reported(&bytes, size).unwrap().unwrap();
+        assert_eq!(found.head, &bytes[..REPORT_HEAD_BYTES]);
+        let read = literal_filter::Report::from_bytes(&found.report, 1, size).unwrap();
+        assert_eq!(read.iter().next(), Some((0, &[300_000][..], false)));
+        assert_eq!((groups.kind(), groups.size()), (Kind::Groups, size));
+        let changed = Stopped::Failed(UnscannedReason::Changed);
+        assert_eq!(reported(&bytes, size - 1).err(), Some(changed));
+        assert_eq!(reported(&bytes, size + 1).err(), Some(changed));
+        let small = reported(b"an EVIL one", 11).unwrap().unwrap();
+        assert_eq!(small.0.head, b"an EVIL one");
+        let many = b"EVIL".repeat(64);
+        let told = reported(&many, 256).unwrap().unwrap().0.report;
+        assert!(literal_filter::Report::from_bytes(&told, 1, 256).is_ok());
+        assert_eq!(reported(&bytes, 1 << 40), Ok(None), "too many groups");
+        let unwanted = report(&&bytes[..], (size, Digest::of(&bytes)), &pack(), || false);
+        assert_eq!(unwanted.err(), Some(Stopped::NotWanted));
+    }
+
+    #[test]
+    fn ranges_are_of_the_content_that_was_reported_on() {
+        let mut bytes = content();
+        let size = bytes.len() as u64;
+        let (_, groups) = reported(&bytes, size).unwrap().unwrap();
+        let read = |bytes: &[u8], at, end| read_from_groups(&bytes, &groups, at, end);
+        for (at, end) in [(0, 1), (65_000, 66_000), (65_536, 700_000), (5, 700_000)] {
+            let piece = read(&bytes, at, end).unwrap();
+            assert!(piece.len() == (end - at) as usize || piece.len() == DATA_PLAIN_MAX_BYTES);
+            assert_eq!(piece, &bytes[at as usize..][..piece.len()]);
+        }
+        let changed = Stopped::Failed(UnscannedReason::Changed);
+        assert_eq!(read(&bytes, 699_990, 700_001), Err(changed));
+        // Not in the range, but in its group.
+        bytes[70_000] ^= 1;
+        assert_eq!(read(&bytes, 65_536, 65_600), Err(changed));
+        assert!(read(&bytes, 65_000, 65_536).is_ok());
     }
 }

@@ -132,8 +132,10 @@ mod tests {
             assert!(unpack(&old, &frame[..end], size).is_err(), "{end}");
         }
         let other = literals(1000..1500);
-        assert!(unpack(&other, &frame, size).is_err_and(|e| e == AgainstError::Broken(size))
-            || unpack(&other, &frame, size).is_ok_and(|plain| plain != new));
+        assert!(
+            unpack(&other, &frame, size).is_err_and(|e| e == AgainstError::Broken(size))
+                || unpack(&other, &frame, size).is_ok_and(|plain| plain != new)
+        );
         assert!(unpack(b"", &frame, size).is_err());
         assert_eq!(unpack(&old, b"no frame", size), Err(AgainstError::NoSize));
         let bomb = compress_against(b"", &vec![0; 10 << 20]);

@@ -188,6 +188,14 @@ impl Needles {
         })
     }
 
+    /// The same set with others, whose ids follow.
+    ///
+    /// # Errors
+    /// There are more than [`NEEDLES_MAX`].
+    pub fn with(&self, others: impl IntoIterator<Item = Needle>) -> Result<Self, FilterError> {
+        Self::build(self.list.iter().cloned().chain(others).collect())
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -361,6 +369,11 @@ mod tests {
         );
         assert_eq!(hits(&needles, b"ab."), [], "its end is missing");
         assert_eq!((needles.reach(), needles.len()), (5, 2));
+        let other = Needle::new(vec![byte(b'.'), byte(b'z')], 1);
+        assert!(other.is_none(), "its key is one byte");
+        let other = Needle::new(vec![byte(b'.'), byte(b'z')], 0).unwrap();
+        let more = needles.with([other]).unwrap();
+        assert_eq!(hits(&more, b"x.ky..z"), [(0, 2), (2, 5)]);
     }
 
     #[test]

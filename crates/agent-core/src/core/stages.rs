@@ -472,7 +472,9 @@ impl Core {
             let current = self.generation == Some(verdict.generation);
             let known = match &outcome {
                 Outcome::Clean => Some(Known::Clean),
-                Outcome::Malicious { .. } => Some(Known::Malicious),
+                // Content that the appliance never had whole may be found clean, by what the filter
+                // reports; what is said to be malicious has to be proved before it is remembered.
+                Outcome::Malicious { .. } => verdict.digest.map(|_| Known::Malicious),
                 Outcome::Unscanned { .. } | Outcome::Error { .. } => None,
             };
             if let (Some(known), true, false, false) = (known, current, moved_on, released) {

@@ -170,6 +170,12 @@ impl Gate {
 
     pub(crate) fn reply(&mut self, request_id: u64, outcome: Outcome) {
         let digest = self.asked.get(&request_id).map(|(_, digest, _)| *digest);
+        self.reply_about(request_id, outcome, digest);
+    }
+
+    /// `named`: the digest that the verdict names.
+    pub(crate) fn reply_about(&mut self, request_id: u64, outcome: Outcome, named: Option<Digest>) {
+        let digest = self.asked.get(&request_id).map(|(_, digest, _)| *digest);
         if let (Some(_), Outcome::Clean) = (digest, &outcome) {
             for lead in self.core.tickets_of(request_id) {
                 let state = (self.held[lead].key, self.hashed_at[lead]);
@@ -178,7 +184,7 @@ impl Gate {
         }
         self.input(Input::Reply {
             request_id,
-            verdict: verdict(outcome, digest),
+            verdict: verdict(outcome, named),
             released: false,
             changed: Vec::new(),
         });

@@ -112,6 +112,31 @@ fn one_question_however_many_openers_and_files() {
     gate.assert_settled();
 }
 
+/// Content that the appliance never had whole has no digest of its own.
+#[test]
+fn what_was_judged_by_a_report_is_remembered_if_clean_and_only_then() {
+    for (outcome, answer, remembered) in [
+        (Outcome::Clean, (ALLOW, Answered::Clean), 1),
+        (malicious(), (DENY, Answered::Malicious), 0),
+    ] {
+        let mut gate = linked();
+        let ticket = gate.open(OPEN, key(1), true);
+        gate.digested(ticket, key(1), digest(1));
+        let request_id = gate.the_question();
+        // A report, then ranges, then others: each begins when the one before was sent.
+        for _ in 0..3 {
+            gate.input(Input::Needed { request_id });
+            assert!(matches!(gate.last[..], [Action::Upload { .. }]));
+            gate.input(Input::Needed { request_id });
+            assert!(gate.last.is_empty());
+            gate.input(Input::Sent { request_id });
+        }
+        gate.reply_about(request_id, outcome, None);
+        assert_eq!(gate.answer_of(ticket), Some(answer));
+        assert_eq!(gate.core.cache_len(), remembered);
+    }
+}
+
 #[test]
 fn equal_content_with_another_name_is_another_question_where_rules_read_names() {
     let policy = Policy {

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use chunks::Manifest;
 use fanotify::FileIdentity;
 use fanotify::lease::{LeaseRefused, ReadLease};
+use literal_filter::Pack;
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
 
@@ -44,8 +45,10 @@ pub(crate) struct Content {
     /// Bytes hashed.
     hashed_size: AtomicU64,
     hashed_digest: Mutex<Option<Digest>>,
-    /// The chunks of what was hashed, once the appliance has asked for them.
+    /// The chunks of what was hashed, once the appliance has asked for them or for a report.
     manifest: Mutex<Option<Arc<Manifest>>>,
+    /// They are those of a report.
+    is_reported: AtomicBool,
 }
 
 /// What a file system is good for.
@@ -89,6 +92,7 @@ impl Content {
             hashed_size: AtomicU64::new(0),
             hashed_digest: Mutex::new(None),
             manifest: Mutex::new(None),
+            is_reported: AtomicBool::new(false),
         }
     }
 
@@ -153,7 +157,34 @@ impl Content {
         let digest = digest.ok_or(Stopped::Failed(UnscannedReason::Changed))?;
         let listed = transfer::list(self, self.hashed_size(), digest)?.map(Arc::new);
         (*lock(&self.manifest)).clone_from(&listed);
+        self.is_reported.store(false, Ordering::Relaxed);
         Ok(listed)
+    }
+
+    /// Says what a filter finds in what was hashed, as long as `is_wanted`. From then on ranges are
+    /// sent only of that very content. `None`: there is more than a report can tell.
+    ///
+    /// # Errors
+    /// [`Stopped::Failed`]: it cannot be read, or has changed; [`Stopped::NotWanted`].
+    pub(crate) fn report(
+        &self,
+        pack: &Pack,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Option<v1::FilterReport>, Stopped> {
+        let digest = *lock(&self.hashed_digest);
+        let digest = digest.ok_or(Stopped::Failed(UnscannedReason::Changed))?;
+        let found = transfer::report(self, (self.hashed_size(), digest), pack, is_wanted)?;
+        let (report, groups) = found.unzip();
+        if let Some(groups) = groups {
+            *lock(&self.manifest) = Some(Arc::new(groups));
+            self.is_reported.store(true, Ordering::Relaxed);
+        }
+        Ok(report)
+    }
+
+    /// Whether the last thing that was said of what was hashed is a report.
+    pub(crate) fn is_reported(&self) -> bool {
+        self.is_reported.load(Ordering::Relaxed)
     }
 
     /// The chunks of what was hashed, where they were listed.
@@ -211,6 +242,7 @@ impl Content {
         self.hashed_size.store(size, Ordering::Relaxed);
         *lock(&self.hashed_digest) = Some(digest);
         *lock(&self.manifest) = None;
+        self.is_reported.store(false, Ordering::Relaxed);
         let key = FileKey {
             size,
             ..key_of(&after)

@@ -337,6 +337,8 @@ impl Gate {
                 .max(1)
         };
         self.tally.rode_along(bytes.as_ref());
+        let filter = self.looking.filter_for(check.size);
+        let filter = filter.filter(|_| bytes.is_none());
         let compressed = bytes
             .as_ref()
             .filter(|_| self.compresses())
@@ -349,7 +351,7 @@ impl Gate {
             context: Some(content.context()),
             content_compressed: compressed.is_some(),
             content: compressed.map(Bytes::from).or(bytes),
-            filter: Vec::new(),
+            filter: filter.map_or_else(Vec::new, |id| id.0.to_vec()),
         };
         content.stages.asked(self.now());
         let envelope = v1::Envelope {

@@ -42,6 +42,7 @@ impl Gate {
 
     pub(crate) fn delivery_lost(&self) {
         self.delivery().link_lost();
+        self.looking.link_lost();
     }
 
     /// Asks for a list that is wanted, some time within the spread after it was offered; takes

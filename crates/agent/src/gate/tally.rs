@@ -8,6 +8,7 @@ use agent_core::{Answered, Source, Why};
 use bytes::Bytes;
 use daemon::metrics::Histogram;
 use model::{Disposition, UnscannedReason};
+use proto::v1;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -54,6 +55,17 @@ pub(crate) struct Tally {
     pub(crate) hashed_files: Count,
     pub(crate) hashed_bytes: Count,
     pub(crate) content_bytes_sent: Count,
+    /// Of them, bytes of the ranges that were asked for because of a report.
+    pub(crate) range_bytes_sent: Count,
+    /// Reports in place of content, and their bytes.
+    pub(crate) reports_sent: Count,
+    pub(crate) report_bytes_sent: Count,
+    /// Reports that could not be made: no filter any more, or more than a report can tell.
+    pub(crate) reports_declined: Count,
+    /// Bytes of filters that were fetched and taken.
+    pub(crate) filter_bytes: Count,
+    /// Filters, fetched or kept, that could not be used.
+    pub(crate) filters_refused: Count,
     pub(crate) orders_done: Count,
     pub(crate) orders_refused: Count,
     /// Programs that were run from memory.
@@ -104,6 +116,16 @@ impl Tally {
     pub(crate) fn rode_along(&self, content: Option<&Bytes>) {
         self.content_bytes_sent
             .add(content.map_or(0, |bytes| bytes.len() as u64));
+    }
+
+    pub(crate) fn reported(&self, report: &v1::FilterReport) {
+        if report.filter.is_empty() {
+            self.reports_declined.add(1);
+        } else {
+            self.reports_sent.add(1);
+            let bytes = report.head.len() + report.report.len();
+            self.report_bytes_sent.add(bytes as u64);
+        }
     }
 
     /// Every kind of answer that was given at least once.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use agent_core::{Source, Why};
 use daemon::log::escape;
-use model::Disposition;
+use model::{Coverage, Disposition};
 use serde_json::{Value, json};
 
 /// Bytes of a path that are told.
@@ -20,6 +20,9 @@ pub(crate) struct Stages {
     hashed: Stage,
     asked: Stage,
     replied: Stage,
+    /// Bytes that engines saw, of how many.
+    judged: AtomicU64,
+    total: AtomicU64,
 }
 
 /// A moment, in nanoseconds; 0: it has not come.
@@ -54,6 +57,18 @@ impl Stages {
     pub(crate) fn replied(&self, now: Duration) {
         self.replied.reached(now);
     }
+
+    /// What engines saw of it.
+    pub(crate) fn covered(&self, coverage: &Coverage) {
+        self.judged.store(coverage.bytes_judged, Ordering::Relaxed);
+        self.total.store(coverage.bytes_total, Ordering::Relaxed);
+    }
+
+    /// Bytes that engines saw, of how many.
+    fn coverage(&self) -> (u64, u64) {
+        let load = |from: &AtomicU64| from.load(Ordering::Relaxed);
+        (load(&self.judged), load(&self.total))
+    }
 }
 
 /// One answered open.
@@ -66,6 +81,8 @@ pub(crate) struct Traced {
     at: SystemTime,
     total: Duration,
     parts: Parts,
+    /// Bytes that engines saw, of how many; none of none: nobody told.
+    coverage: (u64, u64),
 }
 
 /// Its time by stage; what did not happen took none.
@@ -150,6 +167,7 @@ impl Trace {
             at: SystemTime::now(),
             total,
             parts: stages.map_or(joined, |stages| parts(stages, opened, answered)),
+            coverage: stages.map_or((0, 0), Stages::coverage),
         };
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         while ring.len() >= self.entries_max {
@@ -186,6 +204,8 @@ impl Traced {
             "digest_us": us(digest),
             "appliance_us": us(appliance),
             "answer_us": us(answer),
+            "bytes_judged": self.coverage.0,
+            "bytes_total": self.coverage.1,
         })
     }
 }

@@ -194,7 +194,12 @@ fn upload_one(gate: &Gate, task: &UploadTask) {
         Duration::from_secs(gate.limits.upload_stall_max_s),
         gate.compresses(),
     );
-    let sent = match send_list(gate, task, &sending) {
+    let instead = if task.need.report {
+        send_report(gate, task, &sending).map(|()| true)
+    } else {
+        send_list(gate, task, &sending)
+    };
+    let sent = match instead {
         Ok(true) => return,
         Ok(false) => send_ranges(gate, task, &mut sending),
         Err(stopped) => Err(stopped),
@@ -205,6 +210,19 @@ fn upload_one(gate: &Gate, task: &UploadTask) {
         Err(Stopped::Stalled) => gate.end_data(task, Some(UnscannedReason::Deadline)),
         Err(Stopped::NotWanted | Stopped::NotConnected) => {}
     }
+}
+
+/// Sends what the filter finds, or that it cannot tell.
+fn send_report(gate: &Gate, task: &UploadTask, sending: &Sending<'_>) -> Result<(), Stopped> {
+    let is_wanted = || gate.is_wanted(task.request_id);
+    let report = match gate.looking.in_force() {
+        Some(pack) => task.content.report(&pack, is_wanted)?,
+        None => None,
+    };
+    let report = report.unwrap_or_default();
+    gate.tally.reported(&report);
+    gate.was_sent(task);
+    sending.report(report)
 }
 
 /// Sends the list of chunks where it was asked for and there is one.
@@ -231,10 +249,14 @@ fn send_ranges(gate: &Gate, task: &UploadTask, sending: &mut Sending<'_>) -> Res
         ranges => ranges,
     };
     let listed = content.listed();
+    let because_of_report = !task.need.ranges.is_empty() && content.is_reported();
     ranges.iter().try_for_each(|range| {
         let end = range.offset.saturating_add(range.length).min(size);
         sending.range(content, (range.offset, end), listed.as_deref(), |bytes| {
             gate.tally.content_bytes_sent.add(bytes);
+            if because_of_report {
+                gate.tally.range_bytes_sent.add(bytes);
+            }
             true
         })
     })

@@ -5,9 +5,11 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use chunks::Manifest;
+use literal_filter::Pack;
 use model::{AccessClass, Digest};
 use proto::v1;
 
@@ -33,6 +35,8 @@ pub(crate) struct Candidate<'a> {
     pub(crate) size: u64,
     /// The whole content, where it rides along.
     content: Option<Bytes>,
+    /// By which it can be reported on, where it does not.
+    filter: Option<Arc<Pack>>,
 }
 
 impl<'a> Candidate<'a> {
@@ -71,7 +75,16 @@ impl<'a> Candidate<'a> {
             digest: Digest(*hasher.finalize().as_bytes()),
             size,
             content: content.map(Bytes::from),
+            filter: None,
         })
+    }
+
+    /// Says by which filter it can be reported on.
+    pub(crate) fn with_filter(self, filter: Option<Arc<Pack>>) -> Self {
+        Self {
+            filter: filter.filter(|_| self.content.is_none()),
+            ..self
+        }
     }
 
     /// The question; `compress`: content that rides along may be compressed.
@@ -93,7 +106,10 @@ impl<'a> Candidate<'a> {
                 pid: 0,
             }),
             content_compressed: compressed.is_some(),
-            filter: Vec::new(),
+            filter: self
+                .filter
+                .as_ref()
+                .map_or_else(Vec::new, |pack| pack.id().to_vec()),
             content: compressed.map(Bytes::from).or_else(|| self.content.clone()),
         }
     }
@@ -116,6 +132,21 @@ impl<'a> Candidate<'a> {
     /// [`Stopped::Failed`]: it cannot be read, or has changed.
     pub(crate) fn list(&self) -> Result<Option<Manifest>, Stopped> {
         transfer::list(self, self.size, self.digest)
+    }
+
+    /// What the filter finds in it, as long as `is_wanted`, and its groups; `None`: it cannot be
+    /// reported on.
+    ///
+    /// # Errors
+    /// [`Stopped::Failed`]: it cannot be read, or has changed; [`Stopped::NotWanted`].
+    pub(crate) fn report(
+        &self,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Option<(v1::FilterReport, Manifest)>, Stopped> {
+        let Some(pack) = &self.filter else {
+            return Ok(None);
+        };
+        transfer::report(self, (self.size, self.digest), pack, is_wanted)
     }
 }
 

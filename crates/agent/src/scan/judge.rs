@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use allowlist::Shelf;
-use model::{Digest, Outcome, UnscannedReason, Verdict};
+use model::{Coverage, Digest, Outcome, UnscannedReason, Verdict};
 use proto::v1;
 
 use super::content::{Candidate, Opened};
@@ -40,6 +40,8 @@ struct Judged {
     outcome: Outcome,
     digest: Option<Digest>,
     size: u64,
+    /// What engines saw, where an appliance told.
+    coverage: Option<Coverage>,
     released: bool,
     allowlisted: bool,
     order: Option<v1::Order>,
@@ -51,6 +53,7 @@ impl Judged {
             outcome,
             digest: None,
             size,
+            coverage: None,
             released: false,
             allowlisted: false,
             order: None,
@@ -76,6 +79,7 @@ impl Judge<'_> {
             outcome: &judged.outcome,
             released: judged.released,
             digest: judged.digest,
+            coverage: judged.coverage.as_ref(),
             removal: removal.as_ref(),
         });
         Some(counts(&judged, removal.as_ref()))
@@ -117,13 +121,17 @@ impl Judge<'_> {
         }
         let ride_along_max = u64::from(policy.ride_along_max_bytes);
         let ride_along_max = self.foresight.ride_along_max(ride_along_max);
-        let ride_along_max = usize::try_from(ride_along_max).unwrap_or(0);
+        let filter = self.session.filter_for(&policy, opened.size);
+        let ride_along_max = match &filter {
+            Some(_) => 0,
+            None => usize::try_from(ride_along_max).unwrap_or(0),
+        };
         let read = Candidate::read(opened, ride_along_max, |bytes| {
             self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
             self.pace.give_way(self.halt);
         });
         let file = match read {
-            Ok(file) => file,
+            Ok(file) => file.with_filter(filter),
             Err(error) => {
                 let message = format!("cannot be read: {error}");
                 return Some(Judged::of(Outcome::Error { message }, 0));
@@ -162,6 +170,9 @@ fn read_reply(file: &Candidate<'_>, reply: v1::CheckReply) -> Judged {
         .verdict
         .ok_or_else(|| "no verdict in the answer".to_owned())
         .and_then(|verdict| Verdict::try_from(verdict).map_err(|error| error.to_string()));
+    let coverage = verdict.as_ref().ok().map(|it| it.coverage.clone());
+    // Nothing is removed for a verdict on content that the appliance never had whole.
+    let proved = verdict.as_ref().is_ok_and(|it| it.digest.is_some());
     let outcome = match verdict {
         // A verdict on other bytes says nothing about these.
         Ok(verdict) if verdict.digest.is_some_and(|digest| digest != file.digest) => {
@@ -177,9 +188,12 @@ fn read_reply(file: &Candidate<'_>, reply: v1::CheckReply) -> Judged {
         outcome,
         digest: Some(file.digest),
         size: file.size,
+        coverage,
         released: malicious && reply.released,
         allowlisted: false,
-        order: reply.order.filter(|_| malicious && !reply.released),
+        order: reply
+            .order
+            .filter(|_| malicious && proved && !reply.released),
     }
 }
 
@@ -199,6 +213,11 @@ fn counts(judged: &Judged, removal: Option<&Removal>) -> Totals {
         totals.bytes = judged.size;
     }
     totals.allowlisted = u64::from(judged.allowlisted);
+    let by_report = judged
+        .coverage
+        .as_ref()
+        .is_some_and(|it| it.filter.is_some());
+    totals.reported = u64::from(by_report);
     match removal {
         Some(removal) if removal.is_done() => totals.removed = 1,
         Some(_) => totals.removals_failed = 1,

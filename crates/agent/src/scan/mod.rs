@@ -13,6 +13,7 @@ mod content;
 mod control;
 mod directory;
 mod exclude;
+mod filter;
 mod halt;
 mod journal;
 mod judge;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use daemon::log::escape;
-use model::{Detection, Generation, Outcome};
+use model::{Coverage, Detection, Generation, Outcome};
 use serde::Serialize;
 
 use super::halt::Halt;
@@ -21,6 +21,7 @@ pub(crate) struct Finding<'a> {
     pub(crate) outcome: &'a Outcome,
     pub(crate) released: bool,
     pub(crate) digest: Option<model::Digest>,
+    pub(crate) coverage: Option<&'a Coverage>,
     pub(crate) removal: Option<&'a Removal>,
 }
 
@@ -64,6 +65,8 @@ struct JsonFinding<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     detail: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    coverage: Option<JsonCoverage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     removal: Option<JsonRemoval<'a>>,
 }
 
@@ -82,6 +85,16 @@ struct JsonDetection<'a> {
     engine: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     inside: Vec<JsonPath<'a>>,
+}
+
+/// What engines saw, where that is not the whole.
+#[derive(Serialize)]
+struct JsonCoverage {
+    bytes_judged: u64,
+    bytes_total: u64,
+    /// By which the other bytes were reported on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filter: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -146,6 +159,7 @@ impl<'a> Report<'a> {
             outcome: &outcome,
             released: false,
             digest: None,
+            coverage: None,
             removal: None,
         });
     }
@@ -291,6 +305,7 @@ fn text_summary(summary: &Summary) -> String {
         ("Errors", totals.errors),
         ("Skipped", totals.skipped),
         ("Allowlisted", totals.allowlisted),
+        ("Judged by report", totals.reported),
     ] {
         if value > 0 {
             row(name, value.to_string());
@@ -313,6 +328,7 @@ fn json_finding<'a>(finding: &Finding<'a>) -> JsonFinding<'a> {
         detections_omitted: 0,
         reason: None,
         detail: "",
+        coverage: finding.coverage.and_then(json_coverage),
         removal: finding.removal.map(|removal| JsonRemoval {
             action: removal.action,
             status: status_name(removal),
@@ -336,6 +352,15 @@ fn json_finding<'a>(finding: &Finding<'a>) -> JsonFinding<'a> {
         Outcome::Error { message } => json.detail = message,
     }
     json
+}
+
+fn json_coverage(coverage: &Coverage) -> Option<JsonCoverage> {
+    let is_part = coverage.bytes_judged < coverage.bytes_total;
+    is_part.then(|| JsonCoverage {
+        bytes_judged: coverage.bytes_judged,
+        bytes_total: coverage.bytes_total,
+        filter: coverage.filter.map(|id| id.to_string()),
+    })
 }
 
 fn json_detection(detection: &Detection) -> JsonDetection<'_> {

@@ -17,12 +17,14 @@ use proto::v1;
 use rustix::io::Errno;
 
 use crate::credentials::{Credentials, CredentialsError, boot_id, hostname};
+use crate::filter_file::FilterFile;
 use crate::foresight::Foresight;
 use crate::{AgentConfig, allow};
 
 use super::args::{ProgressMode, ScanArgs};
 use super::content::Opened;
 use super::control::Neighbour;
+use super::filter::Kept;
 use super::halt::Halt;
 use super::journal::{Journal, JournalError, Progress};
 use super::judge::Judge;
@@ -274,7 +276,8 @@ fn connect(setup: &Setup, shelf: Option<Arc<Shelf>>) -> Result<Session, ScanErro
         hello,
         limits: setup.link.clone(),
     };
-    Session::start(config, setup.patience, shelf).map_err(ScanError::Thread)
+    let filter = Kept::new(FilterFile::of(&setup.config));
+    Session::start(config, setup.patience, shelf, filter).map_err(ScanError::Thread)
 }
 
 /// Where to go on from; `None`: from the beginning.

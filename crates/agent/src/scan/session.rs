@@ -10,10 +10,12 @@ use chunks::Manifest;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use link::Priority;
 use link::client::{Client, Config, Handler, SendError};
+use literal_filter::Pack;
 use model::{Generation, Policy};
 use proto::v1::{self, envelope::Body};
 
 use super::content::Candidate;
+use super::filter::Kept;
 use super::halt::Halt;
 use crate::transfer::{Sending, Stopped};
 
@@ -69,6 +71,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     shelf: Option<Arc<Shelf>>,
+    filter: Mutex<Kept>,
 }
 
 struct State {
@@ -82,6 +85,11 @@ struct State {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Not to be waited for with the state's lock held: a file may be read under it.
+    fn filter(&self) -> MutexGuard<'_, Kept> {
+        self.filter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,6 +105,7 @@ impl Handler for Shared {
     }
 
     fn down(&self, why: &str) {
+        self.filter().lost();
         let mut state = self.lock();
         if state.appliance.take().is_some() {
             state.down_since = Instant::now();
@@ -111,6 +120,10 @@ impl Handler for Shared {
 
     fn frame(&self, envelope: v1::Envelope) {
         let id = envelope.request_id;
+        if let Some(Body::FilterOffer(offer)) = &envelope.body {
+            self.filter().offered(offer);
+            return;
+        }
         let mut state = self.lock();
         match envelope.body {
             Some(Body::Need(need)) => {
@@ -173,6 +186,7 @@ impl Session {
         config: Config,
         patience: Duration,
         shelf: Option<Arc<Shelf>>,
+        filter: Kept,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -183,6 +197,7 @@ impl Session {
             }),
             changed: Condvar::new(),
             shelf,
+            filter: Mutex::new(filter),
         });
         Ok(Self {
             client: Client::start(config, Arc::clone(&shared) as Arc<dyn Handler>)?,
@@ -219,6 +234,11 @@ impl Session {
             let waited = self.shared.changed.wait_timeout(state, GLANCE);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// By what content of `size` bytes can be reported on.
+    pub(crate) fn filter_for(&self, policy: &Policy, size: u64) -> Option<Arc<Pack>> {
+        self.shared.filter().pack_for(policy, size)
     }
 
     /// Asks about a file, as often as the link breaks meanwhile.
@@ -302,7 +322,7 @@ impl Session {
         }
     }
 
-    /// Sends what is asked for: the list of chunks, or ranges and DataEnd.
+    /// Sends what is asked for: a report, the list of chunks, or ranges and DataEnd.
     fn serve(
         &self,
         id: u64,
@@ -312,7 +332,13 @@ impl Session {
         sending: &mut Sending<'_>,
         halt: &Halt,
     ) -> Result<(), Stopped> {
-        let sent = if need.manifest {
+        let sent = if need.report {
+            file.report(|| !halt.is_set()).and_then(|found| {
+                let (report, groups) = found.unzip();
+                *listed = groups;
+                sending.report(report.unwrap_or_default()).map(|()| true)
+            })
+        } else if need.manifest {
             file.list().and_then(|manifest| {
                 *listed = manifest;
                 match listed {

@@ -37,6 +37,9 @@ pub struct Totals {
     /// Of those that are clean, files whose content is on an allowlist; nobody was asked.
     #[prost(uint64, tag = "11")]
     pub allowlisted: u64,
+    /// Files that were judged by what the appliance's filter found in them, and ranges.
+    #[prost(uint64, tag = "12")]
+    pub reported: u64,
 }
 
 impl Totals {
@@ -53,6 +56,7 @@ impl Totals {
         self.removed += other.removed;
         self.removals_failed += other.removals_failed;
         self.allowlisted += other.allowlisted;
+        self.reported += other.reported;
     }
 
     /// clamscan's exit codes: 0 nothing found, 1 something found, 2 something could not be scanned.

@@ -4,7 +4,9 @@
 mod allowlist;
 mod everywhere;
 mod gate;
+mod looks;
 mod puppet;
 mod races;
+mod reports;
 mod rig;
 mod standing;

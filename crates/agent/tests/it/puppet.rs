@@ -14,6 +14,8 @@ use pki::{Ca, LIFETIME, Validity};
 use proto::v1::{self, envelope::Body};
 use tokio::sync::oneshot;
 
+use crate::looks::Looks;
+
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const GENERATION: Generation = Generation([5; 16]);
 /// Content with these bytes in it is malicious.
@@ -33,6 +35,10 @@ pub(crate) struct Book {
     /// Files of allowlists, by fingerprint, and how many pieces of them were sent.
     pub(crate) lists: HashMap<Vec<u8>, Vec<u8>>,
     pub(crate) pieces: usize,
+    /// What agents look for.
+    pub(crate) looks: Looks,
+    /// Verdicts name no digest, as of content that never came whole.
+    pub(crate) unproved: bool,
     /// Hold replies back.
     pub(crate) silent: bool,
     /// Order malicious files into quarantine.
@@ -95,6 +101,12 @@ impl Shared {
             offset: fetch.offset,
             bytes: bytes.into(),
         }
+    }
+
+    /// Offers a pack to every session.
+    pub(crate) fn offer_filter(&self, pack: Option<&[u8]>) {
+        let offer = self.book().looks.offer(pack.map(<[u8]>::to_vec));
+        self.say(&Body::FilterOffer(offer));
     }
 
     /// Says something to every session.
@@ -197,7 +209,11 @@ fn welcome(policy: &Policy) -> v1::Welcome {
 async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::GuestId) {
     let sender = conn.sender();
     shared.write(|book| book.sessions.push(sender.clone()));
-    let mut waiting: HashMap<u64, (v1::Check, Vec<u8>)> = HashMap::new();
+    if shared.book().looks.offered.is_some() {
+        let offer = shared.book().looks.offer_again();
+        let _ = sender.send(Priority::Control, enclose(0, Body::FilterOffer(offer)));
+    }
+    let mut waiting: HashMap<u64, Waiting> = HashMap::new();
     while let Ok(Some(envelope)) = conn.recv().await {
         let id = envelope.request_id;
         match envelope.body {
@@ -210,25 +226,42 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
                         reply(&shared, &sender, id, &check, &content);
                     }
                     None => {
-                        let need = Body::Need(v1::Need {
-                            credit_bytes: 64 << 20,
-                            ..v1::Need::default()
-                        });
-                        let priority = Priority::from(class_of(&check));
-                        let _ = sender.send(priority, enclose(id, need));
-                        waiting.insert(id, (check, Vec::new()));
+                        let mut asked = Waiting {
+                            check,
+                            content: Vec::new(),
+                            is_partial: false,
+                        };
+                        asked.need_first(&shared, &sender, id);
+                        waiting.insert(id, asked);
                     }
                 }
             }
             Some(Body::Data(data)) => {
-                let (_, content) = waiting.get_mut(&id).unwrap();
-                assert_eq!(data.offset, content.len() as u64);
-                content.extend_from_slice(&plain_of(&data.bytes, data.plain_bytes));
+                let asked = waiting.get_mut(&id).unwrap();
+                let plain = plain_of(&data.bytes, data.plain_bytes);
+                if asked.is_partial {
+                    shared.write(|book| book.looks.ranges.push((data.offset, plain)));
+                } else {
+                    assert_eq!(data.offset, asked.content.len() as u64);
+                    asked.content.extend_from_slice(&plain);
+                }
             }
-            Some(Body::DataEnd(_)) => {
-                let (check, content) = waiting.remove(&id).unwrap();
-                shared.write(|book| book.uploads.push(content.clone()));
-                reply(&shared, &sender, id, &check, &content);
+            Some(Body::FilterReport(report)) => {
+                let asked = waiting.get_mut(&id).unwrap();
+                if asked.reported(&shared, &sender, id, report) {
+                    waiting.remove(&id);
+                }
+            }
+            Some(Body::DataEnd(end)) => {
+                let asked = waiting.remove(&id).unwrap();
+                asked.ended(&shared, &sender, id, &end);
+            }
+            Some(Body::FetchFilter(fetch)) => {
+                let part = shared.book().looks.part(fetch);
+                let part = enclose(0, Body::FilterPart(part));
+                let _ = sender.send(Priority::OnDemand, part);
+                // Tells whoever waits for the book.
+                shared.write(|_| {});
             }
             Some(Body::Renew(renew)) => {
                 let validity = Validity::starting(SystemTime::now(), LIFETIME);
@@ -249,6 +282,94 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
             Some(Body::LedgerReport(report)) => shared.write(|book| book.reports.push(report)),
             _ => {}
         }
+    }
+}
+
+/// A check whose content is asked for.
+struct Waiting {
+    check: v1::Check,
+    content: Vec<u8>,
+    /// A report came, and ranges do.
+    is_partial: bool,
+}
+
+impl Waiting {
+    fn need(&self, sender: &Sender, id: u64, need: v1::Need) {
+        let need = v1::Need {
+            credit_bytes: if need.report { 0 } else { 64 << 20 },
+            ..need
+        };
+        let priority = Priority::from(class_of(&self.check));
+        let _ = sender.send(priority, enclose(id, Body::Need(need)));
+    }
+
+    /// A report where the agent can make one, or else everything.
+    fn need_first(&mut self, shared: &Shared, sender: &Sender, id: u64) {
+        let report = !self.check.filter.is_empty();
+        if report && let Some((path, content)) = shared.book().looks.before_report.take() {
+            std::fs::write(path, content).unwrap();
+        }
+        let need = v1::Need {
+            report,
+            ..v1::Need::default()
+        };
+        self.need(sender, id, need);
+    }
+
+    /// A report came: it will do, or raises a question, or is none. True: it did.
+    fn reported(
+        &mut self,
+        shared: &Shared,
+        sender: &Sender,
+        id: u64,
+        report: v1::FilterReport,
+    ) -> bool {
+        let is_none = report.filter.is_empty();
+        let mut ranges = Vec::new();
+        shared.write(|book| {
+            book.looks.reports.push((self.check.clone(), report));
+            if !is_none {
+                ranges.clone_from(&book.looks.asks);
+            }
+        });
+        if ranges.is_empty() && !is_none {
+            self.partly_clean(shared, sender, id);
+            return true;
+        }
+        if let Some((path, content)) = shared.book().looks.before_ranges.take() {
+            std::fs::write(path, content).unwrap();
+        }
+        self.is_partial = !is_none;
+        let need = v1::Need {
+            ranges,
+            ..v1::Need::default()
+        };
+        self.need(sender, id, need);
+        false
+    }
+
+    fn ended(self, shared: &Shared, sender: &Sender, id: u64, end: &v1::DataEnd) {
+        if end.failed != 0 {
+            shared.write(|book| book.looks.failed.push(end.failed()));
+            let reason = model::UnscannedReason::from(end.failed());
+            let verdict = verdict(Outcome::unscanned(reason), None, self.check.size);
+            return answer(shared, sender, id, &self.check, &verdict);
+        }
+        if self.is_partial {
+            return self.partly_clean(shared, sender, id);
+        }
+        shared.write(|book| book.uploads.push(self.content.clone()));
+        reply(shared, sender, id, &self.check, &self.content);
+    }
+
+    fn partly_clean(&self, shared: &Shared, sender: &Sender, id: u64) {
+        let mut verdict = verdict(Outcome::Clean, None, self.check.size);
+        verdict.coverage = Coverage {
+            bytes_judged: 512,
+            filter: model::FilterId::from_slice(&self.check.filter),
+            ..Coverage::none(self.check.size)
+        };
+        answer(shared, sender, id, &self.check, &verdict);
     }
 }
 
@@ -287,14 +408,23 @@ fn reply(shared: &Shared, sender: &Sender, id: u64, check: &v1::Check, content: 
     } else {
         Outcome::Clean
     };
-    let is_bad = matches!(outcome, Outcome::Malicious { .. });
-    let verdict = Verdict {
+    let unproved = shared.book().unproved;
+    let verdict = verdict(outcome, (!unproved).then_some(digest), content.len() as u64);
+    answer(shared, sender, id, check, &verdict);
+}
+
+fn verdict(outcome: Outcome, digest: Option<Digest>, size: u64) -> Verdict {
+    Verdict {
         outcome,
-        coverage: Coverage::whole(content.len() as u64),
+        coverage: Coverage::whole(size),
         generation: GENERATION,
-        digest: Some(digest),
+        digest,
         sha256: None,
-    };
+    }
+}
+
+fn answer(shared: &Shared, sender: &Sender, id: u64, check: &v1::Check, verdict: &Verdict) {
+    let is_bad = matches!(verdict.outcome, Outcome::Malicious { .. });
     let class = class_of(check);
     shared.write(|book| {
         let order = (is_bad && book.removes).then(|| {
@@ -309,7 +439,7 @@ fn reply(shared: &Shared, sender: &Sender, id: u64, check: &v1::Check, content: 
             }
         });
         let reply = v1::CheckReply {
-            verdict: Some((&verdict).into()),
+            verdict: Some(verdict.into()),
             order,
             ..v1::CheckReply::default()
         };

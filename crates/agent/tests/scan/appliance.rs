@@ -1,6 +1,6 @@
 //! An appliance for tests: the link's own server half, and a brain that the test brings.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +21,8 @@ pub(crate) enum Say {
     Reply(v1::CheckReply),
     /// Send me the content, then ask me again with it.
     Need,
+    /// Send what the filter finds; that, or else the content, will do.
+    NeedReport,
     /// Never answer.
     Nothing,
     /// Close the session.
@@ -42,6 +44,9 @@ pub(crate) struct Seen {
     /// Paths asked about, in the order of the checks.
     pub(crate) asked: Mutex<Vec<String>>,
     pub(crate) results: Mutex<Vec<v1::OrderResult>>,
+    pub(crate) reports: Mutex<Vec<v1::FilterReport>>,
+    /// Ranges of content that came after a report.
+    pub(crate) ranges: Mutex<Vec<(u64, Vec<u8>)>>,
     pub(crate) hellos: Mutex<Vec<v1::Hello>>,
     /// Most checks unanswered at once.
     pub(crate) open_most: AtomicUsize,
@@ -53,6 +58,9 @@ pub(crate) struct Greeting {
     pub(crate) generation: Generation,
     pub(crate) policy: Policy,
     pub(crate) in_flight_max: u32,
+    /// The filter that is offered, and the range that every report raises.
+    pub(crate) filter: Option<v1::FilterOffer>,
+    pub(crate) range: Option<v1::ByteRange>,
 }
 
 impl Default for Greeting {
@@ -61,6 +69,8 @@ impl Default for Greeting {
             generation: Generation([1; 16]),
             policy: Policy::default(),
             in_flight_max: 64,
+            filter: None,
+            range: None,
         }
     }
 }
@@ -94,11 +104,19 @@ impl Appliance {
                     in_flight_max: greeting.in_flight_max,
                     ..v1::Welcome::default()
                 });
+                if let Some(offer) = greeting.filter.clone() {
+                    let request_id = 0;
+                    let body = Some(Body::FilterOffer(offer));
+                    let envelope = v1::Envelope { request_id, body };
+                    let _closed = conn.sender().send(Priority::Control, envelope);
+                }
                 let session = Session {
+                    range: greeting.range,
                     sender: conn.sender(),
                     brain: Arc::clone(&brain),
                     seen: Arc::clone(&theirs),
                     open: HashMap::new(),
+                    partial: HashSet::new(),
                 };
                 tokio::spawn(session.run(conn));
             }
@@ -152,6 +170,9 @@ struct Session {
     brain: Arc<Brain>,
     seen: Arc<Seen>,
     open: HashMap<u64, (v1::Check, Vec<u8>)>,
+    range: Option<v1::ByteRange>,
+    /// Reported on; what else comes are ranges.
+    partial: HashSet<u64>,
 }
 
 impl Session {
@@ -162,6 +183,7 @@ impl Session {
                 Some(Body::Check(check)) => self.check(id, check),
                 Some(Body::Data(data)) => self.data(id, &data),
                 Some(Body::DataEnd(end)) => self.end(id, end),
+                Some(Body::FilterReport(report)) => self.report(id, report),
                 Some(Body::OrderResult(result)) => {
                     self.seen.results.lock().unwrap().push(result);
                     true
@@ -198,10 +220,15 @@ impl Session {
         let Some((_, content)) = self.open.get_mut(&id) else {
             return true;
         };
-        assert_eq!(data.offset, content.len() as u64, "a gap in the content");
         let plain = plain_of(&data.bytes, data.plain_bytes);
-        content.extend_from_slice(&plain);
         let bytes = plain.len() as u32;
+        if self.partial.contains(&id) {
+            let mut ranges = self.seen.ranges.lock().unwrap();
+            ranges.push((data.offset, plain));
+        } else {
+            assert_eq!(data.offset, content.len() as u64, "a gap in the content");
+            content.extend_from_slice(&plain);
+        }
         self.send(id, Body::Credit(v1::Credit { bytes }));
         true
     }
@@ -210,13 +237,39 @@ impl Session {
         let Some((check, content)) = self.open.get(&id) else {
             return true;
         };
-        let say = if end.failed == 0 {
+        let say = if end.failed == 0 && self.partial.contains(&id) {
+            Say::Reply(partly_clean(check))
+        } else if end.failed == 0 {
             (self.brain)(check, Some(content))
         } else {
             let reason = v1::UnscannedReason::try_from(end.failed).unwrap().into();
             Say::Reply(reply(check, Outcome::unscanned(reason)))
         };
         self.say(id, say)
+    }
+
+    /// A report raises a question, if any; without one the content is asked for.
+    fn report(&mut self, id: u64, report: v1::FilterReport) -> bool {
+        let is_none = report.filter.is_empty();
+        self.seen.reports.lock().unwrap().push(report);
+        let Some((check, _)) = self.open.get(&id) else {
+            return true;
+        };
+        if is_none {
+            return self.say(id, Say::Need);
+        }
+        let Some(range) = self.range else {
+            let reply = partly_clean(check);
+            return self.say(id, Say::Reply(reply));
+        };
+        self.partial.insert(id);
+        let need = v1::Need {
+            ranges: vec![range],
+            credit_bytes: CREDIT_BYTES,
+            ..v1::Need::default()
+        };
+        self.send(id, Body::Need(need));
+        true
     }
 
     fn say(&mut self, id: u64, say: Say) -> bool {
@@ -232,6 +285,14 @@ impl Session {
                     ..v1::Need::default()
                 }),
             ),
+            Say::NeedReport => {
+                let report = true;
+                let need = v1::Need {
+                    report,
+                    ..v1::Need::default()
+                };
+                self.send(id, Body::Need(need));
+            }
             Say::Nothing => {}
             Say::HangUp => return false,
         }
@@ -281,6 +342,18 @@ pub(crate) fn reply(check: &v1::Check, outcome: Outcome) -> v1::CheckReply {
         verdict: Some((&verdict).into()),
         ..v1::CheckReply::default()
     }
+}
+
+/// Clean by a report: the content never came whole.
+fn partly_clean(check: &v1::Check) -> v1::CheckReply {
+    let mut reply = reply(check, Outcome::Clean);
+    if let Some(verdict) = &mut reply.verdict {
+        verdict.digest = Vec::new();
+        let coverage = verdict.coverage.as_mut().unwrap();
+        coverage.bytes_judged = 512;
+        coverage.filter.clone_from(&check.filter);
+    }
+    reply
 }
 
 /// Malicious, with the order to quarantine the file.

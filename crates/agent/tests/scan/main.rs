@@ -3,6 +3,7 @@
 mod allowlist;
 mod appliance;
 mod process;
+mod reports;
 mod results;
 mod resume;
 mod scene;

@@ -79,9 +79,21 @@ fn each_needle_across_a_border_is_found_once() {
     let byte = |value| Token::Byte { value, mask: 0xff };
     let far = [
         vec![byte(b'<')],
-        vec![Token::Gap { least: 0, most: 255 }; 3],
+        vec![
+            Token::Gap {
+                least: 0,
+                most: 255
+            };
+            3
+        ],
         vec![byte(b'k'), byte(b'y')],
-        vec![Token::Gap { least: 0, most: 255 }; 3],
+        vec![
+            Token::Gap {
+                least: 0,
+                most: 255
+            };
+            3
+        ],
         vec![byte(b'>')],
     ];
     let needle = Needle::new(far.concat(), 4).unwrap();
