@@ -20,6 +20,7 @@ use crate::chunk_store::ChunkStore;
 use crate::config::{Config, ConfigConflict};
 use crate::detections::{DetectionLimits, Detections, LogError};
 use crate::engines::{EngineSet, EngineSetError, EngineSource};
+use crate::filters::Filters;
 use crate::force::Force;
 use crate::guests::{Arrival, Guests, Turned};
 use crate::identity::Identity;
@@ -28,6 +29,7 @@ use crate::metrics::{Metrics, gauge_of};
 use crate::rejudge;
 use crate::released::{ReleaseError, Released};
 use crate::removal::Orders;
+use crate::reported::Reported;
 use crate::retained::Retained;
 use crate::scans::Scans;
 use crate::session::Session;
@@ -155,6 +157,7 @@ impl Appliance {
         let settings = config.unpack.settings();
         let engines = EngineSet { engines, settings };
         let shared = build(&config, &state, engines, identity, &registry)?;
+        shared.follow_filter().await;
         let address = config.listen.link;
         let limits = link::server::Limits {
             sessions_max: config.limits.sessions_max.count(),
@@ -236,6 +239,7 @@ impl Appliance {
         *shared.engines.write() = engines;
         let generation = force.generation;
         put_in_force(shared, force);
+        shared.follow_filter().await;
         self.follow_rules(config.clone());
         Ok(generation)
     }
@@ -302,6 +306,8 @@ pub(crate) fn build(
         runtime: tokio::runtime::Handle::current(),
         verdicts,
         sightings: SightingLog::new(sightings, &config.sightings, registry),
+        reported: Reported::new(limits.reported_memory_bytes_max.get()),
+        filters: Filters::default(),
         retained: Retained::new(limits.retained_bytes_max.get()),
         delta: RwLock::new(None),
         scans: Scans::new(limits.queue(engines.workers())),
@@ -500,6 +506,7 @@ async fn tick(shared: Arc<Shared>, config: Arc<AsyncMutex<Config>>, progress: Ar
         // view.
         if let Ok(_no_reload) = config.try_lock() {
             follow_engines(&shared);
+            shared.follow_filter().await;
         }
         let lists = shared.clone();
         let reloaded = tokio::task::spawn_blocking(move || lists.reload_allowlists());

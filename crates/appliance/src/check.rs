@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chunks::DecompressError;
-use model::{AccessClass, Digest, UnscannedReason};
+use model::{AccessClass, Digest, FilterId, UnscannedReason};
 use proto::v1;
 use scan_core::{CacheKey, Context, Place, Refusal};
 use tokio::sync::mpsc::unbounded_channel;
@@ -12,6 +12,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use crate::answer::{OpenCheck, Waiter};
 use crate::assembly::{AssemblyError, INLINE_MAX_BYTES, prove_whole};
 use crate::force::Force;
+use crate::reported::Earlier;
 use crate::scans::ScanJob;
 use crate::session::{Breach, Session};
 use crate::shared::{Reservation, Shared};
@@ -42,6 +43,8 @@ struct Ask {
     class: AccessClass,
     context: Context,
     content: Option<Bytes>,
+    /// The guest can report by this one.
+    filter: Option<FilterId>,
     /// `content` is a zstd frame.
     compressed: bool,
 }
@@ -70,6 +73,7 @@ fn read(check: v1::Check) -> Result<Ask, CheckError> {
             mode: context.mode,
         },
         content: check.content.or_else(|| (check.size == 0).then(Bytes::new)),
+        filter: FilterId::from_slice(&check.filter),
         compressed: check.content_compressed,
     })
 }
@@ -95,11 +99,21 @@ impl Session {
             waiter.answer(shared, &verdict, true);
             return Ok(());
         }
+        let earlier = shared.reported.find(&key, self.guest());
+        if let Some(Earlier::Own(verdict)) = &earlier {
+            waiter.answer(shared, verdict, true);
+            return Ok(());
+        }
         // Before any store is asked: in a storm all ask for the same.
         let waiter = match shared.scans.join(shared, &key, ask.size, waiter) {
             Ok(()) => return Ok(()),
             Err(waiter) => waiter,
         };
+        let filter = ask.filter.filter(|it| {
+            let wanted = force.policy.report_min_bytes;
+            let is_wanted = wanted.is_some_and(|bytes| ask.size >= bytes);
+            is_wanted && earlier.is_none() && shared.filters.offered() == Some(*it)
+        });
         let (size, compressed) = (ask.size, ask.compressed);
         let held = ask.content.map(|bytes| self.hold(bytes, size, compressed));
         let held = match held.transpose() {
@@ -114,6 +128,7 @@ impl Session {
             context: ask.context,
             size: ask.size,
             held,
+            filter,
             waiter,
             _counted: self.asker.unknown.clone(),
         };
@@ -180,6 +195,8 @@ struct Unknown {
     context: Context,
     size: u64,
     held: Option<Held>,
+    /// The guest is asked to report by this one.
+    filter: Option<FilterId>,
     waiter: Waiter,
     /// Counts it, until a store has answered and more is known of it.
     _counted: Arc<()>,
@@ -237,6 +254,7 @@ impl Unknown {
             key,
             context,
             size,
+            filter,
             waiter,
             ..
         } = self;
@@ -246,10 +264,6 @@ impl Unknown {
             Place::Memory
         } else {
             Place::Spool
-        };
-        let reservation = match shared.reserve(waiter.asker.guest, place, size) {
-            Ok(reservation) => reservation,
-            Err(limit) => return waiter.refuse(shared, size, limit),
         };
         let (to_upload, pieces) = unbounded_channel();
         match waiter.asker.open.lock().get_mut(&waiter.request_id) {
@@ -265,7 +279,7 @@ impl Unknown {
             memory_max,
             credit_bytes: limits.upload_credit_bytes.get(),
             idle_timeout: limits.upload_idle_timeout(),
-            reservation: Arc::new(reservation),
+            filter,
             waiter,
         };
         shared.runtime.spawn(upload.receive(shared.clone(), pieces));

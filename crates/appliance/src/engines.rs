@@ -7,11 +7,14 @@ use std::process::Stdio;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use engine::host::{self, Content, EngineSpec, Job};
+use engine::host::{self, Content, EngineSpec, Job, JobResult, PartialJob, PartialResult};
 use model::{Generation, UnscannedReason};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use proto::v1;
-use scan_core::{Context, Engine, EngineCounts, EngineFacts, Finding, ScanFuture, Settings, Task};
+use scan_core::{
+    Context, Engine, EngineCounts, EngineFacts, FilterPack, Finding, PartialFuture, PartialStep,
+    PartialTask, ScanFuture, Settings, Task,
+};
 
 use crate::config::{ClamdConfig, Config, EngineLimits, YaraConfig};
 use crate::rule_delta::Manifest;
@@ -90,6 +93,15 @@ impl EngineSet {
         self.engines.iter().map(|engine| engine.facts()).collect()
     }
 
+    /// What agents can look for in place of all engines. Of several none: the content that one of
+    /// them wants whole is whole for all.
+    pub(crate) fn filter(&self) -> Option<Arc<FilterPack>> {
+        match &self.engines[..] {
+            [only] => only.filter(),
+            _ => None,
+        }
+    }
+
     /// Of the engine that has the most.
     pub(crate) fn workers(&self) -> usize {
         let workers = self.engines.iter().map(|engine| engine.facts().workers);
@@ -127,7 +139,7 @@ impl EngineSource for ProcessEngines {
             let mut engines: Vec<SharedEngine> = Vec::new();
             if let Some(yara) = &chosen.yara {
                 let running = host::Engine::start(self.yara_spec(yara)?).await?;
-                engines.push(Arc::new(ProcessEngine { running, unpack }));
+                engines.push(Arc::new(ProcessEngine::new(running, unpack)));
             }
             if let Some(clamd) = &chosen.clamd {
                 engines.push(LateEngine::start(clamd_spec(clamd)?, unpack).await);
@@ -165,7 +177,7 @@ impl EngineSource for ProcessEngines {
             let unpack = config.unpack.to_wire();
             let spec = EngineSpec { args, ..spec };
             match host::Engine::start(spec).await {
-                Ok(running) => Some(Arc::new(ProcessEngine { running, unpack }) as SharedEngine),
+                Ok(running) => Some(Arc::new(ProcessEngine::new(running, unpack)) as SharedEngine),
                 Err(error) => {
                     let error = daemon::log::escape(error.to_string().as_bytes()).to_string();
                     tracing::warn!(error, "the rules that are new cannot be run by themselves");
@@ -248,6 +260,18 @@ fn own_folder() -> Result<PathBuf, EngineSetError> {
 struct ProcessEngine {
     running: host::Engine,
     unpack: v1::UnpackLimits,
+    /// What it last told that agents can look for, and the same for who asks.
+    filter: Mutex<Option<(Arc<host::Filter>, Arc<FilterPack>)>>,
+}
+
+impl ProcessEngine {
+    fn new(running: host::Engine, unpack: v1::UnpackLimits) -> Self {
+        Self {
+            running,
+            unpack,
+            filter: Mutex::new(None),
+        }
+    }
 }
 
 impl Engine<Content> for ProcessEngine {
@@ -282,16 +306,57 @@ impl Engine<Content> for ProcessEngine {
                     unpack: Some(self.unpack),
                 })
                 .await;
-            Finding {
-                detections: result.detections,
-                omitted: result.omitted,
-                incomplete: result.incomplete,
-                error: result.error,
-                members_judged: result.members_judged,
-                member_bytes_judged: result.member_bytes_judged,
-                generation: result.generation,
+            finding(result)
+        })
+    }
+
+    fn filter(&self) -> Option<Arc<FilterPack>> {
+        let told = self.running.filter()?;
+        let mut last = self.filter.lock();
+        match &*last {
+            Some((known, pack)) if Arc::ptr_eq(known, &told) => Some(Arc::clone(pack)),
+            _ => {
+                let pack = Arc::new(FilterPack {
+                    id: told.id,
+                    generation: told.generation,
+                    bytes: told.bytes.clone(),
+                });
+                *last = Some((told, Arc::clone(&pack)));
+                Some(pack)
+            }
+        }
+    }
+
+    fn judge_partial(&self, task: PartialTask<Content>) -> PartialFuture<'_> {
+        Box::pin(async move {
+            let job = PartialJob {
+                content: task.content,
+                size: task.size,
+                known: task.known,
+                filter: task.filter,
+                report: task.report.into(),
+                context: task.context.map(wire_context),
+                unpack: Some(self.unpack),
+            };
+            match self.running.judge_partial(job).await {
+                PartialResult::Judged(result) => PartialStep::Judged(finding(result)),
+                PartialResult::Ask(ranges) => PartialStep::Ask(ranges),
+                PartialResult::Whole(why) => PartialStep::Whole(why),
+                PartialResult::Failed(result) => PartialStep::Failed(finding(result)),
             }
         })
+    }
+}
+
+fn finding(result: JobResult) -> Finding {
+    Finding {
+        detections: result.detections,
+        omitted: result.omitted,
+        incomplete: result.incomplete,
+        error: result.error,
+        members_judged: result.members_judged,
+        member_bytes_judged: result.member_bytes_judged,
+        generation: result.generation,
     }
 }
 
@@ -336,7 +401,7 @@ impl LateEngine {
         match started {
             Ok(running) => {
                 tracing::info!(engine = self.name, "engine is available");
-                *self.state.write() = Ok(Arc::new(ProcessEngine { running, unpack }));
+                *self.state.write() = Ok(Arc::new(ProcessEngine::new(running, unpack)));
                 true
             }
             Err(error) => {
@@ -365,6 +430,14 @@ impl LateEngine {
     fn running(&self) -> Result<Arc<ProcessEngine>, String> {
         self.state.read().clone()
     }
+
+    fn unavailable(&self, why: &str) -> Finding {
+        Finding::incomplete(
+            Generation::default(),
+            UnscannedReason::EngineUnavailable,
+            format!("engine {}: {why}", self.name),
+        )
+    }
 }
 
 impl Engine<Content> for LateEngine {
@@ -391,11 +464,20 @@ impl Engine<Content> for LateEngine {
         Box::pin(async move {
             match self.running() {
                 Ok(running) => running.scan(task).await,
-                Err(why) => Finding::incomplete(
-                    Generation::default(),
-                    UnscannedReason::EngineUnavailable,
-                    format!("engine {}: {why}", self.name),
-                ),
+                Err(why) => self.unavailable(&why),
+            }
+        })
+    }
+
+    fn filter(&self) -> Option<Arc<FilterPack>> {
+        self.running().ok()?.filter()
+    }
+
+    fn judge_partial(&self, task: PartialTask<Content>) -> PartialFuture<'_> {
+        Box::pin(async move {
+            match self.running() {
+                Ok(running) => running.judge_partial(task).await,
+                Err(why) => PartialStep::Failed(self.unavailable(&why)),
             }
         })
     }

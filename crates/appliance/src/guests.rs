@@ -38,6 +38,8 @@ const ALERTS_PER_MINUTE: u32 = 30;
 const RENEWALS_PER_MINUTE: u32 = 4;
 /// Pieces of allowlists that one guest gets in a minute, as the contract says: 256 MiB.
 const FETCHES_PER_MINUTE: u32 = 1024;
+/// Pieces of filters, as the contract says: 64 MiB.
+const FILTER_FETCHES_PER_MINUTE: u32 = 256;
 
 /// How much one guest may ask of us, over all its sessions.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub(crate) struct GuestRates {
     pub(crate) alerts: RateLimit,
     pub(crate) renewals: RateLimit,
     pub(crate) fetches: RateLimit,
+    pub(crate) filter_fetches: RateLimit,
 }
 
 /// Everybody who is connected.
@@ -104,6 +107,7 @@ impl Guests {
                 alerts: RateLimit::new(ALERTS_PER_MINUTE),
                 renewals: RateLimit::new(RENEWALS_PER_MINUTE),
                 fetches: RateLimit::new(FETCHES_PER_MINUTE),
+                filter_fetches: RateLimit::new(FILTER_FETCHES_PER_MINUTE),
             }),
         });
         let cut = arrival.hostname.floor_char_boundary(HOSTNAME_MAX_BYTES);

@@ -46,6 +46,7 @@ pub(crate) struct GuestMetrics {
     verdicts: Counters<2>,
     pub(crate) content_bytes: Counters<1>,
     pub(crate) manifests: Counters<1>,
+    pub(crate) reports: Counters<1>,
     pub(crate) chunk_bytes_held: Counter,
     pub(crate) chunk_store_bytes: Gauge,
     pub(crate) chunk_store_guests: Gauge,
@@ -83,6 +84,11 @@ impl GuestMetrics {
             manifests: r.counters(
                 "lazaret_manifests",
                 "Lists of chunks that were asked for, by what came of them.",
+                ["result"],
+            ),
+            reports: r.counters(
+                "lazaret_reports",
+                "Reports of agents' filters that were asked for, by what came of them: report and ranges are clean, of the others the whole content was asked for.",
                 ["result"],
             ),
             chunk_bytes_held: r.counter(
@@ -124,6 +130,7 @@ pub(crate) struct ScanMetrics {
     pub(crate) joined: Counter,
     pub(crate) scans: Counters<2>,
     pub(crate) scan_seconds: Histograms<1>,
+    pub(crate) partial_seconds: Histograms<1>,
     pub(crate) queue_waiting: Gauges<1>,
     pub(crate) running: Gauge,
     pub(crate) memory_bytes: Gauge,
@@ -147,6 +154,12 @@ impl ScanMetrics {
             scan_seconds: r.histograms(
                 "lazaret_scan_seconds",
                 "Time from handing a file to an engine to its report.",
+                ["engine"],
+                &LATENCY_BUCKETS_S,
+            ),
+            partial_seconds: r.histograms(
+                "lazaret_partial_scan_seconds",
+                "Time from handing what is known of a file to an engine to its answer.",
                 ["engine"],
                 &LATENCY_BUCKETS_S,
             ),

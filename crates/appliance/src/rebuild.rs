@@ -9,6 +9,7 @@ use scan_core::Place;
 use sha2::Digest as _;
 
 use crate::assembly::{AssemblyError, Proved, Spool, memory_file, read_only, sealed};
+use crate::expected::Expected;
 
 /// Bytes read at a time to be hashed.
 const READ_BYTES: usize = 256 * 1024;
@@ -19,13 +20,10 @@ pub(crate) struct Rebuild {
     size: u64,
     place: Place,
     file: File,
-    ranges: Vec<Range>,
+    expected: Expected,
     copies: Vec<Copy>,
     /// Bytes that were here.
     pub(crate) held_bytes: u64,
-    /// Ranges that are complete, and bytes of the next one.
-    filled: (usize, u64),
-    received: u64,
 }
 
 impl Rebuild {
@@ -59,66 +57,38 @@ impl Rebuild {
             size,
             place,
             file,
-            ranges,
+            expected: Expected::new(ranges),
             copies,
             held_bytes,
-            filled: (0, 0),
-            received: 0,
         })
     }
 
     /// What is missing; empty: nothing.
     pub(crate) fn ranges(&self) -> &[Range] {
-        &self.ranges
+        self.expected.ranges()
     }
 
     /// Bytes of all ranges.
     pub(crate) fn missing_bytes(&self) -> u64 {
-        self.ranges.iter().map(|range| range.len).sum()
+        self.expected.bytes()
     }
 
     /// Bytes taken so far.
     pub(crate) fn received(&self) -> u64 {
-        self.received
+        self.expected.received()
     }
 
     /// Takes the next piece: where the last one ended, or where the next range begins. May block
     /// on the disk.
     pub(crate) fn absorb(&mut self, offset: u64, bytes: &[u8]) -> Result<(), AssemblyError> {
-        let (index, within) = self.filled;
-        let Some(range) = self.ranges.get(index) else {
-            let announced = self.missing_bytes();
-            return Err(AssemblyError::Excess { announced });
-        };
-        let expected = range.offset + within;
-        if offset != expected {
-            let got = offset;
-            return Err(AssemblyError::OutOfOrder { expected, got });
-        }
-        let len = bytes.len() as u64;
-        if len > range.len - within {
-            let announced = range.len;
-            return Err(AssemblyError::Excess { announced });
-        }
+        self.expected.take(offset, bytes.len() as u64)?;
         let written = self.file.write_all_at(bytes, offset);
-        written.map_err(io_error(self.place))?;
-        self.received += len;
-        self.filled = if within + len == range.len {
-            (index + 1, 0)
-        } else {
-            (index, within + len)
-        };
-        Ok(())
+        written.map_err(io_error(self.place))
     }
 
     /// Makes the copies, checks size and digest, and seals the content. Blocks on the disk.
     pub(crate) fn finish(self, claimed: Digest) -> Result<Proved, AssemblyError> {
-        if self.filled.0 < self.ranges.len() {
-            return Err(AssemblyError::Short {
-                received: self.received,
-                announced: self.missing_bytes(),
-            });
-        }
+        self.expected.finish()?;
         let failed = io_error(self.place);
         self.copy().map_err(io_error(self.place))?;
         let (digest, sha256) = self.hash().map_err(io_error(self.place))?;

@@ -9,9 +9,10 @@ use futures_util::future::join_all;
 use model::{GuestId, Outcome, UnscannedReason, Verdict};
 use parking_lot::Mutex;
 use scan_core::{
-    CacheKey, Context, Finding, JobId, PRIORITIES, QueueLimits, Refused, Scheduler, Slot, Started,
+    CacheKey, Context, Finding, JobId, PRIORITIES, QueueLimits, Refusal, Refused, Scheduler, Slot,
     Task, generation_in_force, merge,
 };
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use verdict_store::JudgedBy;
 
@@ -36,8 +37,15 @@ pub(crate) struct Scans {
     table: Mutex<Table>,
 }
 
+/// What waits in the queue.
+enum Work {
+    Scan(Box<ScanJob>),
+    /// Somebody waits for a turn.
+    Turn(oneshot::Sender<Slot>),
+}
+
 struct Table {
-    scheduler: Scheduler<Box<ScanJob>>,
+    scheduler: Scheduler<Work>,
     by_key: HashMap<CacheKey, InFlight>,
     /// Entries of each guest in all [`InFlight::late`].
     late: HashMap<GuestId, usize>,
@@ -131,8 +139,42 @@ impl Scans {
             let Some(started) = self.table.lock().scheduler.start() else {
                 return;
             };
-            shared.runtime.spawn(run(shared.clone(), started));
+            let slot = started.slot;
+            match started.job {
+                Work::Scan(job) => {
+                    shared.runtime.spawn(run(shared.clone(), job, slot));
+                }
+                Work::Turn(waiting) => {
+                    // Whoever waited may have left.
+                    if let Err(slot) = waiting.send(slot) {
+                        self.table.lock().scheduler.done(slot);
+                    }
+                }
+            }
         }
+    }
+
+    /// Waits for a place among those that run: each guest has its turn, as with scans.
+    pub(crate) async fn turn(
+        &self,
+        shared: &Arc<Shared>,
+        guest: GuestId,
+        priority: u8,
+    ) -> Result<Turn, Refusal> {
+        let (to, waiting) = oneshot::channel();
+        let pushed = {
+            let mut table = self.table.lock();
+            table.scheduler.push(guest, priority, Work::Turn(to))
+        };
+        pushed.map_err(|refused| refused.limit)?;
+        self.start_what_may(shared);
+        let mut turn = Turn {
+            shared: shared.clone(),
+            waiting,
+            slot: None,
+        };
+        turn.slot = (&mut turn.waiting).await.ok();
+        Ok(turn)
     }
 
     /// A check was cancelled, or its session is over. Of its waiting stays what a bad verdict
@@ -167,6 +209,26 @@ impl Scans {
         let table = self.table.lock();
         let waiters = table.by_key.values().map(|scan| scan.waiters.len()).sum();
         (waiters, table.late.values().sum())
+    }
+}
+
+/// A place among those that run, until it is dropped.
+pub(crate) struct Turn {
+    shared: Arc<Shared>,
+    waiting: oneshot::Receiver<Slot>,
+    slot: Option<Slot>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // It may have come while whoever waited was given up.
+        self.waiting.close();
+        let slot = self.slot.take().or_else(|| self.waiting.try_recv().ok());
+        if let Some(slot) = slot {
+            let scans = &self.shared.scans;
+            scans.table.lock().scheduler.done(slot);
+            scans.start_what_may(&self.shared);
+        }
     }
 }
 
@@ -257,10 +319,13 @@ impl Table {
         job: ScanJob,
         waiter: Waiter,
         late_max: usize,
-    ) -> Result<(), (Refused<Box<ScanJob>>, Waiter)> {
+    ) -> Result<(), (Refused<Work>, Waiter)> {
         let key = job.key;
         let (owner, priority) = (waiter.asker.guest, waiter.class.priority());
-        match self.scheduler.push(owner, priority, Box::new(job)) {
+        match self
+            .scheduler
+            .push(owner, priority, Work::Scan(Box::new(job)))
+        {
             Ok(job) => {
                 let in_flight = InFlight {
                     job,
@@ -291,15 +356,15 @@ fn late_max(shared: &Shared) -> usize {
     shared.force.read().limits.guest_late_max.count()
 }
 
-async fn run(shared: Arc<Shared>, started: Started<Box<ScanJob>>) {
+async fn run(shared: Arc<Shared>, job: Box<ScanJob>, slot: Slot) {
     let mut running = Running {
-        key: started.job.key,
-        size: started.job.proved.size,
-        slot: Some(started.slot),
+        key: job.key,
+        size: job.proved.size,
+        slot: Some(slot),
         shared: shared.clone(),
     };
     let engines = shared.engines();
-    let job = *started.job;
+    let job = *job;
     let Judged {
         key,
         verdict,

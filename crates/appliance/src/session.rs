@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use daemon::log::RateLimit;
 use link::Priority;
 use model::GuestId;
 use parking_lot::Mutex;
@@ -13,7 +14,7 @@ use scan_core::CacheKey;
 use crate::answer::{Asker, OpenCheck};
 use crate::check::CheckError;
 use crate::detections::status_name;
-use crate::guests::{Arrival, SessionHandle};
+use crate::guests::{Arrival, GuestRates, SessionHandle};
 use crate::removal::Purpose;
 use crate::shared::{Shared, wall_clock_ms};
 use crate::upload::Piece;
@@ -99,6 +100,7 @@ impl Session {
         }
         // After it entered: what is recalled from now on reaches it with everybody else.
         shared.tell_of_allowlists(&*asker.outbox);
+        shared.tell_of_filter(&*asker.outbox);
         Self {
             shared,
             asker,
@@ -127,9 +129,8 @@ impl Session {
             Some(Body::LedgerReport(report)) => self.ledger(report),
             Some(Body::Alert(alert)) => self.alert(&alert),
             Some(Body::FetchAllowlist(fetch)) => self.fetch_allowlist(&fetch),
-            Some(Body::FetchFilter(_) | Body::FilterReport(_)) => {
-                self.shared.metrics.guests.frames_ignored.inc();
-            }
+            Some(Body::FilterReport(report)) => self.piece(request_id, Piece::Report(report)),
+            Some(Body::FetchFilter(fetch)) => self.fetch_filter(&fetch),
             Some(Body::Renew(renew)) => self.renew(request_id, &renew),
             Some(Body::Hello(_) | Body::Ping(_) | Body::Pong(_) | Body::Goodbye(_)) | None => {
                 self.shared.metrics.guests.frames_ignored.inc();
@@ -240,15 +241,30 @@ impl Session {
 
     /// A piece of a list. One of too many questions is not answered: the agent asks again.
     fn fetch_allowlist(&self, fetch: &v1::FetchAllowlist) {
+        self.serve_piece(
+            |rates| &rates.fetches,
+            || Body::AllowlistPart(self.shared.allowlist_part(fetch)),
+        );
+    }
+
+    /// A piece of a filter, as one of a list.
+    fn fetch_filter(&self, fetch: &v1::FetchFilter) {
+        self.serve_piece(
+            |rates| &rates.filter_fetches,
+            || Body::FilterPart(self.shared.filters.part(fetch)),
+        );
+    }
+
+    fn serve_piece(&self, rate: fn(&GuestRates) -> &RateLimit, piece: impl FnOnce() -> Body) {
         let rates = self.shared.guests.rates(self.guest());
         let now = std::time::Instant::now();
-        if rates.is_none_or(|rates| rates.fetches.allow(now).is_none()) {
+        if rates.is_none_or(|rates| rate(&rates).allow(now).is_none()) {
             self.shared.metrics.guests.frames_ignored.inc();
             return;
         }
         let envelope = v1::Envelope {
             request_id: 0,
-            body: Some(Body::AllowlistPart(self.shared.allowlist_part(fetch))),
+            body: Some(piece()),
         };
         // Everything else goes first.
         self.asker.outbox.send(Priority::OnDemand, envelope);

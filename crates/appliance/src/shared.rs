@@ -15,12 +15,14 @@ use crate::assembly::Spool;
 use crate::chunk_store::ChunkStore;
 use crate::detections::Detections;
 use crate::engines::EngineSet;
+use crate::filters::Filters;
 use crate::force::Force;
 use crate::guests::Guests;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::released::Released;
 use crate::removal::Orders;
+use crate::reported::Reported;
 use crate::retained::Retained;
 use crate::rule_delta::RuleDelta;
 use crate::scans::Scans;
@@ -35,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) engines: RwLock<Arc<EngineSet>>,
     pub(crate) verdicts: Verdicts,
     pub(crate) sightings: SightingLog,
+    pub(crate) reported: Reported,
+    pub(crate) filters: Filters,
     pub(crate) retained: Retained,
     /// How verdicts of the rules before are brought to those in force. `None`: not at all.
     pub(crate) delta: RwLock<Option<Arc<RuleDelta>>>,

@@ -69,6 +69,13 @@ impl SightingLog {
         }
     }
 
+    /// A guest was told a verdict about content that it reported on itself: it says that it has
+    /// this digest. Each costs it a report and a judgement, so that made-up ones fill as slowly as
+    /// others.
+    pub(crate) fn note_claim(&self, guest: GuestId, digest: Digest) {
+        self.note_at((digest, guest), now_s());
+    }
+
     fn note_at(&self, who: Who, now_s: u32) {
         let is_recent = |last_s: u32| now_s.saturating_sub(last_s) < self.again_s;
         if self.recent.get(&who).is_some_and(is_recent) {

@@ -2,17 +2,19 @@
 //! guest has sent something before, it first asks for a list of chunks ([`by_chunks`]).
 
 mod by_chunks;
+mod by_report;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use by_chunks::ByChunks;
-use chunks::Manifest;
+use by_report::ByReport;
+use chunks::{Manifest, Range};
 use engine::host::Content;
-use model::{GuestId, UnscannedReason};
+use model::{FilterId, GuestId, UnscannedReason, Verdict};
 use proto::v1;
-use scan_core::{CacheKey, Context, Place};
+use scan_core::{CacheKey, Context, Place, Refusal};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
@@ -20,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::answer::Waiter;
 use crate::assembly::{Assembly, AssemblyError, Proved};
 use crate::scans::ScanJob;
-use crate::shared::{Reservation, Shared};
+use crate::shared::Shared;
 
 /// Pieces taken at once; with 64 KiB each they fill the largest credit.
 const BATCH_MAX: usize = 64;
@@ -34,6 +36,8 @@ pub(crate) enum Piece {
     Data(v1::Data),
     /// A list of chunks.
     Manifest(v1::Manifest),
+    /// What a filter found.
+    Report(v1::FilterReport),
     /// No more; or why the guest could not send it all.
     End { failed: Option<UnscannedReason> },
 }
@@ -47,7 +51,8 @@ pub(crate) struct Upload {
     pub(crate) memory_max: u64,
     pub(crate) credit_bytes: u64,
     pub(crate) idle_timeout: Duration,
-    pub(crate) reservation: Arc<Reservation>,
+    /// The guest can report by this filter. `None`: it is not asked to.
+    pub(crate) filter: Option<FilterId>,
     pub(crate) waiter: Waiter,
 }
 
@@ -67,8 +72,10 @@ enum UploadError {
     Abandoned,
     #[error("the thread that assembled it ended badly")]
     Broken,
-    #[error("a manifest that nobody asked for")]
+    #[error("a manifest or a report that nobody asked for")]
     Unwanted,
+    #[error("{0}")]
+    Refused(Refusal),
 }
 
 impl UploadError {
@@ -79,6 +86,7 @@ impl UploadError {
             Self::Idle(_) | Self::Slow(_) | Self::Unwanted => UnscannedReason::Truncated,
             Self::Abandoned => UnscannedReason::Cancelled,
             Self::Broken => UnscannedReason::Other,
+            Self::Refused(limit) => limit.reason(),
         }
     }
 }
@@ -86,23 +94,29 @@ impl UploadError {
 impl Upload {
     /// Runs the upload to its end.
     pub(crate) async fn receive(self, shared: Arc<Shared>, mut pieces: UnboundedReceiver<Piece>) {
-        let assembled = self.assemble(&shared, &mut pieces).await;
+        if let Some(filter) = self.filter {
+            match self.by_report(&shared, &mut pieces, filter).await {
+                Ok(ByReport::Clean(verdict)) => return self.reported(&shared, &verdict),
+                Ok(ByReport::InVain) => {}
+                Err(error) => return self.give_up(&shared, &error),
+            }
+        }
+        let guest = self.waiter.asker.guest;
+        let reservation = match shared.reserve(guest, self.place, self.size) {
+            Ok(reservation) => Arc::new(reservation),
+            Err(limit) => return self.give_up(&shared, &UploadError::Refused(limit)),
+        };
+        let (proved, manifest) = match self.assemble(&shared, &mut pieces).await {
+            Ok(assembled) => (assembled.proved, assembled.manifest),
+            Err(error) => return self.give_up(&shared, &error),
+        };
         let Self {
             key,
             context,
-            size,
-            reservation,
             waiter,
             ..
         } = self;
-        let (proved, manifest) = match assembled {
-            Ok(assembled) => (assembled.proved, assembled.manifest),
-            Err(error) => {
-                return waiter.unscanned(&shared, size, error.reason(), error.to_string());
-            }
-        };
-        let (guest, content, held) = (waiter.asker.guest, proved.content.clone(), &reservation);
-        let held = Arc::clone(held);
+        let (content, held) = (proved.content.clone(), Arc::clone(&reservation));
         match shared.verdicts.find(&key) {
             // Another guest was faster.
             Some(verdict) => waiter.answer(&shared, &verdict, true),
@@ -121,6 +135,29 @@ impl Upload {
         }
         // The content has its place until here.
         drop(held);
+    }
+
+    /// Answers by what the guest itself reported.
+    fn reported(self, shared: &Shared, verdict: &Verdict) {
+        let guest = self.waiter.asker.guest;
+        let key = CacheKey {
+            generation: verdict.generation,
+            ..self.key
+        };
+        shared.reported.keep(&key, guest, verdict);
+        shared.sightings.note_claim(guest, self.key.digest);
+        self.waiter.answer(shared, verdict, false);
+    }
+
+    fn give_up(self, shared: &Shared, error: &UploadError) {
+        match error {
+            UploadError::Refused(limit) => self.waiter.refuse(shared, self.size, *limit),
+            error => {
+                let why = error.to_string();
+                self.waiter
+                    .unscanned(shared, self.size, error.reason(), why);
+            }
+        }
     }
 
     /// The next pieces, before the guest is too late with them or with the whole.
@@ -298,7 +335,7 @@ fn split(pieces: impl Iterator<Item = Piece>) -> Result<(Vec<v1::Data>, End), Up
     for piece in pieces {
         match piece {
             Piece::Data(piece) => data.push(piece),
-            Piece::Manifest(_) => return Err(UploadError::Unwanted),
+            Piece::Manifest(_) | Piece::Report(_) => return Err(UploadError::Unwanted),
             Piece::End { failed: None } => return Ok((data, End::Complete)),
             Piece::End {
                 failed: Some(reason),
@@ -306,6 +343,13 @@ fn split(pieces: impl Iterator<Item = Piece>) -> Result<(Vec<v1::Data>, End), Up
         }
     }
     Ok((data, End::NotYet))
+}
+
+fn wire_range(range: &Range) -> v1::ByteRange {
+    v1::ByteRange {
+        offset: range.offset,
+        length: range.len,
+    }
 }
 
 fn count(shared: &Shared, how: &'static str, data: &[v1::Data]) {

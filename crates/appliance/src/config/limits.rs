@@ -66,6 +66,8 @@ pub struct Limits {
     pub guest_late_max: Ranged<0, 1_000_000>,
     /// Verdicts kept in memory. 64 MiB.
     pub verdict_memory_bytes_max: Ranged<0>,
+    /// Verdicts that rest on a guest's own report, kept in memory for that guest. 16 MiB.
+    pub reported_memory_bytes_max: Ranged<0>,
     /// Verdicts kept on disk; about 200 bytes each. 1 GiB.
     pub verdict_store_bytes_max: Ranged<65_536>,
     /// Content kept in memory and on the spool after it was judged, so that it can be judged again
@@ -123,6 +125,7 @@ impl Default for Limits {
             waiters_per_scan_max: Ranged::new(4096),
             guest_late_max: Ranged::new(512),
             verdict_memory_bytes_max: Ranged::new(64 * MIB),
+            reported_memory_bytes_max: Ranged::new(16 * MIB),
             verdict_store_bytes_max: Ranged::new(GIB),
             retained_bytes_max: Ranged::new(256 * MIB),
             detections_kept_max: Ranged::new(10_000),

@@ -35,6 +35,9 @@ pub struct PolicyConfig {
     pub scan_on_close: bool,
     /// Agents compress content where that pays. `true`.
     pub compress: bool,
+    /// Content of so many bytes and more is reported on by the agent's filter, where all engines can
+    /// judge by that, and only what may matter is sent. Unset: all of it is.
+    pub report_min_bytes: Option<Ranged<1>>,
 }
 
 /// What an opener gets.
@@ -88,6 +91,7 @@ impl Default for PolicyConfig {
             unscanned: BTreeMap::new(),
             scan_on_close: policy.scan_on_close,
             compress: policy.compress,
+            report_min_bytes: None,
         }
     }
 }
@@ -113,7 +117,7 @@ impl PolicyConfig {
             context_sensitive,
             scan_on_close: self.scan_on_close,
             compress: self.compress,
-            report_min_bytes: None,
+            report_min_bytes: self.report_min_bytes.map(Ranged::get),
         };
         let mut hasher = blake3::Hasher::new_derive_key("lazaret 1 policy revision");
         hasher.update(&v1::Policy::from(&policy).encode_to_vec());

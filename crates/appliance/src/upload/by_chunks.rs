@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use chunks::{Kind, Manifest, Range};
+use chunks::{Kind, Manifest};
 use proto::v1;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::spawn_blocking;
@@ -109,7 +109,7 @@ impl Upload {
         if missing > 0 {
             let mut granted = missing.min(self.credit_bytes);
             self.send(v1::envelope::Body::Need(v1::Need {
-                ranges: rebuild.ranges().iter().map(wire_range).collect(),
+                ranges: rebuild.ranges().iter().map(super::wire_range).collect(),
                 credit_bytes: u32::try_from(granted).unwrap_or(u32::MAX),
                 ..v1::Need::default()
             }));
@@ -131,12 +131,5 @@ impl Upload {
         let claimed = self.key.digest;
         let proved = spawn_blocking(move || rebuild.finish(claimed)).await;
         Ok(proved.map_err(|_| UploadError::Broken)??)
-    }
-}
-
-fn wire_range(range: &Range) -> v1::ByteRange {
-    v1::ByteRange {
-        offset: range.offset,
-        length: range.len,
     }
 }

@@ -71,6 +71,11 @@ pub struct Coverage {
     /// Bytes of those members after unpacking.
     #[prost(uint64, tag = "5")]
     pub member_bytes_judged: u64,
+    /// The other bytes were looked at by the agent with this filter, 16 bytes, and what it reported
+    /// left nothing open. The content never arrived whole: nothing but the agent's word ties the
+    /// verdict to the digest. Unset: nobody looked at other bytes.
+    #[prost(bytes = "vec", tag = "20")]
+    pub filter: ::prost::alloc::vec::Vec<u8>,
 }
 /// What an appliance says about content.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -153,6 +158,10 @@ pub struct Policy {
     /// Scan when a writer closes a file, so that the next open finds a verdict. Unset: no.
     #[prost(bool, tag = "11")]
     pub scan_on_close: bool,
+    /// Content of so many bytes and more does not ride along where the agent has the appliance's
+    /// filter: it is reported on when asked. Unset: agents do not filter.
+    #[prost(uint64, tag = "20")]
+    pub report_min_bytes: u64,
     /// Agents may compress content. Unset: no.
     #[prost(bool, tag = "30")]
     pub compress: bool,
@@ -366,7 +375,7 @@ pub struct Envelope {
     /// What it carries. Absent or unknown: the receiver ignores the frame and counts it.
     #[prost(
         oneof = "envelope::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 35"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35"
     )]
     pub body: ::core::option::Option<envelope::Body>,
 }
@@ -425,6 +434,14 @@ pub mod envelope {
         FetchAllowlist(super::FetchAllowlist),
         #[prost(message, tag = "29")]
         AllowlistPart(super::AllowlistPart),
+        #[prost(message, tag = "30")]
+        FilterOffer(super::FilterOffer),
+        #[prost(message, tag = "31")]
+        FetchFilter(super::FetchFilter),
+        #[prost(message, tag = "32")]
+        FilterPart(super::FilterPart),
+        #[prost(message, tag = "33")]
+        FilterReport(super::FilterReport),
         #[prost(message, tag = "35")]
         Manifest(super::Manifest),
     }
@@ -518,14 +535,19 @@ pub struct Check {
     /// the appliance asks with Need where it does not know the digest.
     #[prost(bytes = "bytes", optional, tag = "6")]
     pub content: ::core::option::Option<::prost::bytes::Bytes>,
+    /// The filter that the agent has, 16 bytes: it can report on this content. Unset: it cannot.
+    #[prost(bytes = "vec", tag = "20")]
+    pub filter: ::prost::alloc::vec::Vec<u8>,
     /// `content` is one zstd frame, which becomes exactly `size` bytes, at most 512 KiB. Only where
     /// policy says `compress`. Unset: it is the content itself.
     #[prost(bool, tag = "30")]
     pub content_compressed: bool,
 }
 /// "I do not know it; send it." Answered by Data frames and one DataEnd; or, where `manifest` is set,
-/// by one Manifest instead. After that another Need may come for the same request: for the ranges
-/// that the appliance lacks, or once for the whole, where what it put together was not the content.
+/// by one Manifest instead; or, where `report` is set, by one FilterReport or a DataEnd that says why
+/// there is none. After that another Need may come for the same request: for the ranges that the
+/// appliance lacks or that could change its verdict, or once for the whole, where what it put
+/// together was not the content.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Need {
     /// Which ranges. Unset: the whole content.
@@ -534,10 +556,72 @@ pub struct Need {
     /// Bytes of data that may be sent before the first Credit.
     #[prost(uint32, tag = "2")]
     pub credit_bytes: u32,
+    /// What the filter finds is asked for, and no content; `ranges` and `credit_bytes` are unset then.
+    /// Only where the Check named the filter that was offered.
+    #[prost(bool, tag = "20")]
+    pub report: bool,
     /// A list of the content's chunks will do for now; `ranges` is unset then. An agent that makes
     /// none sends the content.
     #[prost(bool, tag = "30")]
     pub manifest: bool,
+}
+/// What a filter finds in a content.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FilterReport {
+    /// The filter that found it, 16 bytes. Unset: the agent has none any more, or there is more than a
+    /// report can tell; the content is asked for in another way then.
+    #[prost(bytes = "vec", tag = "1")]
+    pub filter: ::prost::alloc::vec::Vec<u8>,
+    /// The first 512 bytes of the content, or all where it has fewer.
+    #[prost(bytes = "vec", tag = "2")]
+    pub head: ::prost::alloc::vec::Vec<u8>,
+    /// Occurrences, as the crate `literal-filter` writes them, at most 64 KiB. Unset: nothing occurs.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub report: ::prost::bytes::Bytes,
+}
+/// What agents are to look for; after Welcome where policy sets `report_min_bytes`, and again when it
+/// changes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FilterOffer {
+    /// The filter, 16 bytes: the first of BLAKE3 over its bytes. Unset: there is none.
+    #[prost(bytes = "vec", tag = "1")]
+    pub filter: ::prost::alloc::vec::Vec<u8>,
+    /// How many bytes it has.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+}
+/// "Send me this piece of a filter." Answered by FilterPart; more than 256 in a minute go
+/// unanswered.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchFilter {
+    /// Which filter, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub filter: ::prost::alloc::vec::Vec<u8>,
+    /// Where the piece begins in what is sent.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// A filter that the agent has, 16 bytes: what both have need not be sent. Unset: none.
+    #[prost(bytes = "vec", tag = "3")]
+    pub base: ::prost::alloc::vec::Vec<u8>,
+}
+/// A piece of what is sent of a filter: one zstd frame with the base as its dictionary.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FilterPart {
+    /// Which filter, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub filter: ::prost::alloc::vec::Vec<u8>,
+    /// Where the piece begins.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// At most 256 KiB. Unset: the appliance does not offer that filter (any more).
+    #[prost(bytes = "bytes", tag = "3")]
+    pub bytes: ::prost::bytes::Bytes,
+    /// What it is to be applied to, 16 bytes. Unset: to nothing, whatever was asked for.
+    #[prost(bytes = "vec", tag = "4")]
+    pub base: ::prost::alloc::vec::Vec<u8>,
+    /// Bytes of all pieces together.
+    #[prost(uint64, tag = "5")]
+    pub total: u64,
 }
 /// The chunks of a content, in place of the content itself.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1038,6 +1122,10 @@ pub struct EngineReady {
     /// For people; at most 100.
     #[prost(string, repeated, tag = "6")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What agents can look for in place of the engine: one sealed descriptor of so many bytes comes
+    /// along. Unset: the engine judges whole content only.
+    #[prost(uint64, tag = "20")]
+    pub filter_bytes: u64,
 }
 /// Why not.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1089,7 +1177,7 @@ pub struct UnpackLimits {
     pub ratio_max: u32,
 }
 /// Scan this.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ScanJob {
     /// Returned in the report.
     #[prost(uint64, tag = "1")]
@@ -1109,6 +1197,34 @@ pub struct ScanJob {
     /// The engine's own time limit in milliseconds; the appliance kills later.
     #[prost(uint32, tag = "6")]
     pub timeout_ms: u32,
+    /// Only a part of the content is known. The descriptor is laid out as the crate `engine` says
+    /// (`sparse`), `content` is unset.
+    #[prost(message, optional, tag = "20")]
+    pub partial: ::core::option::Option<PartialContent>,
+}
+/// What is known of content that is not here.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PartialContent {
+    /// Which bytes, in order.
+    #[prost(message, repeated, tag = "1")]
+    pub known: ::prost::alloc::vec::Vec<ByteRange>,
+    /// What an agent's filter found in all of it, as in FilterReport; hostile.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub report: ::prost::bytes::Bytes,
+    /// That filter, 16 bytes. A worker of other rules answers `whole`.
+    #[prost(bytes = "vec", tag = "3")]
+    pub filter: ::prost::alloc::vec::Vec<u8>,
+}
+/// How far partial content led.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PartialStep {
+    /// These bytes could change the verdict, in order; at most 4096 ranges. Unset: none could, and what
+    /// the report's detections say of the part holds for the whole.
+    #[prost(message, repeated, tag = "1")]
+    pub ask: ::prost::alloc::vec::Vec<ByteRange>,
+    /// No ranges are known to suffice: why, for people. Unset: they do.
+    #[prost(string, tag = "2")]
+    pub whole: ::prost::alloc::string::String,
 }
 /// What the engine found.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1138,6 +1254,9 @@ pub struct ScanReport {
     /// takes the next job.
     #[prost(bool, tag = "8")]
     pub last: bool,
+    /// Answer to a job with `partial`. Unset: to another, or it failed, as said above.
+    #[prost(message, optional, tag = "20")]
+    pub partial: ::core::option::Option<PartialStep>,
 }
 /// One request.
 #[derive(Clone, PartialEq, ::prost::Message)]
