@@ -4,13 +4,16 @@
 
 mod context;
 mod delta;
+mod partial;
 mod planned;
 mod program;
 mod rules;
 mod scan;
 mod whole;
 
-pub use planned::{HEAD_BYTES, Judged, Planned, PlannedScanner, Stages, Step, Why};
+pub use planned::{
+    HEAD_BYTES, Judged, Planned, PlannedScanner, Reported, Stages, Step, Why, agent_pack,
+};
 pub use program::main;
 pub use rules::load_sources;
 pub use whole::{Whole, WholeScanner};

@@ -7,6 +7,7 @@
 //! 4. What is still open is run by YARA-X, in the parts (*shards*) of the rule set that hold it.
 
 mod ranged;
+mod reported;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ use readplan::{Hits, Known, Plan, RuleId, Source};
 use yara_x::{Compiler, Rules, ScanError, ScanResults, Scanner, SourceCode};
 
 pub use ranged::{HEAD_BYTES, Step, Why};
+pub use reported::{Reported, agent_pack};
 
 use crate::context::{self, Names, Reads};
 use crate::scan::{MATCHES_MAX, TIMEOUT_DEFAULT};

@@ -11,6 +11,7 @@ use engine::Sandbox;
 use engine::worker::Template;
 use proto::v1;
 
+use crate::planned::agent_pack;
 use crate::rules::{self, RuleSet};
 use crate::scan::{self, YaraWorker};
 
@@ -41,7 +42,11 @@ pub fn main() -> ExitCode {
     if args.manifest {
         return manifest(&args.rules);
     }
-    engine::worker::run(|| load(&args).map(Yara))
+    engine::worker::run(|| {
+        let rules = load(&args)?;
+        let is_delta = args.known.is_some();
+        Ok(Yara { rules, is_delta })
+    })
 }
 
 fn load(args: &Args) -> Result<RuleSet, Vec<String>> {
@@ -85,7 +90,11 @@ fn check(paths: &[PathBuf]) -> ExitCode {
 }
 
 /// The template: compiled rules.
-struct Yara(RuleSet);
+struct Yara {
+    rules: RuleSet,
+    /// They are only what others do not have: no agent looks for that.
+    is_delta: bool,
+}
 
 impl Template for Yara {
     type Worker = YaraWorker;
@@ -94,21 +103,29 @@ impl Template for Yara {
         v1::EngineReady {
             name: scan::ENGINE.to_owned(),
             version: format!("YARA-X {}", rules::YARA_X_VERSION),
-            generation: self.0.generation.0.to_vec(),
-            rules: self.0.count,
-            context_sensitive: self.0.context.any(),
-            warnings: self.0.warnings.clone(),
+            generation: self.rules.generation.0.to_vec(),
+            rules: self.rules.count,
+            context_sensitive: self.rules.context.any(),
+            warnings: self.rules.warnings.clone(),
+            // Told with the filter.
             filter_bytes: 0,
         }
     }
 
+    fn filter(&self) -> Result<Option<Vec<u8>>, String> {
+        match self.is_delta {
+            true => Ok(None),
+            false => agent_pack(self.rules.planned.plan()).map(Some),
+        }
+    }
+
     fn worker(&self) -> Result<YaraWorker, String> {
-        YaraWorker::new(&self.0)
+        YaraWorker::new(&self.rules)
     }
 
     fn sandbox(&self) -> Sandbox {
         Sandbox {
-            reserved_bytes: scan::reserved_bytes(self.0.planned),
+            reserved_bytes: scan::reserved_bytes(self.rules.planned),
             ..Sandbox::default()
         }
     }

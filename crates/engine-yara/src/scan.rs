@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use engine::worker::{Input, Worker};
+use engine::worker::{Input, PartialInput, Worker};
 use model::DETECTIONS_MAX;
 use proto::v1;
+use readplan::RuleId;
 use unpack::{Budget, End, IncompleteKind, Limits, Member};
 use yara_x::ScanResults;
 
@@ -25,7 +26,8 @@ const RESERVED_BYTES: u64 = 256 << 20;
 
 /// Address space that a worker of these rules reserves and does not use.
 pub(crate) fn reserved_bytes(planned: &Planned) -> u64 {
-    let scanners = planned.shards() as u64 + 1;
+    // And that of the probes, and that of the modules.
+    let scanners = planned.shards() as u64 + 2;
     RESERVED_BYTES + scanners * RESERVED_SHARD_BYTES
 }
 
@@ -38,9 +40,9 @@ pub(crate) const MATCHES_MAX: usize = 1_000_000;
 pub(crate) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(3600);
 
 pub(crate) struct YaraWorker {
-    planned: &'static Planned,
+    pub(crate) planned: &'static Planned,
     // One for the life of the worker: fresh ones cost half a millisecond each.
-    scanner: PlannedScanner<'static>,
+    pub(crate) scanner: PlannedScanner<'static>,
 }
 
 impl YaraWorker {
@@ -51,6 +53,21 @@ impl YaraWorker {
             scanner: set.planned.scanner()?,
         })
     }
+
+    fn start<'a>(&'a mut self, job: &v1::ScanJob, report: &'a mut v1::ScanReport) -> FileScan<'a> {
+        FileScan {
+            worker: self,
+            names: Names::of(job.context.as_ref()),
+            ends_at: Instant::now() + timeout(job),
+            seen: HashSet::new(),
+            report,
+        }
+    }
+}
+
+/// How containers are unpacked, where they are.
+fn unpacks(job: &v1::ScanJob) -> Option<v1::UnpackLimits> {
+    job.unpack.filter(|limits| limits.depth_max > 0)
 }
 
 impl Worker for YaraWorker {
@@ -62,19 +79,22 @@ impl Worker for YaraWorker {
                 return;
             }
         };
-        let mut file = FileScan {
-            worker: self,
-            names: Names::of(job.context.as_ref()),
-            ends_at: Instant::now() + timeout(job),
-            seen: HashSet::new(),
-            report,
-        };
-        let wanted = job.unpack.filter(|limits| limits.depth_max > 0);
+        let mut file = self.start(job, report);
         if file.judge(&[], bytes).is_continue()
-            && let Some(limits) = wanted
+            && let Some(limits) = unpacks(job)
         {
             file.judge_members(bytes, &limits);
         }
+    }
+
+    fn scan_partial(
+        &mut self,
+        job: &v1::ScanJob,
+        input: PartialInput<'_>,
+        report: &mut v1::ScanReport,
+    ) {
+        let mut file = self.start(job, report);
+        file.judge_partial(input, unpacks(job).is_some());
     }
 }
 
@@ -86,23 +106,19 @@ fn timeout(job: &v1::ScanJob) -> Duration {
 }
 
 /// One file under way.
-struct FileScan<'a> {
-    worker: &'a mut YaraWorker,
-    names: Names,
+pub(crate) struct FileScan<'a> {
+    pub(crate) worker: &'a mut YaraWorker,
+    pub(crate) names: Names,
     ends_at: Instant,
     /// Detections told already: rules of the same name may come in several files.
     seen: HashSet<(String, Vec<Vec<u8>>)>,
-    report: &'a mut v1::ScanReport,
+    pub(crate) report: &'a mut v1::ScanReport,
 }
 
 impl FileScan<'_> {
     /// Runs the rules over the file, or its member at `path`. `Break`: there is no use in going on.
     fn judge(&mut self, path: &[Vec<u8>], bytes: &[u8]) -> ControlFlow<()> {
-        let ends_at = self.ends_at;
-        let left = || {
-            let left = ends_at.saturating_duration_since(Instant::now());
-            (!left.is_zero()).then_some(left)
-        };
+        let left = self.left();
         let planned = self.worker.planned;
         let (mut found, mut beyond) = (Vec::new(), None);
         let mut take = |results: &ScanResults<'_, '_>| {
@@ -119,20 +135,10 @@ impl FileScan<'_> {
         let stopped = scanner
             .run(bytes, &self.names, path, &left, &mut take)
             .err();
-        found.sort();
-        for (_, name) in found {
-            self.detect(name, path);
-        }
-        match stopped {
-            Some(Stopped::Timeout) => {
-                self.incomplete(v1::UnscannedReason::EngineTimeout, "time is up".to_owned());
-                return ControlFlow::Break(());
-            }
-            Some(Stopped::Failed(error)) => {
-                self.report.error = error;
-                return ControlFlow::Break(());
-            }
-            None => {}
+        self.detect_all(found, path);
+        if let Some(stopped) = stopped {
+            self.stopped(stopped);
+            return ControlFlow::Break(());
         }
         if let Some(detail) = beyond {
             self.incomplete(v1::UnscannedReason::EngineLimit, detail);
@@ -142,6 +148,33 @@ impl FileScan<'_> {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
+    }
+
+    /// Tells the time that is left.
+    pub(crate) fn left(&self) -> impl Fn() -> Option<Duration> + use<> {
+        let ends_at = self.ends_at;
+        move || {
+            let left = ends_at.saturating_duration_since(Instant::now());
+            (!left.is_zero()).then_some(left)
+        }
+    }
+
+    /// Why it ended early.
+    pub(crate) fn stopped(&mut self, stopped: Stopped) {
+        match stopped {
+            Stopped::Timeout => {
+                self.incomplete(v1::UnscannedReason::EngineTimeout, "time is up".to_owned());
+            }
+            Stopped::Failed(error) => self.report.error = error,
+        }
+    }
+
+    /// Names of rules that match, each with its place in the order of all.
+    pub(crate) fn detect_all(&mut self, mut found: Vec<(RuleId, String)>, path: &[Vec<u8>]) {
+        found.sort();
+        for (_, name) in found {
+            self.detect(name, path);
+        }
     }
 
     fn detect(&mut self, name: String, path: &[Vec<u8>]) {

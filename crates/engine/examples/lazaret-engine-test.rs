@@ -12,8 +12,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use engine::worker::{Input, Template, Worker};
+use engine::worker::{Input, PartialInput, Template, Worker};
 use engine::{Sandbox, SyscallRule};
+use prost::Message;
 use proto::v1;
 
 #[derive(Default)]
@@ -23,6 +24,7 @@ struct Puppet {
     worker_error: Option<String>,
     dies_at_birth: bool,
     may_open: bool,
+    filter: Option<String>,
 }
 
 struct Actor;
@@ -56,6 +58,14 @@ impl Template for Puppet {
             sandbox.syscalls.push(SyscallRule::any(libc::SYS_openat));
         }
         sandbox
+    }
+
+    fn filter(&self) -> Result<Option<Vec<u8>>, String> {
+        match self.filter.as_deref() {
+            Some("fail") => Err("no filter can be built".to_owned()),
+            Some("huge") => Ok(Some(vec![0; engine::worker::FILTER_MAX_BYTES + 1])),
+            filter => Ok(filter.map(|text| text.as_bytes().to_vec())),
+        }
     }
 
     fn check_interval(&self) -> Option<Duration> {
@@ -108,6 +118,71 @@ impl Worker for Actor {
             _ => misbehave(verb, rest),
         }
     }
+
+    fn scan_partial(
+        &mut self,
+        job: &v1::ScanJob,
+        input: PartialInput<'_>,
+        report: &mut v1::ScanReport,
+    ) {
+        let view = match input.view() {
+            Ok(view) => view,
+            Err(error) => {
+                report.error = error;
+                return;
+            }
+        };
+        let line = String::from_utf8_lossy(view.bytes().get(..200).unwrap_or(view.bytes()));
+        let line = line.lines().next().unwrap_or_default();
+        let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let mut step = v1::PartialStep::default();
+        match verb {
+            "ask" => step.ask = ranges(rest),
+            "whole" => step.whole = rest.to_owned(),
+            "detect" => report.detections.push(detection(rest)),
+            // Reads the pages that start here, known or not, and asks for what it was seen to read.
+            "read" => {
+                for range in ranges(rest) {
+                    let at = usize::try_from(range.offset).unwrap_or(0);
+                    std::hint::black_box(view.guarded().get(at));
+                }
+                let touched = view.touched().expect("the kernel tells");
+                step.ask = touched
+                    .iter()
+                    .map(|r| range(r.start, r.end - r.start))
+                    .collect();
+            }
+            // What no honest worker sends: these ranges as they are.
+            "lie" => {
+                let step = v1::PartialStep {
+                    ask: ranges(rest),
+                    ..Default::default()
+                };
+                let report = v1::ScanReport {
+                    job_id: job.job_id,
+                    partial: Some(step),
+                    ..Default::default()
+                };
+                send_raw(&report.encode_to_vec());
+                std::thread::sleep(Duration::from_secs(3600));
+            }
+            "silent" => return,
+            _ => misbehave(verb, rest),
+        }
+        report.partial = Some(step);
+    }
+}
+
+/// `10+5,20+1`.
+fn ranges(text: &str) -> Vec<v1::ByteRange> {
+    let numbers = text.split(',').filter_map(|range| range.split_once('+'));
+    let number = |text: &str| text.parse().unwrap_or(0);
+    let read = numbers.map(|(offset, length)| range(number(offset), number(length)));
+    read.collect()
+}
+
+fn range(offset: u64, length: u64) -> v1::ByteRange {
+    v1::ByteRange { offset, length }
 }
 
 fn detection(name: &str) -> v1::Detection {
@@ -214,6 +289,7 @@ fn load() -> Result<Puppet, Vec<String>> {
             })),
             "changed-when" => puppet.changed = Some(value.into()),
             "worker-error" => puppet.worker_error = Some(value.to_owned()),
+            "filter" => puppet.filter = Some(value.to_owned()),
             "may-open" => puppet.may_open = true,
             "dies-at-birth" => puppet.dies_at_birth = true,
             // Tells this process from others.

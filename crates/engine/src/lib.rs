@@ -22,6 +22,7 @@
 
 pub mod host;
 mod packet;
+mod ranges;
 mod sandbox;
 pub mod sparse;
 mod sys;

@@ -5,7 +5,7 @@
 //! maps the first part: the kernel makes a page of a hole that is read, and the file then has it,
 //! so the worker learns exactly which pages its parsers have read that are not known. For what
 //! reads everything, such as the search for patterns, there is a copy with all that is known and
-//! zeros elsewhere.
+//! zeros elsewhere, which take no memory as long as nobody reads them.
 
 use std::io;
 use std::ops::Range;
@@ -17,10 +17,12 @@ use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, me
 use rustix::io::Errno;
 
 use crate::host::Content;
-use crate::sys::Mapping;
+use crate::sys::{Mapping, Zeros};
 
 /// What the kernel maps at once, at least.
 pub const PAGE_BYTES: u64 = 4096;
+/// The largest content of which a part is judged: a worker's address space has it twice.
+pub const CONTENT_MAX_BYTES: u64 = 1 << 30;
 /// Bytes copied at a time.
 const COPY_BYTES: u64 = 64 << 10;
 
@@ -132,15 +134,18 @@ pub struct SparseView {
     layout: Layout,
     size: usize,
     known: Ranges,
-    bytes: Vec<u8>,
+    bytes: Option<Zeros>,
 }
 
 impl SparseView {
     /// Maps what [`lay_out`] made of the same size and ranges.
     ///
     /// # Errors
-    /// For people: the file is too short, or there is no memory.
+    /// For people: the file is too short, or larger than [`CONTENT_MAX_BYTES`] or than the memory.
     pub fn open(fd: OwnedFd, size: u64, known: Ranges) -> Result<Self, String> {
+        if size > CONTENT_MAX_BYTES {
+            return Err(format!("{size} bytes are too many to be judged in part"));
+        }
         let layout = Layout::new(size, &known);
         let stat = rustix::fs::fstat(&fd).map_err(|e| format!("content: {e}"))?;
         if u64::try_from(stat.st_size) != Ok(layout.end) {
@@ -156,9 +161,12 @@ impl SparseView {
                     .map_err(|error| format!("cannot map {end} bytes of content: {error}"))?,
             ),
         };
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(size).map_err(|e| e.to_string())?;
-        bytes.resize(size, 0);
+        let bytes = match size {
+            0 => None,
+            size => Some(
+                Zeros::new(size).map_err(|error| format!("no memory for {size} bytes: {error}"))?,
+            ),
+        };
         let mut view = Self {
             fd,
             mapping,
@@ -173,6 +181,7 @@ impl SparseView {
 
     fn fill(&mut self) -> Result<(), String> {
         let mapped = self.mapping.as_deref().unwrap_or_default();
+        let bytes = self.bytes.as_deref_mut().unwrap_or_default();
         for (from, to) in self.layout.parts() {
             let place = |start: u64, len: u64| {
                 let start = usize::try_from(start).ok()?;
@@ -180,7 +189,7 @@ impl SparseView {
             };
             let len = from.end - from.start;
             let source = place(to, len).and_then(|range| mapped.get(range));
-            let target = place(from.start, len).and_then(|range| self.bytes.get_mut(range));
+            let target = place(from.start, len).and_then(|range| bytes.get_mut(range));
             match (source, target) {
                 (Some(source), Some(target)) => target.copy_from_slice(source),
                 _ => return Err("sparse content is not as announced".to_owned()),
@@ -192,7 +201,7 @@ impl SparseView {
     /// As many bytes as the file has: what is known, and zeros.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        self.bytes.as_deref().unwrap_or_default()
     }
 
     /// What is known.
@@ -289,6 +298,9 @@ mod tests {
     fn a_file_of_another_size_is_refused() {
         let fd = memfd_create("x", MemfdFlags::CLOEXEC).expect("memfd");
         ftruncate(&fd, 100).expect("resized");
-        assert!(SparseView::open(fd, 100, Ranges::new()).is_err());
+        let opened = SparseView::open(fd.try_clone().expect("a descriptor"), 100, Ranges::new());
+        assert!(opened.is_err());
+        let opened = SparseView::open(fd, CONTENT_MAX_BYTES + 1, Ranges::new());
+        assert!(opened.is_err_and(|error| error.contains("too many")));
     }
 }

@@ -6,10 +6,10 @@
 )]
 
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -137,6 +137,52 @@ impl Drop for Mapping {
     }
 }
 
+/// Bytes that are 0 until they are written, and take no memory until then.
+pub(crate) struct Zeros {
+    start: *mut core::ffi::c_void,
+    len: usize,
+}
+
+impl Zeros {
+    /// `len` of them (not 0). An error where the address space has no room, unlike with a vector.
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice aliases nothing.
+        let start = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        }?;
+        Ok(Self { start, len })
+    }
+}
+
+impl Deref for Zeros {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` and `len` are those of a live, readable mapping (unmapped only by drop);
+        // who writes to it borrows `self` mutably.
+        unsafe { std::slice::from_raw_parts(self.start.cast::<u8>(), self.len) }
+    }
+}
+
+impl DerefMut for Zeros {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above; the mapping is writable, and `self` is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.start.cast::<u8>(), self.len) }
+    }
+}
+
+impl Drop for Zeros {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and slices into it borrow `self`.
+        let _ = unsafe { munmap(self.start, self.len) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +194,14 @@ mod tests {
         rustix::io::pwrite(&file, b"some bytes", 0).expect("written");
         let mapping = Mapping::new(file.as_fd(), 10).expect("mapped");
         assert_eq!(&*mapping, b"some bytes");
+    }
+
+    #[test]
+    fn zeros_are_written_or_refused() {
+        let mut zeros = Zeros::new(10_000).expect("mapped");
+        zeros[9_999] = 7;
+        assert_eq!(zeros.iter().filter(|byte| **byte != 0).count(), 1);
+        assert!(Zeros::new(usize::MAX / 2).is_err());
     }
 
     #[test]

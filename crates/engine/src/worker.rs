@@ -7,7 +7,9 @@
 //! first scan: so templates never scan.) The worker confines itself and only then reads hostile
 //! bytes.
 
+mod filter;
 mod input;
+mod partial;
 mod serve;
 
 use std::io;
@@ -24,7 +26,11 @@ use crate::packet;
 use crate::sandbox::Sandbox;
 use crate::sys::{self, Forked};
 
+pub use filter::FILTER_MAX_BYTES;
 pub use input::Input;
+pub use partial::PartialInput;
+
+use filter::Filter;
 
 /// A worker that is tried out before the template says that it is ready.
 const TRIAL_TIMEOUT_MS: i64 = 30_000;
@@ -48,6 +54,15 @@ pub trait Template {
     /// What workers need beyond the least.
     fn sandbox(&self) -> Sandbox;
 
+    /// What agents can look for in place of the engine: a `literal_filter::Pack` as it travels, of
+    /// at most [`FILTER_MAX_BYTES`]. `None`: the engine judges whole content only. Asked once.
+    ///
+    /// # Errors
+    /// For people: why there is none, though there should be. The engine goes on without.
+    fn filter(&self) -> Result<Option<Vec<u8>>, String> {
+        Ok(None)
+    }
+
     /// How often [`changed`](Self::changed) is asked. `None`: never.
     fn check_interval(&self) -> Option<Duration> {
         None
@@ -66,6 +81,21 @@ pub trait Worker {
     /// the contract's limits is cut and counted. A panic is reported as a crash on this file,
     /// along with what was found before it.
     fn scan(&mut self, job: &v1::ScanJob, input: &Input<'_>, report: &mut v1::ScanReport);
+
+    /// Judges one file by what is known of it, into an empty report: either how far that led, with
+    /// detections only where it led to the end, or what went wrong, as for a scan. Only called with
+    /// what the filter of this engine found.
+    fn scan_partial(
+        &mut self,
+        _job: &v1::ScanJob,
+        _input: PartialInput<'_>,
+        report: &mut v1::ScanReport,
+    ) {
+        report.partial = Some(v1::PartialStep {
+            whole: "the engine judges whole content only".to_owned(),
+            ..Default::default()
+        });
+    }
 }
 
 /// Runs an engine program: its standard input is the host's control socket.
@@ -85,8 +115,9 @@ pub fn run<T: Template>(load: impl FnOnce() -> Result<T, Vec<String>>) -> ExitCo
         }
     };
     let loaded = load().and_then(|template| {
+        let filter = Filter::of(&template);
         sys::trim_heap();
-        let nursery = Nursery::new(template, setup).map_err(|error| vec![error])?;
+        let nursery = Nursery::new(template, setup, filter).map_err(|error| vec![error])?;
         Ok(nursery)
     });
     let mut nursery = match loaded {
@@ -98,9 +129,10 @@ pub fn run<T: Template>(load: impl FnOnce() -> Result<T, Vec<String>>) -> ExitCo
             return ExitCode::FAILURE;
         }
     };
-    let ready = nursery.ready.clone();
-    let told = control.send(v1::engine_reply::Body::Ready(ready), None);
-    match told.and_then(|()| nursery.tend(&mut control)) {
+    let served = nursery
+        .say_ready(&mut control)
+        .and_then(|()| nursery.tend(&mut control));
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
@@ -142,6 +174,7 @@ struct Nursery<T> {
     template: T,
     setup: v1::Setup,
     ready: v1::EngineReady,
+    filter: Filter,
     null: OwnedFd,
     workers: Vec<(OwnedFd, u32)>,
 }
@@ -149,23 +182,35 @@ struct Nursery<T> {
 impl<T: Template> Nursery<T> {
     /// Tries a worker out, so that a sandbox or a scanner that cannot be had is known before the
     /// host counts on it.
-    fn new(template: T, setup: v1::Setup) -> Result<Self, String> {
+    fn new(template: T, setup: v1::Setup, filter: Filter) -> Result<Self, String> {
         let null = rustix::fs::open(
             "/dev/null",
             rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
             rustix::fs::Mode::empty(),
         )
         .map_err(|error| format!("/dev/null: {error}"))?;
+        let mut ready = template.ready();
+        ready.warnings.extend(filter.warning().map(str::to_owned));
         let mut nursery = Self {
-            ready: template.ready(),
+            ready,
             template,
             setup,
+            filter,
             null,
             workers: Vec::new(),
         };
         let warnings = nursery.try_out()?;
         nursery.ready.warnings.extend(warnings);
         Ok(nursery)
+    }
+
+    /// Tells the host what there is, once with the filter.
+    fn say_ready(&mut self, control: &mut Control<'_>) -> io::Result<()> {
+        let mut ready = self.ready.clone();
+        let bytes = self.filter.hand_over();
+        ready.filter_bytes = bytes.as_ref().map_or(0, |(_, len)| *len);
+        let fd = bytes.as_ref().map(|(fd, _)| fd.as_fd());
+        control.send(v1::engine_reply::Body::Ready(ready), fd)
     }
 
     /// The trial worker's warnings.
@@ -218,8 +263,7 @@ impl<T: Template> Nursery<T> {
             self.reap(control)?;
             if check_at.is_some_and(|at| Instant::now() >= at) {
                 if self.template.changed() {
-                    let ready = self.ready.clone();
-                    control.send(v1::engine_reply::Body::Ready(ready), None)?;
+                    self.say_ready(control)?;
                 }
                 check_at = interval.map(|interval| Instant::now() + interval);
             }
@@ -272,6 +316,7 @@ impl<T: Template> Nursery<T> {
             Forked::Child => serve::serve(
                 &self.template,
                 &self.setup,
+                self.filter.id(),
                 socket,
                 self.null.as_fd(),
                 template,

@@ -80,7 +80,7 @@ impl Format {
             .or_else(|| zip::has_appended_zip(bytes).then_some(Self::Zip))
     }
 
-    fn by_magic(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn by_magic(bytes: &[u8]) -> Option<Self> {
         let starts = |magic: &[u8]| bytes.starts_with(magic);
         if zip::is_zip(bytes) {
             Some(Self::Zip)

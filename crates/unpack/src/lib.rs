@@ -35,6 +35,7 @@ mod codecs;
 mod fields;
 mod format;
 mod formats;
+mod guess;
 mod limits;
 mod predictor;
 mod sink;
@@ -46,6 +47,7 @@ use std::ops::ControlFlow;
 
 pub use budget::Budget;
 pub use format::Format;
+pub use guess::{Glimpse, Guess, HEAD_BYTES, Mark};
 pub use limits::{DEPTH_CEILING, Limits, NAME_BYTES_MAX, RATIO_FREE_BYTES};
 pub use summary::{End, Incomplete, IncompleteKind, Member, Summary};
 

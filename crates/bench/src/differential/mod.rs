@@ -132,7 +132,7 @@ fn compare(rules: &Path, files: &[PathBuf], plants: bool) -> Result<usize> {
         matched: 0,
         rules: BTreeSet::new(),
         violations: 0,
-        travel: Travel::default(),
+        travel: Travel::new(planned.plan())?,
         plan: planned.plan(),
     };
     for path in files {

@@ -2,16 +2,15 @@
 //! the filter's report goes first, then what is asked for.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use engine::host::Content;
 use engine::sparse::{self, SparseView};
-use engine_yara::{HEAD_BYTES, PlannedScanner, Step, Why};
-use literal_filter::Report;
+use engine_yara::{HEAD_BYTES, PlannedScanner, Reported, Step, Why, agent_pack};
+use literal_filter::{Pack, PackScan};
 use model::Ranges;
-use readplan::{Hits, Plan};
+use readplan::Plan;
 
 /// How often an appliance asks for ranges before it asks for the whole file.
 const ROUNDS_MAX: u32 = 8;
@@ -34,8 +33,8 @@ enum Way {
 }
 
 /// What travelled, by the kind of file.
-#[derive(Default)]
 pub(crate) struct Travel {
+    pack: Pack,
     kinds: BTreeMap<&'static str, Tally>,
     /// Why files travelled whole, in bytes.
     whys: BTreeMap<String, u64>,
@@ -54,7 +53,18 @@ struct Tally {
 }
 
 impl Travel {
-    /// Judges a file as an appliance does that has asked an agent for it.
+    /// With what agents look for.
+    pub(crate) fn new(plan: &Plan) -> Result<Self> {
+        let pack = agent_pack(plan).map_err(anyhow::Error::msg)?;
+        Ok(Self {
+            pack: Pack::read(&pack)?,
+            kinds: BTreeMap::new(),
+            whys: BTreeMap::new(),
+        })
+    }
+
+    /// Judges a file as an appliance does that has asked an agent for it, and that unpacks
+    /// containers: what may be one travels whole.
     pub(crate) fn judge(
         &mut self,
         scanner: &mut PlannedScanner<'_>,
@@ -73,7 +83,7 @@ impl Travel {
         let tally = self.kinds.entry(kind(path, bytes)).or_default();
         tally.files += 1;
         tally.bytes += size;
-        let Some(report) = report(plan, bytes) else {
+        let Some(report) = report(&self.pack, bytes) else {
             tally.count(Way::Whole, size, 0, size);
             *self
                 .whys
@@ -82,14 +92,11 @@ impl Travel {
             return whole(scanner);
         };
         travelled += report.len() as u64;
-        let (filter, needles) = plan.agent_filter();
-        let literals = filter.len() + needles.len();
-        let report = Report::from_bytes(&report, literals, size)?;
-        let hits = Hits::of_report(&report);
+        let reported = Reported::read(plan, &report, size)?;
         let mut known = Ranges::of(0..HEAD_BYTES.min(size));
         let why = loop {
             let view = view(bytes, &known)?;
-            let step = scanner.scan_view(&view, &hits, name);
+            let step = scanner.scan_reported(&view, &reported, name, true);
             match step.map_err(anyhow::Error::msg)? {
                 Step::Judged(matches) => {
                     let way = if rounds == 0 {
@@ -115,6 +122,7 @@ impl Travel {
                         break vec!["more than half of it".to_owned()];
                     }
                 }
+                Step::Whole(Why::Container) => break vec!["containers".to_owned()],
                 Step::Whole(Why::Zeros) => break vec!["zeros".to_owned()],
                 Step::Whole(Why::Rules(rules)) => {
                     let names = rules.iter().map(|rule| plan.name(*rule).1.to_owned());
@@ -174,20 +182,10 @@ impl Tally {
 }
 
 /// What an agent finds; `None`: too much to tell.
-fn report(plan: &Plan, bytes: &[u8]) -> Option<Vec<u8>> {
-    let (filter, needles) = plan.agent_filter();
-    let mut report = Report::default();
-    let flow = filter.scan(bytes, &mut |literal, offset| {
-        report.add(literal, offset as u64)
-    });
-    let first = u32::try_from(filter.len()).ok()?;
-    let also = needles.scan(bytes, 0, bytes.len(), &mut |needle, at| {
-        report.add(first + needle, at as u64)
-    });
-    match (flow, also) {
-        (ControlFlow::Continue(()), ControlFlow::Continue(())) => report.to_bytes(),
-        _ => None,
-    }
+fn report(pack: &Pack, bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut scan = PackScan::new(pack);
+    let _ = scan.push(bytes);
+    scan.finish()?.to_bytes()
 }
 
 fn view(bytes: &[u8], known: &Ranges) -> Result<SparseView> {

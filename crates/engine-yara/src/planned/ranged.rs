@@ -15,7 +15,7 @@ use yara_x::ScanResults;
 
 use super::{PlannedScanner, Stopped, scanner};
 use crate::context::Names;
-use crate::scan::{MATCHES_MAX, TIMEOUT_DEFAULT};
+use crate::scan::MATCHES_MAX;
 
 /// Bytes at the head of a file that must be known before anything is judged.
 pub const HEAD_BYTES: u64 = 512;
@@ -45,26 +45,13 @@ pub enum Why {
     Rules(Vec<RuleId>),
     /// Too many matches may be made of zeros.
     Zeros,
+    /// It may be a container, whose members would be judged too.
+    Container,
 }
 
 impl PlannedScanner<'_> {
-    /// Judges a file of this path by what is known of it. No time limit.
-    ///
-    /// # Errors
-    /// YARA-X failed.
-    pub fn scan_view(
-        &mut self,
-        view: &SparseView,
-        hits: &Hits,
-        path: &[u8],
-    ) -> Result<Step, String> {
-        let left = || Some(TIMEOUT_DEFAULT);
-        let step = self.judge_view(view, hits, &Names::of_path(path), &left);
-        step.map_err(|stopped| stopped.to_string())
-    }
-
     /// Judges a file of these names by what is known of it. `left` tells the time that is left.
-    pub(crate) fn judge_view(
+    pub(super) fn judge_view(
         &mut self,
         view: &SparseView,
         hits: &Hits,

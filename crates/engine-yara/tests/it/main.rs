@@ -3,6 +3,7 @@
 mod containers;
 mod judging;
 mod loading;
+mod partial;
 mod planned;
 mod real_rules;
 mod rules;

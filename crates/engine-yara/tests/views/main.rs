@@ -6,25 +6,20 @@ mod rules;
 
 use engine::host::Content;
 use engine::sparse::{SparseView, lay_out};
-use engine_yara::{Planned, PlannedScanner, Step, Whole};
-use literal_filter::Report;
+use engine_yara::{Planned, PlannedScanner, Reported, Step, Whole, agent_pack};
+use literal_filter::{Pack, PackScan, Report};
 use model::Ranges;
 use proptest::prelude::*;
 use proptest::sample::select;
-use readplan::{Hits, Plan};
+use readplan::Plan;
 
 use rules::{GLOBAL, RULES, contents};
 
 /// What an agent reports of a file.
-fn report(plan: &Plan, bytes: &[u8]) -> Report {
-    let (filter, needles) = plan.agent_filter();
-    let mut report = Report::default();
-    let _ = filter.scan(bytes, &mut |id, at| report.add(id, at as u64));
-    let first = filter.len() as u32;
-    let _ = needles.scan(bytes, 0, bytes.len(), &mut |id, at| {
-        report.add(first + id, at as u64)
-    });
-    report
+fn report(pack: &Pack, bytes: &[u8]) -> Report {
+    let mut scan = PackScan::new(pack);
+    let _ = scan.push(bytes);
+    scan.finish().expect("a small report")
 }
 
 /// A file as an appliance knows it that has asked for these ranges.
@@ -46,12 +41,13 @@ fn by_ranges(
     scanner: &mut PlannedScanner<'_>,
     bytes: &[u8],
     name: &[u8],
+    plan: &Plan,
     report: &Report,
 ) -> Option<Vec<(String, String)>> {
-    let hits = Hits::of_report(report);
+    let reported = Reported::of(plan, report);
     let mut known = Ranges::new();
     loop {
-        let step = scanner.scan_view(&view(bytes, &known), &hits, name);
+        let step = scanner.scan_reported(&view(bytes, &known), &reported, name, false);
         match step.expect("judged") {
             Step::Judged(matches) => return Some(matches),
             Step::Ask(ranges) => {
@@ -77,6 +73,7 @@ fn ranges_lose_and_invent_nothing() {
         .map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()));
     let planned = Planned::compile(&sources).expect("planned");
     let whole = Whole::compile(&sources).expect("whole");
+    let pack = Pack::read(&agent_pack(planned.plan()).expect("built")).expect("read");
     let state = std::cell::RefCell::new((
         planned.scanner().expect("scanner"),
         whole.scanner(),
@@ -94,14 +91,14 @@ fn ranges_lose_and_invent_nothing() {
         .run(&(spread, names), |(bytes, name)| {
             let (by_plan, by_whole, (judged, matched, caught)) = &mut *state.borrow_mut();
             let expected = by_whole.scan(&bytes, name.as_bytes()).expect("whole");
-            let report = report(planned.plan(), &bytes);
-            if let Some(found) = by_ranges(by_plan, &bytes, name.as_bytes(), &report) {
+            let (plan, report) = (planned.plan(), report(&pack, &bytes));
+            if let Some(found) = by_ranges(by_plan, &bytes, name.as_bytes(), plan, &report) {
                 prop_assert_eq!(&found, &expected.matches);
                 *judged += 1;
                 *matched += found.len();
             }
             // A filter that is broken on purpose: it finds nothing.
-            let nothing = by_ranges(by_plan, &bytes, name.as_bytes(), &Report::default());
+            let nothing = by_ranges(by_plan, &bytes, name.as_bytes(), plan, &Report::default());
             *caught += u32::from(nothing.is_some_and(|found| found != expected.matches));
             Ok(())
         })

@@ -1,12 +1,23 @@
 //! Content that nobody can change any more.
 
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use super::spec::{Content, INLINE_MAX_BYTES};
+
+/// These bytes in a memory file, of this name to people, that nobody can change.
+pub(crate) fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut file = std::fs::File::from(fd);
+    file.write_all(bytes)?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals)?;
+    Ok(file.into())
+}
 
 impl Content {
     /// The cheapest form: inline up to [`INLINE_MAX_BYTES`], sealed above.
@@ -26,16 +37,8 @@ impl Content {
     /// # Errors
     /// Out of memory or descriptors.
     pub fn seal(bytes: &[u8]) -> io::Result<Self> {
-        let fd = memfd_create(
-            "lazaret-content",
-            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-        )?;
-        let mut file = std::fs::File::from(fd);
-        file.write_all(bytes)?;
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-        fcntl_add_seals(&file, seals)?;
         Ok(Self::Sealed {
-            fd: Arc::new(file.into()),
+            fd: Arc::new(sealed("lazaret-content", bytes)?),
             size: bytes.len() as u64,
         })
     }

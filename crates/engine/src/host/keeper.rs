@@ -273,7 +273,7 @@ impl Keeper {
     }
 
     fn swap(&mut self, started: Started) {
-        self.shared.set_info(started.ready);
+        *self.shared.loaded() = started.loaded;
         let epoch = started.template.epoch();
         self.shared.pool.swap(epoch, started.workers);
         let old = self.template.replace(started.template);

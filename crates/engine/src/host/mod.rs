@@ -5,6 +5,7 @@
 //! reloads.
 
 mod content;
+mod filter;
 mod keeper;
 mod pool;
 mod process;
@@ -14,7 +15,7 @@ mod template;
 
 use std::ffi::OsString;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::{Generation, UnscannedReason};
 use proto::v1;
@@ -22,13 +23,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 pub use spec::{
-    Content, EngineSpec, EngineStats, INLINE_MAX_BYTES, Job, JobResult, Sandboxing, StartError,
-    WORKERS_MAX,
+    Content, EngineSpec, EngineStats, Filter, INLINE_MAX_BYTES, Job, JobResult, KNOWN_RANGES_MAX,
+    PartialJob, PartialResult, Sandboxing, StartError, WORKERS_MAX,
 };
+
+pub(crate) use content::sealed;
 
 use keeper::{Event, Keeper};
 use pool::{Lease, Pool};
-use process::Broken;
+use process::{Broken, SubmitError, Work};
+use template::Loaded;
 
 /// A running engine. Clones share it; it ends when the last clone is dropped or at [`stop`].
 ///
@@ -43,10 +47,13 @@ pub struct Engine {
 struct Shared {
     spec: EngineSpec,
     pool: Arc<Pool>,
-    info: Mutex<Arc<v1::EngineReady>>,
+    loaded: Mutex<Loaded>,
     counters: Counters,
     events: mpsc::UnboundedSender<Event>,
 }
+
+/// A worker's report, checked, and what the worker is.
+type Answer = (v1::ScanReport, Arc<v1::EngineReady>);
 
 struct Stopper(mpsc::UnboundedSender<Event>);
 
@@ -60,6 +67,7 @@ impl Drop for Stopper {
 #[derive(Default)]
 struct Counters {
     scanned: AtomicU64,
+    partial: AtomicU64,
     crashed: AtomicU64,
     timeouts: AtomicU64,
     unavailable: AtomicU64,
@@ -69,13 +77,8 @@ struct Counters {
 }
 
 impl Shared {
-    fn info(&self) -> Arc<v1::EngineReady> {
-        let info = self.info.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&info)
-    }
-
-    fn set_info(&self, ready: Arc<v1::EngineReady>) {
-        *self.info.lock().unwrap_or_else(PoisonError::into_inner) = ready;
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -90,7 +93,7 @@ impl Engine {
         let started = template::start(&spec, &spec.args, 1, events.clone()).await?;
         let shared = Arc::new(Shared {
             pool: Pool::new(events.clone()),
-            info: Mutex::new(Arc::clone(&started.ready)),
+            loaded: Mutex::new(started.loaded.clone()),
             counters: Counters::default(),
             events: events.clone(),
             spec,
@@ -106,63 +109,99 @@ impl Engine {
     /// rules judged that file.
     #[must_use]
     pub fn info(&self) -> Arc<v1::EngineReady> {
-        self.shared.info()
+        Arc::clone(&self.shared.loaded().ready)
+    }
+
+    /// What agents can look for in its place, since its last start or reload. `None`: it judges
+    /// whole content only.
+    #[must_use]
+    pub fn filter(&self) -> Option<Arc<Filter>> {
+        self.shared.loaded().filter.clone()
     }
 
     /// Scans one file. Never fails and never blocks for ever: at the latest after
     /// `wait_max + job_timeout` there is a result. Dropping the future kills the worker that has
     /// the file, and a new one is forked.
     pub async fn scan(&self, job: Job) -> JobResult {
+        match self.ask(Work::Whole(&job)).await {
+            Ok((answer, ready)) => report::accept(answer, &ready),
+            Err(result) => result,
+        }
+    }
+
+    /// Judges one file by what is known of it, in the time and with the promises of
+    /// [`scan`](Self::scan).
+    pub async fn judge_partial(&self, job: PartialJob) -> PartialResult {
+        if let Some(why) = job.too_large() {
+            return PartialResult::Whole(why);
+        }
+        match self.ask(Work::Partial(&job)).await {
+            Ok((answer, ready)) => report::accept_partial(answer, &job, &ready),
+            Err(result) => PartialResult::Failed(result),
+        }
+    }
+
+    /// What a worker says; an error where none does.
+    async fn ask(&self, work: Work<'_>) -> Result<Answer, JobResult> {
         let deadline = Instant::now() + self.shared.spec.wait_max;
         // Each turn uses up a worker that had died while idle: at most as many as there are.
         while let Some(lease) = self.shared.pool.take(deadline).await {
-            if let Some(result) = self.run(lease, &job).await {
-                return result;
+            if let Some(answer) = self.run(lease, work).await {
+                return answer;
             }
         }
         self.shared.counters.unavailable.fetch_add(1, Relaxed);
         let generation = report::generation(&self.info());
-        let detail = format!("engine {}: no worker in time", self.shared.spec.name);
-        JobResult::unscanned(generation, UnscannedReason::EngineUnavailable, detail)
+        Err(self.nothing(
+            generation,
+            UnscannedReason::EngineUnavailable,
+            "no worker in time",
+        ))
     }
 
-    /// Has one worker scan the file; `None` where the file never reached it.
-    async fn run(&self, mut lease: Lease, job: &Job) -> Option<JobResult> {
+    /// Has one worker do the work; `None` where it never reached it.
+    async fn run(&self, mut lease: Lease, work: Work<'_>) -> Option<Result<Answer, JobResult>> {
         let counters = &self.shared.counters;
         let limit = self.shared.spec.job_timeout;
         let worker = lease.worker()?;
         if !worker.is_quiet() {
             return None;
         }
-        let job_id = match worker.submit(job, limit) {
+        let job_id = match worker.submit(work, limit) {
             Ok(job_id) => job_id,
-            Err(process::SubmitError::Gone) => return None,
-            Err(process::SubmitError::Content(error)) => {
+            Err(SubmitError::Gone) => return None,
+            Err(SubmitError::Content(error)) => {
                 let mut result = self.nothing(worker.generation(), UnscannedReason::Other, "");
                 result.incomplete = None;
                 result.error = Some(error);
                 lease.finish(true);
-                return Some(result);
+                return Some(Err(result));
             }
         };
         let generation = worker.generation();
-        let broken = match tokio::time::timeout(limit, worker.report(job_id)).await {
+        let answer = tokio::time::timeout(limit, worker.report(job_id)).await;
+        let answer = answer.map(|answer| answer.and_then(|answer| report::fits(answer, work)));
+        let broken = match answer {
             Ok(Ok(answer)) => {
-                let counter = if report::is_crash(&answer) {
-                    &counters.crashed
-                } else {
-                    &counters.scanned
+                let counter = match work {
+                    _ if report::is_crash(&answer) => &counters.crashed,
+                    Work::Whole(_) => &counters.scanned,
+                    Work::Partial(_) => &counters.partial,
                 };
                 counter.fetch_add(1, Relaxed);
-                let info = lease.worker()?.ready();
+                let ready = lease.worker()?.ready();
                 lease.finish(!answer.last);
-                return Some(report::accept(answer, &info));
+                return Some(Ok((answer, ready)));
             }
             Ok(Err(broken)) => broken,
             Err(_) => {
                 counters.timeouts.fetch_add(1, Relaxed);
                 let detail = format!("killed after {} ms", limit.as_millis());
-                return Some(self.nothing(generation, UnscannedReason::EngineTimeout, &detail));
+                return Some(Err(self.nothing(
+                    generation,
+                    UnscannedReason::EngineTimeout,
+                    &detail,
+                )));
             }
         };
         counters.crashed.fetch_add(1, Relaxed);
@@ -174,7 +213,11 @@ impl Engine {
             }
             Broken::Nonsense(what) => format!("killed for {what}"),
         };
-        Some(self.nothing(generation, UnscannedReason::EngineCrashed, &detail))
+        Some(Err(self.nothing(
+            generation,
+            UnscannedReason::EngineCrashed,
+            &detail,
+        )))
     }
 
     fn nothing(&self, generation: Generation, reason: UnscannedReason, why: &str) -> JobResult {
@@ -218,6 +261,7 @@ impl Engine {
             workers,
             workers_idle,
             scanned_total: counters.scanned.load(Relaxed),
+            partial_total: counters.partial.load(Relaxed),
             killed_total: self.shared.pool.killed_total(),
             kills_failed_total: self.shared.pool.kills_failed_total(),
             crashed_total: counters.crashed.load(Relaxed),

@@ -1,7 +1,7 @@
 //! One worker process, as the host sees it: hostile from its first file on.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::report;
-use super::spec::{Content, INLINE_MAX_BYTES, Job};
-use crate::{packet, sys};
+use super::spec::{Content, INLINE_MAX_BYTES, Job, PartialJob};
+use crate::{packet, ranges, sys};
 
 /// After a worker's socket has closed, its template says within this time what ended it.
 const EXIT_REPORT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -33,6 +33,13 @@ pub(super) enum SubmitError {
     Gone,
     /// The content cannot be handed to any worker.
     Content(String),
+}
+
+/// What a worker is asked.
+#[derive(Clone, Copy)]
+pub(super) enum Work<'a> {
+    Whole(&'a Job),
+    Partial(&'a PartialJob),
 }
 
 pub(super) struct WorkerProcess {
@@ -87,8 +94,22 @@ impl WorkerProcess {
     }
 
     /// Sends a job; its id is returned.
-    pub(super) fn submit(&mut self, job: &Job, limit: Duration) -> Result<u64, SubmitError> {
+    pub(super) fn submit(&mut self, work: Work<'_>, limit: Duration) -> Result<u64, SubmitError> {
         self.last_job_id += 1;
+        let own_limit_ms = limit.as_millis() / 4 * 3;
+        let message = v1::ScanJob {
+            job_id: self.last_job_id,
+            timeout_ms: u32::try_from(own_limit_ms).unwrap_or(u32::MAX).max(1),
+            ..Default::default()
+        };
+        match work {
+            Work::Whole(job) => self.submit_whole(job, message)?,
+            Work::Partial(job) => self.submit_partial(job, message)?,
+        }
+        Ok(self.last_job_id)
+    }
+
+    fn submit_whole(&mut self, job: &Job, message: v1::ScanJob) -> Result<(), SubmitError> {
         let sealed;
         let content = match &job.content {
             Content::Inline(bytes) if bytes.len() > INLINE_MAX_BYTES => {
@@ -103,26 +124,54 @@ impl WorkerProcess {
             Content::Sealed { size: 0, .. } => (None, None),
             Content::Sealed { fd, .. } => (None, Some(fd.as_fd())),
         };
-        let own_limit_ms = limit.as_millis() / 4 * 3;
         let message = v1::ScanJob {
-            job_id: self.last_job_id,
             size: content.size(),
             content: inline,
             context: job.context.clone(),
             unpack: job.unpack,
-            timeout_ms: u32::try_from(own_limit_ms).unwrap_or(u32::MAX).max(1),
-            partial: None,
+            ..message
         };
+        self.send(&message, fd)
+    }
+
+    fn submit_partial(
+        &mut self,
+        job: &PartialJob,
+        message: v1::ScanJob,
+    ) -> Result<(), SubmitError> {
+        let Content::Sealed { fd, .. } = &job.content else {
+            let error = "partial content is not laid out".to_owned();
+            return Err(SubmitError::Content(error));
+        };
+        let partial = v1::PartialContent {
+            known: ranges::write(&job.known),
+            report: job.report.clone(),
+            filter: job.filter.0.to_vec(),
+        };
+        let message = v1::ScanJob {
+            size: job.size,
+            context: job.context.clone(),
+            unpack: job.unpack,
+            partial: Some(partial),
+            ..message
+        };
+        self.send(&message, Some(fd.as_fd()))
+    }
+
+    fn send(
+        &mut self,
+        message: &v1::ScanJob,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), SubmitError> {
         let socket = self.socket.get_ref().as_fd();
-        packet::send(socket, &message, fd, &mut self.outgoing).map_err(|error| {
+        packet::send(socket, message, fd, &mut self.outgoing).map_err(|error| {
             match rustix::io::Errno::from_io_error(&error) {
                 Some(rustix::io::Errno::MSGSIZE) => {
                     SubmitError::Content("job does not fit into a packet".to_owned())
                 }
                 _ => SubmitError::Gone,
             }
-        })?;
-        Ok(self.last_job_id)
+        })
     }
 
     /// Waits for the report of that job.

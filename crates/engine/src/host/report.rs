@@ -1,10 +1,12 @@
 //! Reports of workers, checked and capped: a worker that a file has taken over may send anything.
 
-use model::{DETECTIONS_MAX, Detection, Generation};
-use proto::v1;
+use model::{DETECTIONS_MAX, Detection, Generation, Ranges};
+use proto::{ASK_RANGES_MAX, v1};
 
-use super::spec::JobResult;
+use super::process::{Broken, Work};
+use super::spec::{JobResult, PartialJob, PartialResult};
 use crate::packet::{PATH_COMPONENT_MAX_BYTES, PATH_COMPONENTS_MAX, TEXT_MAX_BYTES};
+use crate::ranges;
 
 /// False for what no honest worker sends.
 pub(super) fn is_well_formed(report: &v1::ScanReport) -> bool {
@@ -12,6 +14,39 @@ pub(super) fn is_well_formed(report: &v1::ScanReport) -> bool {
         && report.detections.iter().all(|detection| {
             !detection.name.is_empty() && detection.path_inside.len() <= PATH_COMPONENTS_MAX
         })
+}
+
+/// The report, if it is one to this work.
+pub(super) fn fits(report: v1::ScanReport, work: Work<'_>) -> Result<v1::ScanReport, Broken> {
+    let failed = report.incomplete.is_some() || !report.error.is_empty();
+    let good = match (work, &report.partial) {
+        (Work::Whole(_), step) => step.is_none(),
+        (Work::Partial(_), None) => failed,
+        (Work::Partial(job), Some(step)) => match asked(step, job) {
+            // A verdict, or the whole.
+            Some(None) => step.whole.is_empty() || report.detections.is_empty(),
+            Some(Some(_)) => step.whole.is_empty() && report.detections.is_empty(),
+            None => false,
+        },
+    };
+    match good {
+        true => Ok(report),
+        false => Err(Broken::Nonsense("a report that does not answer the job")),
+    }
+}
+
+/// What a step asks for, that is not known; `Some(None)`: nothing. `None`: no honest worker does.
+fn asked(step: &v1::PartialStep, job: &PartialJob) -> Option<Option<Ranges>> {
+    if step.ask.is_empty() {
+        return Some(None);
+    }
+    if step.ask.len() > ASK_RANGES_MAX {
+        return None;
+    }
+    let new = ranges::read(&step.ask, job.size)?.without(&job.known);
+    (1..=ASK_RANGES_MAX)
+        .contains(&new.len())
+        .then_some(Some(new))
 }
 
 /// True for a worker's last report: it panicked over this file.
@@ -49,6 +84,26 @@ pub(super) fn accept(report: v1::ScanReport, ready: &v1::EngineReady) -> JobResu
     }
 }
 
+/// How far a partial job led: a report that [`fits`].
+pub(super) fn accept_partial(
+    mut report: v1::ScanReport,
+    job: &PartialJob,
+    ready: &v1::EngineReady,
+) -> PartialResult {
+    let step = report.partial.take();
+    let failed = report.incomplete.is_some() || !report.error.is_empty();
+    let Some(step) = step.filter(|_| !failed) else {
+        return PartialResult::Failed(accept(report, ready));
+    };
+    if !step.whole.is_empty() {
+        return PartialResult::Whole(capped(step.whole));
+    }
+    match asked(&step, job).flatten() {
+        Some(ranges) => PartialResult::Ask(ranges),
+        None => PartialResult::Judged(accept(report, ready)),
+    }
+}
+
 /// The generation that a template announced; its form was checked when it started.
 pub(super) fn generation(ready: &v1::EngineReady) -> Generation {
     Generation::from_slice(&ready.generation).unwrap_or_default()
@@ -62,7 +117,10 @@ fn capped(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::UnscannedReason;
+    use bytes::Bytes;
+    use model::{FilterId, UnscannedReason};
+
+    use crate::host::{Content, Job};
 
     fn detection(name: &str, components: usize) -> v1::Detection {
         v1::Detection {
@@ -110,5 +168,96 @@ mod tests {
         assert_eq!(detail.len(), TEXT_MAX_BYTES);
         assert_eq!(result.error.map(|e| e.len()), Some(TEXT_MAX_BYTES));
         assert_eq!(result.generation, Generation([7; 16]));
+    }
+
+    fn partial_job() -> PartialJob {
+        PartialJob {
+            content: Content::Inline(Bytes::new()),
+            size: 10_000,
+            known: [0..100, 200..300].into_iter().collect(),
+            filter: FilterId::default(),
+            report: Bytes::new(),
+            context: None,
+            unpack: None,
+        }
+    }
+
+    fn step(ask: &[(u64, u64)], whole: &str) -> v1::ScanReport {
+        let range = |&(offset, length): &(u64, u64)| v1::ByteRange { offset, length };
+        let step = v1::PartialStep {
+            ask: ask.iter().map(range).collect(),
+            whole: whole.to_owned(),
+        };
+        v1::ScanReport {
+            partial: Some(step),
+            ..Default::default()
+        }
+    }
+
+    fn led(report: v1::ScanReport) -> Option<PartialResult> {
+        let job = partial_job();
+        let report = fits(report, Work::Partial(&job)).ok()?;
+        Some(accept_partial(report, &job, &v1::EngineReady::default()))
+    }
+
+    #[test]
+    fn steps_lead_where_they_say() {
+        let ask = led(step(&[(50, 200), (400, 1)], ""));
+        let expected = [100..200, 400..401].into_iter().collect();
+        assert_eq!(ask, Some(PartialResult::Ask(expected)), "only what is new");
+        let long = "w".repeat(10_000);
+        let whole = led(step(&[], &long));
+        assert_eq!(
+            whole,
+            Some(PartialResult::Whole("w".repeat(TEXT_MAX_BYTES)))
+        );
+        let mut found = step(&[], "");
+        found.detections.push(detection("a", 0));
+        let judged = led(found);
+        assert!(
+            matches!(judged, Some(PartialResult::Judged(result)) if result.detections.len() == 1)
+        );
+        // What went wrong counts more than what was found.
+        let mut failed = step(&[], "");
+        failed.error = "broken".to_owned();
+        assert!(matches!(
+            led(failed.clone()),
+            Some(PartialResult::Failed(_))
+        ));
+        failed.partial = None;
+        let failed = led(failed);
+        assert!(matches!(failed, Some(PartialResult::Failed(result)) if result.error.is_some()));
+    }
+
+    #[test]
+    fn steps_of_no_honest_worker_are_refused() {
+        let many: Vec<_> = (0..ASK_RANGES_MAX as u64 + 1)
+            .map(|n| (1000 + 2 * n, 1))
+            .collect();
+        assert!(led(step(&many[1..], "")).is_some());
+        for ask in [
+            &many[..],
+            &[(10, 20)],
+            &[(200, 100)],
+            &[(500, 1), (400, 1)],
+            &[(500, 0)],
+            &[(9_999, 2)],
+            &[(u64::MAX, u64::MAX)],
+        ] {
+            assert_eq!(led(step(ask, "")), None, "{ask:?}");
+        }
+        assert_eq!(led(step(&[(500, 1)], "both")), None);
+        for mut found in [step(&[(500, 1)], ""), step(&[], "whole")] {
+            found.detections.push(detection("a", 0));
+            assert_eq!(led(found), None);
+        }
+        assert_eq!(led(v1::ScanReport::default()), None, "no answer at all");
+        let whole = Job {
+            content: Content::Inline(Bytes::new()),
+            context: None,
+            unpack: None,
+        };
+        assert!(fits(step(&[], ""), Work::Whole(&whole)).is_err());
+        assert!(fits(v1::ScanReport::default(), Work::Whole(&whole)).is_ok());
     }
 }

@@ -7,12 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use model::{Detection, Generation, UnscannedReason};
-use proto::v1;
+use model::{Detection, FilterId, Generation, Ranges, UnscannedReason};
+use proto::{REPORT_MAX_BYTES, v1};
+
+use crate::sparse::CONTENT_MAX_BYTES;
 
 /// Content up to this many bytes travels inside the job's packet; larger content is passed as a
 /// sealed descriptor.
 pub const INLINE_MAX_BYTES: usize = 64 * 1024;
+
+/// Known ranges of a partial job: with a report, more would not fit into its packet.
+pub const KNOWN_RANGES_MAX: usize = 8192;
 
 /// Workers an engine may have at most.
 pub const WORKERS_MAX: usize = 256;
@@ -152,6 +157,65 @@ pub struct Job {
     pub unpack: Option<v1::UnpackLimits>,
 }
 
+/// What agents can look for in place of an engine.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// What identifies it.
+    pub id: FilterId,
+    /// The engine and rules that it stands for.
+    pub generation: Generation,
+    /// A `literal_filter::Pack` as it travels.
+    pub bytes: Vec<u8>,
+}
+
+/// One file to judge by what is known of it.
+#[derive(Debug, Clone)]
+pub struct PartialJob {
+    /// What is known, as [`lay_out`](crate::sparse::lay_out) laid it out.
+    pub content: Content,
+    /// Size of the whole in bytes.
+    pub size: u64,
+    /// Which bytes are known.
+    pub known: Ranges,
+    /// The filter that reported.
+    pub filter: FilterId,
+    /// What it found in the whole, as it came; hostile.
+    pub report: Bytes,
+    /// For rules that read names; `None`: unknown.
+    pub context: Option<v1::FileContext>,
+    /// `None`: the whole would not be unpacked either.
+    pub unpack: Option<v1::UnpackLimits>,
+}
+
+impl PartialJob {
+    /// Why it is too large for a worker.
+    pub(super) fn too_large(&self) -> Option<String> {
+        if self.size > CONTENT_MAX_BYTES {
+            Some(format!("{} bytes are too many", self.size))
+        } else if self.known.len() > KNOWN_RANGES_MAX {
+            Some(format!("{} known ranges are too many", self.known.len()))
+        } else if self.report.len() > REPORT_MAX_BYTES {
+            let len = self.report.len();
+            Some(format!("a report of {len} bytes is too large"))
+        } else {
+            None
+        }
+    }
+}
+
+/// How far partial content led.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PartialResult {
+    /// What is found here is all that a scan of the whole would find.
+    Judged(JobResult),
+    /// These bytes could change the verdict: not empty, none of them known.
+    Ask(Ranges),
+    /// No ranges are known to suffice: why, for people.
+    Whole(String),
+    /// It could not be judged, as the result says.
+    Failed(JobResult),
+}
+
 /// What an engine says about one file. All counts and texts are capped here, whatever it sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobResult {
@@ -200,6 +264,8 @@ pub struct EngineStats {
     pub workers_idle: usize,
     /// Files for which a worker gave a report.
     pub scanned_total: u64,
+    /// Partial jobs for which a worker gave a report.
+    pub partial_total: u64,
     /// Workers killed by the host: timeouts, cancelled scans, nonsense on the socket.
     pub killed_total: u64,
     /// Workers that the kernel did not let the host kill.

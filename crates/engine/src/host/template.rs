@@ -17,9 +17,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, oneshot};
 
+use super::filter;
 use super::keeper::Event;
 use super::process::{Broken, WorkerProcess};
-use super::spec::{EngineSpec, Sandboxing, StartError};
+use super::spec::{EngineSpec, Filter, Sandboxing, StartError};
 use crate::packet::{self, HELLO_JOB_ID};
 use crate::sys;
 
@@ -33,8 +34,15 @@ const MESSAGES_MAX: usize = 100;
 /// A template that is ready, and its first workers.
 pub(super) struct Started {
     pub(super) template: Template,
-    pub(super) ready: Arc<v1::EngineReady>,
+    pub(super) loaded: Loaded,
     pub(super) workers: Vec<WorkerProcess>,
+}
+
+/// What it has loaded.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    pub(super) ready: Arc<v1::EngineReady>,
+    pub(super) filter: Option<Arc<Filter>>,
 }
 
 /// The host's handle on a template. Dropped without [`retire`](Template::retire), it is killed.
@@ -77,7 +85,7 @@ pub(super) async fn start(
 ) -> Result<Started, StartError> {
     let (mut child, control) = spawn(spec, args)?;
     let loading = tokio::time::timeout(spec.load_timeout, load(spec, &control, &mut child));
-    let ready = loading.await.map_err(|_| StartError::Timeout {
+    let (ready, filter) = loading.await.map_err(|_| StartError::Timeout {
         name: spec.name.clone(),
         limit: spec.load_timeout,
     })??;
@@ -115,7 +123,7 @@ pub(super) async fn start(
     }
     Ok(Started {
         template,
-        ready,
+        loaded: Loaded { ready, filter },
         workers,
     })
 }
@@ -156,21 +164,22 @@ async fn load(
     spec: &EngineSpec,
     control: &AsyncFd<OwnedFd>,
     child: &mut Child,
-) -> Result<v1::EngineReady, StartError> {
+) -> Result<(v1::EngineReady, Option<Arc<Filter>>), StartError> {
     let died = |what: String| StartError::Died {
         name: spec.name.clone(),
         what,
     };
     let mut buffer = vec![0; ENGINE_PACKET_MAX_BYTES];
     match receive(control, &mut buffer).await {
-        Ok((v1::engine_reply::Body::Ready(mut ready), _)) => {
+        Ok((v1::engine_reply::Body::Ready(mut ready), fd)) => {
             if Generation::from_slice(&ready.generation).is_none() || ready.name.is_empty() {
                 return Err(died(
                     "sent a name or generation that is not valid".to_owned(),
                 ));
             }
             ready.warnings.truncate(MESSAGES_MAX);
-            Ok(ready)
+            let filter = filter::take(&ready, fd).map_err(died)?;
+            Ok((ready, filter.map(Arc::new)))
         }
         Ok((v1::engine_reply::Body::Failed(mut failed), _)) => {
             failed.errors.truncate(MESSAGES_MAX);

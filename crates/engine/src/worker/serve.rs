@@ -4,13 +4,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-use model::DETECTIONS_MAX;
+use model::{DETECTIONS_MAX, FilterId};
 use prost::Message;
-use proto::{ENGINE_PACKET_MAX_BYTES, v1};
+use proto::{ASK_RANGES_MAX, ENGINE_PACKET_MAX_BYTES, v1};
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Input, Template, Worker};
+use super::{Input, PartialInput, Template, Worker};
 use crate::packet::{
     self, HELLO_JOB_ID, PATH_COMPONENT_MAX_BYTES, PATH_COMPONENTS_MAX, TEXT_MAX_BYTES,
 };
@@ -35,6 +35,7 @@ static PANIC: Mutex<String> = Mutex::new(String::new());
 pub(super) fn serve<T: Template>(
     template: &T,
     setup: &v1::Setup,
+    filter: Option<FilterId>,
     socket: OwnedFd,
     null: BorrowedFd<'_>,
     parent: Pid,
@@ -46,7 +47,7 @@ pub(super) fn serve<T: Template>(
         }));
         let mut desk = Desk::new(socket);
         match confine(template, setup, desk.socket.as_fd(), null, parent) {
-            Ok((worker, missing)) => desk.work(worker, missing),
+            Ok((worker, missing)) => desk.work(worker, filter, missing),
             Err(error) => {
                 let hello = v1::ScanReport {
                     job_id: HELLO_JOB_ID,
@@ -116,7 +117,12 @@ impl Desk {
     }
 
     /// Jobs until the host closes the socket; the exit code.
-    fn work(&mut self, mut worker: impl Worker, missing: Vec<String>) -> i32 {
+    fn work(
+        &mut self,
+        mut worker: impl Worker,
+        filter: Option<FilterId>,
+        missing: Vec<String>,
+    ) -> i32 {
         let mut hello = v1::ScanReport {
             job_id: HELLO_JOB_ID,
             ..Default::default()
@@ -138,7 +144,7 @@ impl Desk {
             let Ok(job) = v1::ScanJob::decode(bytes) else {
                 return EXIT_HOST_NONSENSE;
             };
-            let mut report = judge(&mut worker, &job, received.fd);
+            let mut report = judge(&mut worker, filter, &job, received.fd);
             report.job_id = job.job_id;
             report.last |= cpu_seconds() >= sandbox::CPU_MAX_S / 2;
             if !self.send(&report) || report.last {
@@ -150,22 +156,38 @@ impl Desk {
 
 /// One job. A panic costs this process its life and the file the rest of its verdict: what was
 /// found before still counts, or a file could hide behind a crash of its own making.
-fn judge(worker: &mut impl Worker, job: &v1::ScanJob, fd: Option<OwnedFd>) -> v1::ScanReport {
+fn judge(
+    worker: &mut impl Worker,
+    filter: Option<FilterId>,
+    job: &v1::ScanJob,
+    fd: Option<OwnedFd>,
+) -> v1::ScanReport {
     let mut report = v1::ScanReport::default();
-    let input = match Input::new(job, fd) {
-        Ok(input) => input,
-        Err(error) => {
-            report.error = error;
-            return report;
+    let scan = AssertUnwindSafe(|| match &job.partial {
+        Some(partial) if filter.is_none_or(|id| partial.filter != id.0) => {
+            let whole = "found by another filter than that of these rules".to_owned();
+            let step = v1::PartialStep {
+                whole,
+                ..Default::default()
+            };
+            report.partial = Some(step);
         }
-    };
-    let scan = AssertUnwindSafe(|| worker.scan(job, &input, &mut report));
+        Some(partial) => match PartialInput::new(job, partial, fd) {
+            Ok(input) => worker.scan_partial(job, input, &mut report),
+            Err(error) => report.error = error,
+        },
+        None => match Input::new(job, fd) {
+            Ok(input) => worker.scan(job, &input, &mut report),
+            Err(error) => report.error = error,
+        },
+    });
     if catch_unwind(scan).is_err() {
         let said = PANIC.lock().unwrap_or_else(PoisonError::into_inner);
         report.incomplete = Some(v1::Unscanned {
             reason: v1::UnscannedReason::EngineCrashed.into(),
             detail: said.clone(),
         });
+        report.partial = None;
         report.last = true;
     }
     capped(report)
@@ -195,6 +217,13 @@ fn capped(mut report: v1::ScanReport) -> v1::ScanReport {
     truncate(&mut report.error);
     if let Some(incomplete) = &mut report.incomplete {
         truncate(&mut incomplete.detail);
+    }
+    if let Some(step) = &mut report.partial {
+        truncate(&mut step.whole);
+        if step.ask.len() > ASK_RANGES_MAX {
+            step.whole = format!("{} ranges could change the verdict", step.ask.len());
+            step.ask.clear();
+        }
     }
     report
 }
@@ -234,5 +263,32 @@ mod tests {
         assert!(!report.detections.is_empty());
         let kept = u32::try_from(report.detections.len()).expect("few");
         assert_eq!(report.omitted, 105 - kept);
+    }
+
+    #[test]
+    fn ranges_fit_into_a_packet_or_the_whole_is_asked_for() {
+        let answer = |ranges: usize| {
+            let far = v1::ByteRange {
+                offset: u64::MAX,
+                length: u64::MAX,
+            };
+            let step = v1::PartialStep {
+                ask: vec![far; ranges],
+                whole: String::new(),
+            };
+            capped(v1::ScanReport {
+                job_id: u64::MAX,
+                partial: Some(step),
+                ..Default::default()
+            })
+        };
+        let most = answer(ASK_RANGES_MAX);
+        assert!(most.encoded_len() <= ENGINE_PACKET_MAX_BYTES);
+        assert_eq!(
+            most.partial.map(|step| step.ask.len()),
+            Some(ASK_RANGES_MAX)
+        );
+        let more = answer(ASK_RANGES_MAX + 1).partial.expect("a step");
+        assert!(more.ask.is_empty() && !more.whole.is_empty());
     }
 }

@@ -2,6 +2,7 @@
 
 mod containment;
 mod lifecycle;
+mod partial;
 
 use std::path::PathBuf;
 use std::time::Duration;

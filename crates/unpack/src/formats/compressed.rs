@@ -38,10 +38,15 @@ pub(crate) fn is_bzip2(bytes: &[u8]) -> bool {
     }
 }
 
-/// The magic, perhaps behind one skippable frame (whose own magic other formats use too).
+/// A frame of zstd that holds nothing; other formats have them too.
+pub(crate) fn starts_with_skippable(bytes: &[u8]) -> bool {
+    matches!(bytes, [m, 0x2a, 0x4d, 0x18, ..] if m & 0xf0 == 0x50)
+}
+
+/// The magic, perhaps behind one skippable frame.
 pub(crate) fn is_zstd(bytes: &[u8]) -> bool {
     const MAGIC: &[u8] = b"\x28\xb5\x2f\xfd";
-    let skippable = matches!(bytes, [m, 0x2a, 0x4d, 0x18, ..] if m & 0xf0 == 0x50);
+    let skippable = starts_with_skippable(bytes);
     let behind = fields::u32_le(bytes, 4).and_then(|len| (len as usize).checked_add(8));
     bytes.starts_with(MAGIC)
         || skippable && behind.is_some_and(|at| fields::slice(bytes, at, 4) == Some(MAGIC))

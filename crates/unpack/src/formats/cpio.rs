@@ -23,25 +23,41 @@ struct Entry<'a> {
     next_at: usize,
 }
 
+/// Reads a number at an offset.
+type ReadU16 = fn(&[u8], usize) -> Option<u16>;
+
 /// The six digits of an ASCII magic, or a binary header that makes sense: its magic alone is two
 /// bytes, which chance produces.
 pub(crate) fn is_cpio(bytes: &[u8]) -> bool {
+    has_ascii_magic(bytes)
+        || binary_order(bytes)
+            .and_then(|order| binary(bytes, 0, order))
+            .is_some_and(|entry| entry.data_at <= bytes.len())
+}
+
+/// Whether it may be one, by its first bytes: the name behind a binary header is not looked at.
+pub(crate) fn starts_like_cpio(head: &[u8]) -> bool {
+    has_ascii_magic(head) || binary_order(head).is_some()
+}
+
+fn has_ascii_magic(bytes: &[u8]) -> bool {
     let ascii = [&b"070701"[..], b"070702", b"070707"];
-    if ascii.iter().any(|magic| bytes.starts_with(magic)) {
-        return true;
-    }
-    let order = match bytes {
+    ascii.iter().any(|magic| bytes.starts_with(magic))
+}
+
+/// The byte order of a binary header of a kind of file that exists.
+fn binary_order(bytes: &[u8]) -> Option<ReadU16> {
+    let order: ReadU16 = match bytes {
         [0xc7, 0x71, ..] => fields::u16_le,
         [0x71, 0xc7, ..] => fields::u16_be,
-        _ => return false,
+        _ => return None,
     };
-    let known_type = order(bytes, 6).is_some_and(|mode| {
-        matches!(
-            u64::from(mode) & MODE_TYPE,
-            MODE_DIRECTORY | 0o100_000 | 0o120_000 | 0o020_000 | 0o060_000 | 0o010_000 | 0o140_000
-        )
-    });
-    known_type && binary(bytes, 0, order).is_some_and(|entry| entry.data_at <= bytes.len())
+    let mode = order(bytes, 6)?;
+    let is_known = matches!(
+        u64::from(mode) & MODE_TYPE,
+        MODE_DIRECTORY | 0o100_000 | 0o120_000 | 0o020_000 | 0o060_000 | 0o010_000 | 0o140_000
+    );
+    is_known.then_some(order)
 }
 
 pub(crate) fn open(walker: &mut Walker<'_>, bytes: &[u8]) -> Result<(), Halt> {
@@ -134,7 +150,7 @@ fn odc(bytes: &[u8], at: usize) -> Option<Entry<'_>> {
     )
 }
 
-fn binary(bytes: &[u8], at: usize, order: fn(&[u8], usize) -> Option<u16>) -> Option<Entry<'_>> {
+fn binary(bytes: &[u8], at: usize, order: ReadU16) -> Option<Entry<'_>> {
     let header = fields::slice(bytes, at, 26)?;
     let field = |at: usize| order(header, at).map(u64::from);
     let data_len = field(22)? << 16 | field(24)?;

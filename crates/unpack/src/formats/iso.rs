@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io::Read;
 
 use crate::fields;
+use crate::guess::{Glimpse, Guess, Mark};
 use crate::summary::Problem;
 use crate::walker::{Halt, Walker};
 
@@ -13,6 +14,8 @@ const SECTOR_BYTES: usize = 2048;
 /// Volume descriptors start here; more than this many are not looked at.
 const DESCRIPTORS_AT: usize = 16 * SECTOR_BYTES;
 const DESCRIPTORS_MAX: usize = 64;
+
+pub(crate) const MAGIC: &[u8] = b"CD001";
 
 const FLAG_DIRECTORY: u8 = 2;
 const FLAG_MORE_EXTENTS: u8 = 0x80;
@@ -44,7 +47,19 @@ struct Record<'a> {
 
 /// `CD001` in the first volume descriptor.
 pub(crate) fn is_iso(bytes: &[u8]) -> bool {
-    fields::slice(bytes, DESCRIPTORS_AT + 1, 5) == Some(b"CD001")
+    fields::slice(bytes, DESCRIPTORS_AT + 1, MAGIC.len()) == Some(MAGIC)
+}
+
+/// The same of content of which a part is known.
+pub(crate) fn guess(glimpse: &dyn Glimpse) -> Guess {
+    let at = DESCRIPTORS_AT as u64 + 1;
+    if let Some(found) = glimpse.get(at, MAGIC.len()) {
+        return Guess::of(found == MAGIC);
+    }
+    match glimpse.places(Mark::Iso, at..at + 1) {
+        Some(places) => Guess::of(!places.is_empty()),
+        None => Guess::need(at, MAGIC.len()),
+    }
 }
 
 pub(crate) fn open(walker: &mut Walker<'_>, bytes: &[u8]) -> Result<(), Halt> {

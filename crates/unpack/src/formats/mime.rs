@@ -5,6 +5,7 @@ use memchr::memchr;
 
 use super::mime_header::{self, Header};
 use crate::fields;
+use crate::guess::{Glimpse, Guess, HEAD_BYTES};
 use crate::summary::{IncompleteKind, Problem};
 use crate::text_codecs::{Base64, QuotedPrintable, Stage, Uuencode};
 use crate::walker::{Halt, Stop, Walker};
@@ -14,6 +15,9 @@ const MULTIPARTS_MAX: usize = 64;
 
 /// Bytes of the header that are looked at to tell mail from text.
 const SNIFF_BYTES: usize = 16 << 10;
+
+/// What a mailbox and each message in it start with.
+const MAILBOX: &[u8] = b"From ";
 
 /// How a body is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,28 +52,61 @@ const MAIL_FIELDS: [&[u8]; 12] = [
 /// Text that starts with header fields: one of MIME's and one of mail's, or three of mail's, or
 /// two of MIME's.
 pub(crate) fn is_message(bytes: &[u8]) -> bool {
-    let start = fields::prefix(bytes, 0, SNIFF_BYTES);
-    let (mut mime, mut mail) = (0, 0);
-    for line in lines(start).map(|line| line.text) {
-        if line.is_empty() {
-            break;
+    sniff(fields::prefix(bytes, 0, SNIFF_BYTES), true) == Some(true)
+}
+
+/// Bytes of the start that are asked for, one after the other, where those before leave it open.
+const STARTS_BYTES: [usize; 3] = [HEAD_BYTES, 4 << 10, SNIFF_BYTES];
+
+/// Whether content of which a part is known may be a message or a mailbox.
+pub(crate) fn guess(glimpse: &dyn Glimpse) -> Guess {
+    for len in STARTS_BYTES {
+        let Some(start) = glimpse.get(0, len) else {
+            return Guess::need(0, len);
+        };
+        // Hardly anything else starts so; whether a message follows is left to who has it whole.
+        if start.starts_with(MAILBOX) {
+            return Guess::Maybe;
         }
-        if matches!(line, [b' ' | b'\t', ..]) && mime + mail > 0 {
+        let is_all = start.len() < len || len == SNIFF_BYTES;
+        if let Some(is_message) = sniff(start, is_all) {
+            return Guess::of(is_message);
+        }
+    }
+    Guess::Maybe
+}
+
+/// Whether a message starts so; `None`: not known, since more follows unless this `is_all`.
+fn sniff(start: &[u8], is_all: bool) -> Option<bool> {
+    let (mut mime, mut mail) = (0, 0);
+    for line in lines(start) {
+        let is_cut = !is_all && !line.has_end;
+        let text = line.text;
+        if text.is_empty() {
+            return Some(false);
+        }
+        if matches!(text, [b' ' | b'\t', ..]) && mime + mail > 0 {
             continue;
         }
-        let Some((name, _)) = mime_header::name_and_value(line) else {
-            break;
+        let Some((name, _)) = mime_header::name_and_value(text) else {
+            return match is_cut && mime_header::may_be_name(text) {
+                true => None,
+                false => Some(false),
+            };
         };
         let is = |known: &&[u8]| name.eq_ignore_ascii_case(known);
         mime += u32::from(MIME_FIELDS.iter().any(is));
         mail += u32::from(MAIL_FIELDS.iter().any(is));
+        if mime >= 1 && mail >= 1 || mail >= 3 || mime >= 2 {
+            return Some(true);
+        }
     }
-    mime >= 1 && mail >= 1 || mail >= 3 || mime >= 2
+    is_all.then_some(false)
 }
 
 /// `From `, then a message.
 pub(crate) fn is_mbox(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"From ")
+    bytes.starts_with(MAILBOX)
         && memchr(b'\n', fields::prefix(bytes, 0, 1024))
             .is_some_and(|end| is_message(&bytes[end + 1..]))
 }
@@ -80,7 +117,7 @@ pub(crate) fn open_mbox(walker: &mut Walker<'_>, bytes: &[u8]) -> Result<(), Hal
     let mut at = 0;
     for line in lines(bytes) {
         walker.step()?;
-        if line.text.starts_with(b"From ") {
+        if line.text.starts_with(MAILBOX) {
             if let Some((start, end)) = message {
                 number += 1;
                 walker.stored(format!("message {number}").as_bytes(), &bytes[start..end])?;
@@ -103,12 +140,14 @@ pub(crate) fn open_mbox(walker: &mut Walker<'_>, bytes: &[u8]) -> Result<(), Hal
 struct Line<'a> {
     text: &'a [u8],
     len: usize,
+    has_end: bool,
 }
 
 fn lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
     bytes.split_inclusive(|&b| b == b'\n').map(|line| Line {
         text: mime_header::without_cr(line.strip_suffix(b"\n").unwrap_or(line)),
         len: line.len(),
+        has_end: line.ends_with(b"\n"),
     })
 }
 

@@ -70,8 +70,13 @@ pub(super) fn fields(block: &[u8]) -> impl Iterator<Item = (&[u8], Vec<u8>)> {
 pub(super) fn name_and_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let colon = line.iter().position(|&b| b == b':')?;
     let name = line[..colon].trim_ascii_end();
-    let valid = !name.is_empty() && name.len() <= 128 && name.iter().all(u8::is_ascii_graphic);
-    valid.then_some((name, &line[colon + 1..]))
+    (!name.is_empty() && may_be_name(name)).then_some((name, &line[colon + 1..]))
+}
+
+/// Whether a colon may follow that makes a field of it.
+pub(super) fn may_be_name(start: &[u8]) -> bool {
+    let name = start.trim_ascii_end();
+    name.len() <= 128 && name.iter().all(u8::is_ascii_graphic)
 }
 
 pub(super) fn without_cr(line: &[u8]) -> &[u8] {

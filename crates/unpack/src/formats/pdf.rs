@@ -8,6 +8,7 @@ use super::pdf_dict::{self, Value};
 use super::zip;
 use crate::codecs::{self, Filter};
 use crate::fields;
+use crate::guess::{Glimpse, Guess, Mark};
 use crate::predictor::Predictor;
 use crate::summary::Problem;
 use crate::walker::{Halt, Stop, Walker};
@@ -21,8 +22,22 @@ const DICT_BYTES_MAX: usize = 64 << 10;
 /// Filters of one stream.
 const FILTERS_MAX: usize = 8;
 
+pub(crate) const HEADER: &[u8] = b"%PDF-";
+
 pub(crate) fn is_pdf(bytes: &[u8]) -> bool {
-    memmem::find(fields::prefix(bytes, 0, HEADER_WITHIN_BYTES), b"%PDF-").is_some()
+    memmem::find(fields::prefix(bytes, 0, HEADER_WITHIN_BYTES), HEADER).is_some()
+}
+
+/// The same of content of which a part is known.
+pub(crate) fn guess(glimpse: &dyn Glimpse) -> Guess {
+    if let Some(start) = glimpse.get(0, HEADER_WITHIN_BYTES) {
+        return Guess::of(is_pdf(start));
+    }
+    let within = 0..(HEADER_WITHIN_BYTES - HEADER.len() + 1) as u64;
+    match glimpse.places(Mark::Pdf, within) {
+        Some(places) => Guess::of(!places.is_empty()),
+        None => Guess::need(0, HEADER_WITHIN_BYTES),
+    }
 }
 
 pub(crate) fn open(walker: &mut Walker<'_>, bytes: &[u8]) -> Result<(), Halt> {

@@ -9,14 +9,15 @@ use ::zip::unstable::read::ZipIterable;
 use memchr::memmem;
 
 use crate::fields;
+use crate::guess::{Glimpse, Guess, Mark, Whole};
 use crate::summary::Problem;
 use crate::walker::{Halt, Walker};
 
 const LOCAL: &[u8] = b"PK\x03\x04";
 const CENTRAL: &[u8] = b"PK\x01\x02";
-const END: &[u8] = b"PK\x05\x06";
+pub(crate) const END: &[u8] = b"PK\x05\x06";
 const LOCATOR_64: &[u8] = b"PK\x06\x07";
-const LOCATOR_64_BYTES: usize = 20;
+const LOCATOR_64_BYTES: u64 = 20;
 
 /// The end record and the longest comment behind it.
 const TAIL_BYTES: usize = 22 + u16::MAX as usize;
@@ -36,23 +37,45 @@ pub(crate) fn is_zip(bytes: &[u8]) -> bool {
 /// with an archive behind it. Chance does not make that up, so no more is asked.
 pub(crate) fn has_appended_zip(bytes: &[u8]) -> bool {
     let tail_at = bytes.len().saturating_sub(TAIL_BYTES);
-    memmem::rfind_iter(&bytes[tail_at..], END).any(|at| is_end_record(bytes, tail_at + at))
+    memmem::rfind_iter(&bytes[tail_at..], END)
+        .any(|at| end_record(&Whole(bytes), (tail_at + at) as u64) == Guess::Maybe)
 }
 
-fn is_end_record(bytes: &[u8], at: usize) -> bool {
-    let field = |offset: usize| fields::u32_le(bytes, at + offset);
-    let (Some(size), Some(offset)) = (field(12), field(16)) else {
-        return false;
-    };
-    if size == u32::MAX || offset == u32::MAX {
-        return at
-            .checked_sub(LOCATOR_64_BYTES)
-            .is_some_and(|locator| fields::slice(bytes, locator, 4) == Some(LOCATOR_64));
+/// The same of content of which a part is known.
+pub(crate) fn guess_appended(glimpse: &dyn Glimpse) -> Guess {
+    let size = glimpse.size();
+    let tail = size.saturating_sub(TAIL_BYTES as u64)..size;
+    match glimpse.places(Mark::ZipEnd, tail) {
+        Some(places) => Guess::any(places.into_iter().map(|at| end_record(glimpse, at))),
+        None => Guess::Maybe,
     }
-    let directory = at.checked_sub(size as usize);
-    directory.is_some_and(|directory| {
-        offset as usize <= directory && fields::slice(bytes, directory, 4) == Some(CENTRAL)
-    })
+}
+
+/// Whether there is an end record at `at`, where its magic is, and a directory right before it.
+fn end_record(glimpse: &dyn Glimpse, at: u64) -> Guess {
+    let (size_at, fields_bytes) = (at.saturating_add(12), 8);
+    let Some(record) = glimpse.get(size_at, fields_bytes) else {
+        return Guess::need(size_at, fields_bytes);
+    };
+    let (Some(size), Some(offset)) = (fields::u32_le(record, 0), fields::u32_le(record, 4)) else {
+        return Guess::No;
+    };
+    let (place, magic) = match size == u32::MAX || offset == u32::MAX {
+        true => (at.checked_sub(LOCATOR_64_BYTES), LOCATOR_64),
+        false => {
+            let directory = at.checked_sub(u64::from(size));
+            let fits = |directory: &u64| u64::from(offset) <= *directory;
+            (directory.filter(fits), CENTRAL)
+        }
+    };
+    let Some(place) = place else {
+        return Guess::No;
+    };
+    match glimpse.get(place, magic.len()) {
+        Some(found) if found == magic => Guess::Maybe,
+        Some(_) => Guess::No,
+        None => Guess::need(place, magic.len()),
+    }
 }
 
 pub(crate) fn open(walker: &mut Walker<'_>, bytes: &[u8]) -> Result<(), Halt> {
