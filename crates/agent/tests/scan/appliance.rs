@@ -348,7 +348,7 @@ pub(crate) fn reply(check: &v1::Check, outcome: Outcome) -> v1::CheckReply {
 fn partly_clean(check: &v1::Check) -> v1::CheckReply {
     let mut reply = reply(check, Outcome::Clean);
     if let Some(verdict) = &mut reply.verdict {
-        verdict.digest = Vec::new();
+        verdict.blake3 = Vec::new();
         let coverage = verdict.coverage.as_mut().unwrap();
         coverage.bytes_judged = 512;
         coverage.filter.clone_from(&check.filter);

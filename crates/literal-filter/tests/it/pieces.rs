@@ -69,8 +69,8 @@ proptest! {
         borders.extend([0, data.len()]);
         borders.sort_unstable();
         let pieces = borders.windows(2).map(|pair| &data[pair[0]..pair[1]]);
-        prop_assert_eq!(in_pieces(&pack, pieces).as_ref(), Some(&expected));
-        prop_assert_eq!(in_pieces(&pack, data.chunks(1)).as_ref(), Some(&expected));
+        prop_assert_eq!(in_pieces(&pack, pieces), Some(expected.clone()));
+        prop_assert_eq!(in_pieces(&pack, data.chunks(1)), Some(expected));
     }
 }
 
