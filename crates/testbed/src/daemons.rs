@@ -329,6 +329,12 @@ impl Agent {
         self.dir.join("agent.toml")
     }
 
+    /// Where its state is kept.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
     /// The process.
     ///
     /// # Panics

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testbed::{Agent, AgentOptions, Relay, Server, ServerOptions, binary};
+use testbed::{
+    Agent, AgentOptions, FileSystem, LoopMount, Relay, Server, ServerOptions, binary, wait_until,
+};
 
 /// Exit codes of a scan that came to its end: nothing found, something found. Public rules find
 /// something in most systems.
@@ -15,6 +17,11 @@ const DONE: [i32; 2] = [0, 1];
 /// Thousands of rules are compiled on a machine that may have other things to do.
 const PATIENCE: Duration = Duration::from_secs(900);
 
+/// The file system that agents guard.
+const GUARDED_BYTES: u64 = 64 << 20;
+/// Where an agent keeps its filter, in its state folder.
+const FILTER: &str = "filter.pack";
+
 /// How a fleet is set up.
 pub(crate) struct Setup<'a> {
     pub(crate) rules: &'a Path,
@@ -22,6 +29,9 @@ pub(crate) struct Setup<'a> {
     pub(crate) server: &'a str,
     pub(crate) agents: &'a str,
     pub(crate) clones: usize,
+    /// The image has the appliance's filter: the first clone's agent fetches it, the others were
+    /// made with it.
+    pub(crate) filter: bool,
 }
 
 /// A running server and its clones, whose link is counted.
@@ -29,6 +39,8 @@ pub(crate) struct Fleet {
     server: Server,
     relay: Relay,
     agents: Vec<Agent>,
+    /// What the agents that run guard: nothing else is on it.
+    guarded: LoopMount,
 }
 
 /// What something took.
@@ -58,9 +70,9 @@ impl Fleet {
         let mut server = Server::start(&dir.join("server"), &options)?;
         let relay = Relay::start(server.link.parse()?)?;
         server.link = relay.addr().to_string();
+        let guarded = LoopMount::new(FileSystem::Ext4, GUARDED_BYTES)?;
         let options = AgentOptions {
-            // It must guard something; nothing is: only scans run.
-            guard: vec![dir.to_owned()],
+            guard: vec![guarded.path().to_owned()],
             extra: setup.agents.to_owned(),
             ..AgentOptions::default()
         };
@@ -71,12 +83,33 @@ impl Fleet {
             server,
             relay,
             agents,
+            guarded,
         })
+    }
+
+    /// Has the first clone's agent fetch the filter, and gives it to all.
+    pub(crate) fn fetch_filter(&mut self) -> Result<Cost> {
+        let before = self.now();
+        let [first, others @ ..] = &mut self.agents[..] else {
+            return Ok(Cost::default());
+        };
+        first.restart(None)?;
+        let is_there = || {
+            let status = first.status();
+            status.is_ok_and(|status| status["reports"]["in_force"] == true)
+        };
+        ensure!(wait_until(PATIENCE, is_there), "no filter was fetched");
+        first.stop()?;
+        let kept = first.state_dir().join(FILTER);
+        for other in others {
+            std::fs::copy(&kept, other.state_dir().join(FILTER))?;
+        }
+        Ok(self.since(before))
     }
 
     /// A clone has all files in a folder judged. `files`: how many there must be.
     pub(crate) fn scan(&mut self, clone: usize, folder: &Path, files: usize) -> Result<Cost> {
-        let (bytes, cpu_s) = self.now();
+        let before = self.now();
         let agent = self.agents.get(clone).context("no such clone")?;
         let output = Command::new(binary("lazaret-agent")?)
             .args(["scan", "--json", "--no-removal", "--progress", "never"])
@@ -93,11 +126,15 @@ impl Fleet {
             summary["files"] == files,
             "{files} files to judge: {summary}"
         );
+        Ok(self.since(before))
+    }
+
+    fn since(&mut self, (bytes, cpu_s): (u64, f64)) -> Cost {
         let (bytes_after, cpu_s_after) = self.now();
-        Ok(Cost {
+        Cost {
             wire_bytes: bytes_after - bytes,
             cpu_s: cpu_s_after - cpu_s,
-        })
+        }
     }
 
     fn now(&mut self) -> (u64, f64) {

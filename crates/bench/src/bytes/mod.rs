@@ -23,8 +23,10 @@ const RULE_SETS: [(&str, &str); 2] = [
 /// Neither compression nor chunks.
 const PLAIN: &str = "[policy]\ncompress = false\n[chunks]\nsize_min_bytes = 0\n";
 /// The stage with everything.
-const CHUNKS: &str = "chunks";
-const SHARED: &str = "[chunks]\nshare = \"all\"\n";
+const PLANS: &str = "plans";
+/// Nothing but very small files rides along: a slow link.
+const REPORTS: &str = "[policy]\nreport_min_bytes = 2048\n";
+const SHARED: &str = "[policy]\nreport_min_bytes = 2048\n[chunks]\nshare = \"all\"\n";
 
 /// How to run it.
 #[derive(Args)]
@@ -52,6 +54,7 @@ struct Stage {
 /// What a stage took.
 #[derive(Debug, Clone, Copy, Default)]
 struct Taken {
+    filter: Cost,
     first_boot: Cost,
     other_boots: Cost,
     first_upgrade: Cost,
@@ -61,7 +64,8 @@ struct Taken {
 
 impl Taken {
     fn all(&self) -> Cost {
-        let mut all = self.first_boot;
+        let mut all = self.filter;
+        all += self.first_boot;
         all += self.other_boots;
         all += self.first_upgrade;
         all += self.other_upgrades;
@@ -126,9 +130,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let stages = [
         stage("digest_cache", PLAIN, false, base),
         stage("allowlist", PLAIN, true, base),
-        stage(CHUNKS, "", true, base),
-        stage("chunks_of_all_guests", SHARED, true, base),
-        stage("chunks_other_rules", "", true, other),
+        stage("chunks", "", true, base),
+        stage(PLANS, REPORTS, true, base),
+        stage("plans_chunks_of_all_guests", SHARED, true, base),
+        stage("plans_other_rules", REPORTS, true, other),
     ];
     let mut taken = Vec::new();
     for stage in &stages {
@@ -138,6 +143,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             server: stage.server,
             agents,
             clones,
+            filter: stage.server.contains("report_min_bytes"),
         };
         eprintln!("bench: {}", stage.name);
         let dir = dir.path().join(stage.name);
@@ -174,6 +180,10 @@ fn describe(report: &mut Report, sizes: &Sizes, clones: usize) {
         "whole",
         "computed: every file of every clone once, as clamonacc sends them; processor time that of the first clone, times clones",
     );
+    report.note(
+        "filter",
+        "the first clone's agent fetches the appliance's filter; the others are clones of an image that has it",
+    );
     report.note("cpu", "processor time of the appliance and all its engines");
     report.figure("clones", clones);
 }
@@ -182,10 +192,11 @@ fn measure(dir: &Path, golden: &Golden, setup: &Setup<'_>) -> Result<Taken> {
     let mut fleet = Fleet::start(dir, setup)?;
     let count = |folder: &Path| Ok::<_, anyhow::Error>(corpora::files(folder, Share::ALL)?.len());
     let (boot, upgrade) = (count(&golden.boot)?, count(&golden.upgrade)?);
-    let mut taken = Taken {
-        first_boot: fleet.scan(0, &golden.boot, boot)?,
-        ..Taken::default()
-    };
+    let mut taken = Taken::default();
+    if setup.filter {
+        taken.filter = fleet.fetch_filter()?;
+    }
+    taken.first_boot = fleet.scan(0, &golden.boot, boot)?;
     for clone in 1..setup.clones {
         taken.other_boots += fleet.scan(clone, &golden.boot, boot)?;
     }
@@ -236,6 +247,7 @@ fn report_all(
             json!({
                 "wire_mb": megabytes(all.wire_bytes),
                 "cpu_s": all.cpu_s,
+                "filter_mb": megabytes(taken.filter.wire_bytes),
                 "boots_mb": megabytes(boots),
                 "upgrades_mb": megabytes(taken.first_upgrade.wire_bytes + taken.other_upgrades.wire_bytes),
                 "changes_mb": megabytes(taken.changes.wire_bytes),
@@ -250,14 +262,14 @@ fn report_all(
             all.cpu_s,
             vs_whole
         );
-        if stage.name == CHUNKS {
+        if stage.name == PLANS {
             headline = vs_whole;
             report.ratio("storm_bytes_vs_whole", vs_whole);
             let boots_of_whole = boots as f64 / (sizes.boot * clones) as f64;
             report.ratio("boot_bytes_vs_whole", boots_of_whole);
             report.ratio("storm_cpu_vs_whole", all.cpu_s / whole_cpu_s);
         }
-        if stage.server.is_empty() {
+        if stage.server == REPORTS {
             report.ratio(&format!("unknown_bytes_{}", stage.rules.0), of_unknown);
         }
     }
