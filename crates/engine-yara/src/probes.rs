@@ -26,10 +26,19 @@ struct Group {
     ids: Vec<usize>,
 }
 
+/// What makes probes belong together; in the order in which groups are asked.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    has_modules: bool,
+    needs: Needs,
+    imports: Vec<String>,
+    /// Not of a rule that is open for every file.
+    is_rare: bool,
+}
+
 impl Probes {
     pub(crate) fn compile(plan: &Plan) -> Result<Self, Vec<String>> {
-        let mut texts: BTreeMap<(bool, Needs, Vec<String>, bool), Vec<(usize, String)>> =
-            BTreeMap::new();
+        let mut texts: BTreeMap<Kind, Vec<(usize, String)>> = BTreeMap::new();
         // Probes of rules that are open for every file are asked for every file.
         let mut often = vec![false; plan.probes().len()];
         for rule in (0..plan.len()).filter(|rule| plan.is_always_open(*rule)) {
@@ -43,20 +52,20 @@ impl Probes {
             let mut text: String = imports.map(|name| format!("import \"{name}\"\n")).collect();
             text.push_str(&format!("rule p{id} {{ condition: {} }}\n", probe.text));
             let needs = Needs::of(text.as_bytes()).rounded();
-            let key = (
-                !probe.imports.is_empty(),
+            let kind = Kind {
+                has_modules: !probe.imports.is_empty(),
                 needs,
-                probe.imports.clone(),
-                !often[id],
-            );
-            texts.entry(key).or_default().push((id, text));
+                imports: probe.imports.clone(),
+                is_rare: !often[id],
+            };
+            texts.entry(kind).or_default().push((id, text));
         }
         let mut probes = Self {
             groups: Vec::new(),
             group_of: vec![None; plan.probes().len()],
         };
         // Those that need the least come first.
-        for ((has_modules, needs, ..), texts) in texts {
+        for (kind, texts) in texts {
             let mut compiler = compiler()?;
             let mut reads = Reads::default();
             let mut ids = Vec::new();
@@ -72,8 +81,8 @@ impl Probes {
             probes.groups.push(Group {
                 rules,
                 reads,
-                needs,
-                has_modules,
+                needs: kind.needs,
+                has_modules: kind.has_modules,
                 ids,
             });
         }
@@ -92,7 +101,9 @@ impl Probes {
 
     /// The groups that have these probes.
     pub(crate) fn groups_of(&self, probes: &BTreeSet<usize>) -> BTreeSet<usize> {
-        let groups = probes.iter().filter_map(|probe| *self.group_of.get(*probe)?);
+        let groups = probes
+            .iter()
+            .filter_map(|probe| *self.group_of.get(*probe)?);
         groups.collect()
     }
 

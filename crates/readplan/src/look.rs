@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use literal_filter::{
-    Filter, LITERALS_MAX, Literal, NEEDLES_MAX, Needle, Needles, POOL_MAX, SHORT_MAX,
-    WHOLE_MIN,
+    Filter, LITERALS_MAX, Literal, NEEDLES_MAX, Needle, Needles, POOL_MAX, SHORT_MAX, WHOLE_MIN,
 };
 use rustc_hash::FxHashMap;
 
