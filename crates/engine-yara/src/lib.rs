@@ -5,7 +5,9 @@
 mod context;
 mod delta;
 mod partial;
+mod pe;
 mod planned;
+mod probes;
 mod program;
 mod rules;
 mod scan;

@@ -12,7 +12,7 @@ use unpack::{Budget, End, IncompleteKind, Limits, Member};
 use yara_x::ScanResults;
 
 use crate::context::Names;
-use crate::planned::{Planned, PlannedScanner, Stopped};
+use crate::planned::{Planned, PlannedScanner, Stopped, Telling};
 use crate::rules::RuleSet;
 
 /// The name in detections.
@@ -26,8 +26,7 @@ const RESERVED_BYTES: u64 = 256 << 20;
 
 /// Address space that a worker of these rules reserves and does not use.
 pub(crate) fn reserved_bytes(planned: &Planned) -> u64 {
-    // And that of the probes, and that of the modules.
-    let scanners = planned.shards() as u64 + 2;
+    let scanners = planned.scanners() as u64;
     RESERVED_BYTES + scanners * RESERVED_SHARD_BYTES
 }
 
@@ -131,10 +130,13 @@ impl FileScan<'_> {
                 beyond = beyond.take().or_else(|| beyond_matches(results));
             }
         };
-        let scanner = &mut self.worker.scanner;
-        let stopped = scanner
-            .run(bytes, &self.names, path, &left, &mut take)
-            .err();
+        let telling = Telling {
+            bytes,
+            names: &self.names,
+            inside: path,
+            left: &left,
+        };
+        let stopped = self.worker.scanner.run(&telling, &mut take).err();
         self.detect_all(found, path);
         if let Some(stopped) = stopped {
             self.stopped(stopped);

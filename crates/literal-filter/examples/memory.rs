@@ -10,22 +10,38 @@ fn resident_kb() -> u64 {
 }
 
 fn main() {
-    let mut arguments = std::env::args()
-        .skip(1)
-        .map(|it| it.parse().expect("a number"));
-    let literals = arguments.next().unwrap_or(28_000);
-    let needles = arguments.next().unwrap_or(3_000);
-    let bytes = pack(literals, needles);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [word, file] = &arguments[..]
+        && word == "load"
+    {
+        return load(file);
+    }
+    let number = |at: usize, or: u64| {
+        let given = arguments.get(at);
+        given.map_or(or, |it| it.parse().expect("a number"))
+    };
+    let bytes = pack(number(0, 28_000), number(1, 3_000));
+    let file = std::env::temp_dir().join(format!("memory-{}.pack", std::process::id()));
+    std::fs::write(&file, bytes).expect("written");
+    // In a process of its own, which has not used and freed any memory before.
+    let this = std::env::current_exe().expect("this program");
+    let told = std::process::Command::new(this)
+        .arg("load")
+        .arg(&file)
+        .status();
+    std::fs::remove_file(&file).expect("removed");
+    assert!(told.expect("started").success());
+}
+
+fn load(file: &str) {
+    let bytes = std::fs::read(file).expect("a pack");
     let before = resident_kb();
     let start = std::time::Instant::now();
     let read = Pack::read(&bytes).expect("just written");
-    println!(
-        "{} ids, {} KB as it travels, {} KB more resident, read in {} ms",
-        read.len(),
-        bytes.len() >> 10,
-        resident_kb().saturating_sub(before),
-        start.elapsed().as_millis()
-    );
+    let took = start.elapsed().as_millis();
+    let more = resident_kb().saturating_sub(before);
+    let (ids, kb) = (read.len(), bytes.len() >> 10);
+    println!("{ids} ids, {kb} KB as it travels, {more} KB more resident, read in {took} ms");
 }
 
 fn pack(literals: u64, needles: u64) -> Vec<u8> {
