@@ -14,9 +14,9 @@ static PACK: LazyLock<Pack> = LazyLock::new(|| {
         nocase,
     };
     let literals = [
-        literal(b"aaaa", false),
+        literal(b"aaaaa", false),
         literal(b"abcdefgh", true),
-        literal(b"\0\0\0\0", false),
+        literal(b"\0\0\0\0\0", false),
     ];
     let byte = |value| NeedleToken::Byte { value, mask: 0xff };
     let gap = NeedleToken::Gap { least: 0, most: 9 };

@@ -415,7 +415,7 @@ mod tests {
 
     fn pack() -> Pack {
         let literal = literal_filter::Literal {
-            bytes: b"EVIL".to_vec(),
+            bytes: b"EVIL!".to_vec(),
             nocase: false,
         };
         let filter = literal_filter::Filter::build(&[literal]).unwrap();
@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn a_report_is_of_the_content_that_was_hashed() {
         let mut bytes = content();
-        bytes[300_000..300_004].copy_from_slice(b"EVIL");
+        bytes[300_000..300_005].copy_from_slice(b"EVIL!");
         let size = bytes.len() as u64;
         let (found, groups) = reported(&bytes, size).unwrap().unwrap();
         assert_eq!(found.head, &bytes[..REPORT_HEAD_BYTES]);
@@ -441,11 +441,12 @@ mod tests {
         let changed = Stopped::Failed(UnscannedReason::Changed);
         assert_eq!(reported(&bytes, size - 1).err(), Some(changed));
         assert_eq!(reported(&bytes, size + 1).err(), Some(changed));
-        let small = reported(b"an EVIL one", 11).unwrap().unwrap();
-        assert_eq!(small.0.head, b"an EVIL one");
-        let many = b"EVIL".repeat(64);
-        let told = reported(&many, 256).unwrap().unwrap().0.report;
-        assert!(literal_filter::Report::from_bytes(&told, 1, 256).is_ok());
+        let small = reported(b"an EVIL! one", 12).unwrap().unwrap();
+        assert_eq!(small.0.head, b"an EVIL! one");
+        let many = b"EVIL!".repeat(65);
+        let told = reported(&many, 325).unwrap().unwrap().0.report;
+        let read = literal_filter::Report::from_bytes(&told, 1, 325).unwrap();
+        assert!(matches!(read.iter().next(), Some((0, [0, ..], true))));
         assert_eq!(reported(&bytes, 1 << 40), Ok(None), "too many groups");
         let unwanted = report(&&bytes[..], (size, Digest::of(&bytes)), &pack(), || false);
         assert_eq!(unwanted.err(), Some(Stopped::NotWanted));

@@ -54,7 +54,7 @@ fn pack(literals: u64, needles: u64) -> Vec<u8> {
     };
     let literals: Vec<_> = (0..literals)
         .map(|_| Literal {
-            bytes: (0..4 + random(50)).map(|_| random(256) as u8).collect(),
+            bytes: (0..7 + random(47)).map(|_| random(256) as u8).collect(),
             nocase: random(3) == 0,
         })
         .collect();
