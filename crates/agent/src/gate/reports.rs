@@ -137,7 +137,8 @@ impl Gate {
     pub(crate) fn deliver_filter(&self, seed: u64) {
         let looking = &self.looking;
         let is_off = looking.report_min_bytes().is_none();
-        if { looking.filters().take_unwanted() } || is_off {
+        let is_gone = looking.filters().take_unwanted();
+        if is_gone || is_off {
             self.forget_filter();
         }
         if is_off {
