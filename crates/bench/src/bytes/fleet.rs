@@ -40,7 +40,7 @@ pub(crate) struct Fleet {
     relay: Relay,
     agents: Vec<Agent>,
     /// What the agents that run guard: nothing else is on it.
-    guarded: LoopMount,
+    _guarded: LoopMount,
 }
 
 /// What something took.
@@ -83,7 +83,7 @@ impl Fleet {
             server,
             relay,
             agents,
-            guarded,
+            _guarded: guarded,
         })
     }
 
