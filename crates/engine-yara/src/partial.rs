@@ -1,6 +1,6 @@
 //! One job of which a part of the content is known.
 
-use engine::worker::PartialInput;
+use engine::worker::{PartialInput, ask_for, ask_for_whole};
 use proto::v1;
 
 use crate::planned::{Planned, Reported, Step, Stopped, Why};
@@ -12,31 +12,21 @@ const NAMED_MAX: usize = 4;
 impl FileScan<'_> {
     /// Judges the file by what is known of it; `unpacks`: its members would be judged too.
     pub(crate) fn judge_partial(&mut self, input: PartialInput<'_>, unpacks: bool) {
-        let step = match self.step(input, unpacks) {
-            Ok(step) => step,
-            Err(stopped) => return self.stopped(stopped),
-        };
-        let mut led = v1::PartialStep::default();
-        match step {
-            Led::To(Step::Judged(matches)) => {
-                let planned = self.worker.planned;
+        let planned = self.worker.planned;
+        let led = match self.step(input, unpacks) {
+            Ok(Led::To(Step::Judged(matches))) => {
                 let ordered = matches.into_iter().map(|(namespace, name)| {
                     let order = planned.order_of(&namespace, &name);
                     (order, name)
                 });
-                let found = ordered.collect();
-                self.detect_all(found, &[]);
+                self.detect_all(ordered.collect(), &[]);
+                v1::PartialStep::default()
             }
-            Led::To(Step::Ask(ranges)) => {
-                let range = |range: std::ops::Range<u64>| v1::ByteRange {
-                    offset: range.start,
-                    length: range.end - range.start,
-                };
-                led.ask = ranges.iter().map(range).collect();
-            }
-            Led::To(Step::Whole(why)) => led.whole = explain(self.worker.planned, &why),
-            Led::Nowhere(why) => led.whole = why,
-        }
+            Ok(Led::To(Step::Ask(ranges))) => ask_for(&ranges),
+            Ok(Led::To(Step::Whole(why))) => ask_for_whole(explain(planned, &why)),
+            Ok(Led::Nowhere(why)) => ask_for_whole(why),
+            Err(stopped) => return self.stopped(stopped),
+        };
         self.report.partial = Some(led);
     }
 

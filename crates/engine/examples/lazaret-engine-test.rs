@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use engine::worker::{Input, PartialInput, Template, Worker};
+use engine::worker::{Input, PartialInput, Template, Worker, ask_for};
 use engine::{Sandbox, SyscallRule};
 use prost::Message;
 use proto::v1;
@@ -144,13 +144,9 @@ impl Worker for Actor {
             "read" => {
                 for range in ranges(rest) {
                     let at = usize::try_from(range.offset).unwrap_or(0);
-                    std::hint::black_box(view.guarded().get(at));
+                    std::hint::black_box(view.guarded().get(at).copied());
                 }
-                let touched = view.touched().expect("the kernel tells");
-                step.ask = touched
-                    .iter()
-                    .map(|r| range(r.start, r.end - r.start))
-                    .collect();
+                step = ask_for(&view.touched().expect("the kernel tells"));
             }
             // What no honest worker sends: these ranges as they are.
             "lie" => {

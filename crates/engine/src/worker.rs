@@ -28,7 +28,7 @@ use crate::sys::{self, Forked};
 
 pub use filter::FILTER_MAX_BYTES;
 pub use input::Input;
-pub use partial::PartialInput;
+pub use partial::{PartialInput, ask_for, ask_for_whole};
 
 use filter::Filter;
 
@@ -91,10 +91,7 @@ pub trait Worker {
         _input: PartialInput<'_>,
         report: &mut v1::ScanReport,
     ) {
-        report.partial = Some(v1::PartialStep {
-            whole: "the engine judges whole content only".to_owned(),
-            ..Default::default()
-        });
+        report.partial = Some(ask_for_whole("the engine judges whole content only"));
     }
 }
 

@@ -1,4 +1,5 @@
-//! Whole rule sets over real files: the engine says what YARA-X says when it is asked directly.
+//! Whole rule sets over real files: the engine says what YARA-X says when it is asked directly, of
+//! the whole file and of what an agent reports of it.
 //! The sets are data beside the project (`../shared/rules`), so where they are not, this says so.
 
 use std::path::{Path, PathBuf};
@@ -6,6 +7,7 @@ use std::path::{Path, PathBuf};
 use engine::host::Job;
 use yara_x::{Compiler, Scanner, SourceCode};
 
+use crate::partial::{Guest, HEAD_BYTES, Led, lead, pack, report};
 use crate::{job, named, names, start};
 
 /// Real files to compare: programs, libraries, scripts, documents.
@@ -83,6 +85,8 @@ async fn compare(set: &str, least: u64) {
     };
     let engine = start(&folder).await;
     assert!(engine.info().rules >= least);
+    let pack = pack(&engine);
+    let (mut judged, mut asked) = (0, 0);
     let rules = compile(&folder);
     let mut direct = Scanner::new(&rules);
     let files = files();
@@ -113,7 +117,31 @@ async fn compare(set: &str, least: u64) {
         let mut found = names(&result);
         found.sort_unstable();
         assert_eq!(found, expected, "{path}");
+        let Some(report) = report(&pack, &bytes) else {
+            continue;
+        };
+        let guest = Guest {
+            bytes: &bytes,
+            report,
+            context: named(path.as_bytes(), 0),
+            unpack: None,
+        };
+        match lead(&engine, &guest, HEAD_BYTES).await {
+            Led::Judged(by_part, _, more) => {
+                assert_eq!(by_part, result, "{path}");
+                judged += 1;
+                asked += more;
+            }
+            Led::Whole(_) => {}
+            Led::Failed(result) => panic!("{path}: {result:?}"),
+        }
     }
+    println!(
+        "{set}: {judged} of {} files judged in part, {asked} bytes asked for",
+        files.len()
+    );
+    // The rest asks for too much, which tests of the plan count.
+    assert!(judged > files.len() / 2);
     let stats = engine.stats();
     assert_eq!(stats.scanned_total, files.len() as u64);
     assert_eq!((stats.crashed_total, stats.killed_total), (0, 0));

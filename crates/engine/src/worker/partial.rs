@@ -8,6 +8,24 @@ use proto::v1;
 use crate::ranges;
 use crate::sparse::SparseView;
 
+/// The step that asks for these bytes.
+#[must_use]
+pub fn ask_for(ranges: &Ranges) -> v1::PartialStep {
+    v1::PartialStep {
+        ask: ranges::write(ranges),
+        whole: String::new(),
+    }
+}
+
+/// The step that asks for the whole, for this reason.
+#[must_use]
+pub fn ask_for_whole(why: impl Into<String>) -> v1::PartialStep {
+    v1::PartialStep {
+        ask: Vec::new(),
+        whole: why.into(),
+    }
+}
+
 /// Content of which a part is known, and what an agent's filter found in all of it.
 pub struct PartialInput<'a> {
     fd: OwnedFd,

@@ -10,7 +10,7 @@ use proto::{ASK_RANGES_MAX, ENGINE_PACKET_MAX_BYTES, v1};
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{Input, PartialInput, Template, Worker};
+use super::{Input, PartialInput, Template, Worker, ask_for_whole};
 use crate::packet::{
     self, HELLO_JOB_ID, PATH_COMPONENT_MAX_BYTES, PATH_COMPONENTS_MAX, TEXT_MAX_BYTES,
 };
@@ -165,12 +165,8 @@ fn judge(
     let mut report = v1::ScanReport::default();
     let scan = AssertUnwindSafe(|| match &job.partial {
         Some(partial) if filter.is_none_or(|id| partial.filter != id.0) => {
-            let whole = "found by another filter than that of these rules".to_owned();
-            let step = v1::PartialStep {
-                whole,
-                ..Default::default()
-            };
-            report.partial = Some(step);
+            let why = "found by another filter than that of these rules";
+            report.partial = Some(ask_for_whole(why));
         }
         Some(partial) => match PartialInput::new(job, partial, fd) {
             Ok(input) => worker.scan_partial(job, input, &mut report),
