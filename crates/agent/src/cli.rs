@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use daemon::log::escape;
 use daemon::signal::Stop;
 use pki::JoinToken;
@@ -87,6 +87,12 @@ enum Command {
         #[command(subcommand)]
         command: QuarantineCommand,
     },
+    /// Write this program's manual pages into a folder.
+    #[command(hide = true)]
+    Manual {
+        /// Where to.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -114,27 +120,40 @@ impl Cli {
     /// # Errors
     /// What went wrong, for people.
     pub fn run(self) -> Result<ExitCode> {
-        let config = load(&self.config)?;
-        match self.command {
+        let Self {
+            config: path,
+            command,
+        } = self;
+        let config = || load(&path);
+        match command {
             Command::Run { unsupervised: true } => {
+                let config = config()?;
                 prepare(&config)?;
                 guard_here(config, None)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Run { .. } => guard(config, &self.config),
-            Command::CheckConfig => say(&format!("{} is good\n", self.config.display())),
-            Command::Enrol { token, controller } => enrol(&config, &token, &controller),
-            Command::Status { json } => tell_status(&config, json),
-            Command::Upgrade => upgrade(&config),
-            Command::Trace { json } => tell_trace(&config, json),
+            Command::Run { .. } => guard(config()?, &path),
+            Command::CheckConfig => {
+                config()?;
+                say(&format!("{} is good\n", path.display()))
+            }
+            Command::Enrol { token, controller } => enrol(&config()?, &token, &controller),
+            Command::Status { json } => tell_status(&config()?, json),
+            Command::Upgrade => upgrade(&config()?),
+            Command::Trace { json } => tell_trace(&config()?, json),
             Command::Probe { json, paths } => {
-                let told = probe::tell(&config, &paths, json).context("the table of mounts")?;
+                let told = probe::tell(&config()?, &paths, json).context("the table of mounts")?;
                 say(&told)
             }
-            Command::Scan(args) => Ok(scan::run(&args, &config)),
+            Command::Scan(args) => Ok(scan::run(&args, &config()?)),
             Command::Quarantine {
                 command: QuarantineCommand::List { json },
-            } => list_quarantine(&config, json),
+            } => list_quarantine(&config()?, json),
+            // Made where packages are, which need have no configuration.
+            Command::Manual { folder } => {
+                daemon::manual::write(Self::command(), &folder)?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     }
 }
@@ -321,7 +340,6 @@ fn say(text: &str) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

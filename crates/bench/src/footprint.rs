@@ -19,6 +19,10 @@ use crate::report::Report;
 
 /// Openers at once in a storm.
 const OPENERS: usize = 64;
+/// A moment that is quiet or is not.
+const MOMENT: Duration = Duration::from_millis(250);
+/// How long quiet moments are waited for.
+const QUIET_WITHIN: Duration = Duration::from_secs(120);
 
 /// How to run.
 #[derive(Debug, Args)]
@@ -89,29 +93,73 @@ impl Guard for Clamonacc {
 /// Idle, and in a storm of opens of files that nobody has seen.
 struct Measured {
     idle: Footprint,
-    wakeups_per_s: f64,
-    idle_cpu_ms_per_s: f64,
+    quiet: Quiet,
     storm: Footprint,
     storm_cpu_us_per_open: f64,
 }
 
-fn measure(guard: &impl Guard, storm: &[PathBuf], idle_for: Duration) -> Result<Measured> {
+fn measure(guard: &impl Guard, storm: &[PathBuf], quiet: Duration) -> Result<Measured> {
     let pids = guard.pids()?;
     // What the start left to do is done.
     std::thread::sleep(Duration::from_secs(2));
-    let before = Footprint::of(&pids)?;
-    let start = Instant::now();
-    std::thread::sleep(idle_for);
+    let quiet = Quiet::of(&pids, quiet)?;
     let idle = Footprint::of(&pids)?;
-    let seconds = start.elapsed().as_secs_f64();
     let (peak, after) = storm_of(&pids, storm)?;
     Ok(Measured {
         idle,
-        wakeups_per_s: (idle.wakeups - before.wakeups) as f64 / seconds,
-        idle_cpu_ms_per_s: (idle.cpu_s - before.cpu_s) * 1e3 / seconds,
+        quiet,
         storm: peak,
         storm_cpu_us_per_open: (after.cpu_s - idle.cpu_s) * 1e6 / storm.len() as f64,
     })
+}
+
+/// What a guard did while no program started anywhere on the machine: a machine with other work
+/// is idle only for moments.
+#[derive(Default)]
+struct Quiet {
+    seconds: f64,
+    wakeups: u64,
+    cpu_s: f64,
+}
+
+impl Quiet {
+    /// Moments of so much time together.
+    fn of(pids: &[u32], enough: Duration) -> Result<Self> {
+        let give_up = Instant::now() + QUIET_WITHIN;
+        let mut quiet = Self::default();
+        while quiet.seconds < enough.as_secs_f64() && Instant::now() < give_up {
+            let started = programs_started()?;
+            let before = Footprint::of(pids)?;
+            let start = Instant::now();
+            std::thread::sleep(MOMENT);
+            let seconds = start.elapsed().as_secs_f64();
+            let after = Footprint::of(pids)?;
+            if programs_started()? == started {
+                quiet.seconds += seconds;
+                quiet.wakeups += after.wakeups - before.wakeups;
+                quiet.cpu_s += after.cpu_s - before.cpu_s;
+            }
+        }
+        ensure!(quiet.seconds > 0.0, "the machine was never quiet");
+        Ok(quiet)
+    }
+
+    fn wakeups_per_s(&self) -> f64 {
+        self.wakeups as f64 / self.seconds
+    }
+
+    fn cpu_ms_per_s(&self) -> f64 {
+        self.cpu_s * 1e3 / self.seconds
+    }
+}
+
+/// Processes and threads that the machine has started since its boot.
+fn programs_started() -> Result<u64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let line = stat
+        .lines()
+        .find_map(|line| line.strip_prefix("processes "));
+    Ok(line.context("/proc/stat")?.trim().parse()?)
 }
 
 /// Opens every file once, with many threads; the greatest footprint meanwhile and the last.
@@ -172,10 +220,10 @@ fn stripped_mb(program: &Path, scratch: &Path) -> Result<f64> {
 
 /// Measures and writes the report.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let (idle_for, count) = if options.quick {
-        (Duration::from_secs(20), 256)
+    let (quiet, count) = if options.quick {
+        (Duration::from_secs(5), 256)
     } else {
-        (Duration::from_secs(120), 2_000)
+        (Duration::from_secs(60), 2_000)
     };
     let mount = LoopMount::new(FileSystem::Ext4, 2 << 30)?;
     let scratch = tempfile::tempdir()?;
@@ -193,7 +241,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ..AgentOptions::default()
     };
     let agent = Agent::start(&scratch.path().join("agent"), &server, &agent_options, None)?;
-    let ours = measure(&agent, &storm, idle_for)?;
+    let ours = measure(&agent, &storm, quiet)?;
     ensure!(
         agent.status()?["ledger"]["entries_total"] == 0,
         "some opens had no verdict"
@@ -208,7 +256,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let clamd = Clamd::start(&dir, &[(name, &signatures)], ClamdListen::Tcp, Pin::Free)?;
     let at = clamd.tcp().context("clamd has no port")?;
     let peer = Clamonacc::start(&dir, at, &guarded, &probe, Pin::Free)?;
-    let theirs = measure(&peer, &storm, idle_for).context("clamonacc")?;
+    let theirs = measure(&peer, &storm, quiet).context("clamonacc")?;
     report(options, &ours, &theirs, scratch.path())
 }
 
@@ -217,14 +265,15 @@ fn report(options: &Options, ours: &Measured, theirs: &Measured, scratch: &Path)
     let binary_mb = stripped_mb(&testbed::binary("lazaret-agent")?, scratch)?;
     report.figure("idle_rss_mb", ours.idle.rss_mb);
     report.figure("storm_rss_mb", ours.storm.rss_mb);
-    report.figure("idle_wakeups_per_s", ours.wakeups_per_s);
+    report.figure("idle_wakeups_per_s", ours.quiet.wakeups_per_s());
     report.figure("binary_mb", binary_mb);
     for (name, measured) in [("lazaret", ours), ("clamonacc", theirs)] {
         let figures = json!({
             "idle_rss_mb": measured.idle.rss_mb,
             "idle_pss_mb": measured.idle.pss_mb,
-            "idle_wakeups_per_s": measured.wakeups_per_s,
-            "idle_cpu_ms_per_s": measured.idle_cpu_ms_per_s,
+            "idle_wakeups_per_s": measured.quiet.wakeups_per_s(),
+            "idle_cpu_ms_per_s": measured.quiet.cpu_ms_per_s(),
+            "quiet_s": measured.quiet.seconds,
             "storm_rss_mb": measured.storm.rss_mb,
             "storm_pss_mb": measured.storm.pss_mb,
             "storm_cpu_us_per_open": measured.storm_cpu_us_per_open,
@@ -237,11 +286,18 @@ fn report(options: &Options, ours: &Measured, theirs: &Measured, scratch: &Path)
         "processes",
         "supervisor and worker; the peer is clamonacc alone, its clamd not counted",
     );
+    report.note(
+        "idle",
+        "moments of 250 ms in which no program started on the machine; `quiet_s` of them",
+    );
     report.note("wakeups", "voluntary context switches of all threads");
     report.write(None, options.publish)?;
     println!(
         "idle {:.1} MB RSS ({:.1} PSS), {:.2} wake-ups/s; storm {:.1} MB; binary {binary_mb:.1} MB",
-        ours.idle.rss_mb, ours.idle.pss_mb, ours.wakeups_per_s, ours.storm.rss_mb
+        ours.idle.rss_mb,
+        ours.idle.pss_mb,
+        ours.quiet.wakeups_per_s(),
+        ours.storm.rss_mb
     );
     println!("idle_pss_vs_clamonacc {ratio:.2}");
     Ok(())

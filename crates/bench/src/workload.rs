@@ -8,9 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::json;
-use testbed::{
-    Agent, AgentOptions, FileSystem, LoopMount, Server, ServerOptions, debian_root, run,
-};
+use testbed::{Agent, AgentOptions, FileSystem, LoopMount, Server, ServerOptions, debian_root};
 
 use crate::report::Report;
 
@@ -78,7 +76,7 @@ impl Root {
         let base = debian_root(&PACKAGES)?;
         let mount = LoopMount::new(FileSystem::Ext4, 6 << 30)?;
         let path = mount.path().join("root");
-        run(Command::new("cp").arg("-a").arg(&base).arg(&path))?;
+        testbed::run(Command::new("cp").arg("-a").arg(&base).arg(&path))?;
         std::fs::create_dir_all(path.join("work"))?;
         let mut root = Self {
             path,
@@ -87,7 +85,7 @@ impl Root {
         };
         for (kind, at) in [("proc", "proc"), ("devtmpfs", "dev"), ("tmpfs", "dev/shm")] {
             let at = root.path.join(at);
-            run(Command::new("mount").args(["-t", kind, kind]).arg(&at))?;
+            testbed::run(Command::new("mount").args(["-t", kind, kind]).arg(&at))?;
             root.mounted.push(at);
         }
         Ok(root)
@@ -102,7 +100,7 @@ impl Root {
             .args(["DEBIAN_FRONTEND=noninteractive", "LC_ALL=C"])
             .args(["sh", "-euc", script]);
         let start = Instant::now();
-        run(&mut chroot)?;
+        testbed::run(&mut chroot)?;
         Ok(start.elapsed().as_secs_f64())
     }
 }
@@ -110,7 +108,7 @@ impl Root {
 impl Drop for Root {
     fn drop(&mut self) {
         for at in self.mounted.iter().rev() {
-            if let Err(error) = run(Command::new("umount").arg("-l").arg(at)) {
+            if let Err(error) = testbed::run(Command::new("umount").arg("-l").arg(at)) {
                 eprintln!("{error}");
             }
         }
@@ -118,7 +116,7 @@ impl Drop for Root {
 }
 
 /// Measures and writes the report.
-pub(crate) fn bench(options: &Options) -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     let passes = if options.quick { 1 } else { 3 };
     let root = Root::new()?;
     let times = |what: &str| -> Result<Vec<f64>> {

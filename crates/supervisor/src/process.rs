@@ -49,6 +49,12 @@ impl Process {
         let _ = pidfd_send_signal(&self.0, Signal::KILL);
     }
 
+    /// Stops it, like a terminal's Ctrl-Z that cannot be caught.
+    pub(crate) fn stop(&self) {
+        // One that has ended runs no more anyway.
+        let _ = pidfd_send_signal(&self.0, Signal::STOP);
+    }
+
     /// True once it has ended; waits for that for so long.
     #[must_use]
     pub fn has_ended(&self, within: Duration) -> bool {
@@ -88,6 +94,22 @@ pub(crate) fn start_of(pid: Pid) -> Option<u64> {
     after.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// True if every thread of this process is stopped.
+pub(crate) fn rests(pid: i32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    let is_stopped = |thread: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
+        let (_, after) = stat.rsplit_once(')')?;
+        Some(after.trim_start().starts_with('T'))
+    };
+    // A thread that cannot be read has ended; one that did not see the stop yet is told by its state.
+    threads
+        .into_iter()
+        .all(|thread| is_stopped(thread).unwrap_or(true))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +123,25 @@ mod tests {
         assert!(!own.has_ended(Duration::ZERO));
         assert!(Process::find(number, start + 1).is_none());
         assert!(Process::find(0, start).is_none());
+    }
+
+    #[test]
+    fn a_stopped_process_rests() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let number = Pid::from_child(&child).as_raw_nonzero().get();
+        let found = Process::of(number).unwrap();
+        assert!(!rests(number));
+        found.stop();
+        while !rests(number) {
+            std::thread::yield_now();
+        }
+        assert!(!found.has_ended(Duration::ZERO));
+        found.kill();
+        child.wait().unwrap();
+        assert!(!rests(number), "there is none");
     }
 
     #[test]

@@ -162,7 +162,7 @@ pub(crate) fn never_dump_core() {
 }
 
 /// Gives back the pages of the program that the start needed. Those still needed come again, one
-/// by one, from the file: the supervisor's loop is a few pages of a large program.
+/// by one, from the file: what goes on when nothing is opened is a few pages of a large program.
 pub(crate) fn give_back_text() {
     unsafe extern "C" {
         /// The first byte of the program, and the end of its code: from the linker.

@@ -1,5 +1,6 @@
 //! A supervisor that starts where another agent runs, or ran.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
@@ -9,7 +10,7 @@ use fanotify::{Answer, Group, GroupOptions};
 
 use crate::board::{Board, BoardError, Fallback, Reader, State, Word, now_ms, wall_ms};
 use crate::dead;
-use crate::process::{Process, start_of};
+use crate::process::{Process, rests, start_of};
 use crate::run::SuperviseError;
 use crate::worker::Desk;
 
@@ -19,6 +20,10 @@ pub(crate) const GROUP_VARIABLE: &str = "LAZARET_GROUP_FD";
 const STOP_WITHIN: Duration = Duration::from_secs(1);
 /// How long a killed worker may take to end.
 const END_WITHIN: Duration = Duration::from_secs(10);
+/// How long a stopped worker's threads may take to come to rest.
+const REST_WITHIN: Duration = Duration::from_secs(1);
+/// The file that one supervisor at a time holds a lock on.
+const TURN: &str = "turn";
 const GLANCE: Duration = Duration::from_millis(1);
 
 /// What a supervisor begins with.
@@ -35,6 +40,9 @@ const OPTIONS: GroupOptions = GroupOptions {
 
 /// Looks for another agent in the folder and takes over from it; else begins anew.
 pub(crate) fn begin(dir: &Path, policy: Fallback) -> Result<Beginning, SuperviseError> {
+    // The service manager's next supervisor and the worker's may come at the same time: the second
+    // finds what the first has signed.
+    let _turn = turn(dir).map_err(SuperviseError::System)?;
     let inherited = inherited_group();
     let old = Board::find(dir);
     if let Some(old) = old {
@@ -86,6 +94,16 @@ pub(crate) fn begin(dir: &Path, policy: Fallback) -> Result<Beginning, Supervise
         group,
         has_guarded: false,
     })
+}
+
+/// Until it is dropped, others wait for theirs.
+fn turn(dir: &Path) -> io::Result<File> {
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(TURN))?;
+    file.lock()?;
+    Ok(file)
 }
 
 fn own_pid() -> i32 {
@@ -148,7 +166,11 @@ fn take_over(board: &Board, group: &Group, worker: Option<&Process>) {
             board.set_slot(number, slot);
         }
     }
-    // Verdicts in the kernel first, then the leases that kept them true, which end with the worker.
+    // Verdicts in the kernel first, then the leases that keep them true, which end with the worker.
+    // At rest it holds those and places no more.
+    if let Some(worker) = worker {
+        bring_to_rest(board, worker);
+    }
     lift_verdicts(group);
     if let Some(worker) = worker {
         worker.kill();
@@ -160,7 +182,7 @@ fn take_over(board: &Board, group: &Group, worker: Option<&Process>) {
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
         }
     }
-    // Those that it placed while it was dying.
+    // Those of a worker that did not come to rest.
     lift_verdicts(group);
     let left: Vec<_> = board.slots().collect();
     for (number, slot) in left {
@@ -199,6 +221,19 @@ fn stop_reading(board: &Board, worker: &Process) -> bool {
         std::thread::sleep(GLANCE);
     }
     true
+}
+
+/// Stops the worker, and returns once none of its threads runs.
+fn bring_to_rest(board: &Board, worker: &Process) {
+    let pid = board.pid(Word::WorkerPid);
+    worker.stop();
+    let give_up = now_ms() + REST_WITHIN.as_millis() as u64;
+    while !rests(pid) && !worker.has_ended(Duration::ZERO) {
+        if now_ms() > give_up {
+            return tracing::error!("the old worker does not stop; it is killed as it is");
+        }
+        std::thread::sleep(GLANCE);
+    }
 }
 
 /// Has the worker's descriptor here, with the same number: the kernel knows the event by it.

@@ -219,6 +219,7 @@ impl Worker {
 
     fn inherit(&self, group: &Group, number: i32, slot: Slot) -> Option<Inherited> {
         let board = self.board();
+        let slot = self.undisputed(number, slot);
         match slot.state {
             State::Waiting => {
                 let file = sys::own(number)?;
@@ -235,6 +236,17 @@ impl Worker {
             }
             State::Free | State::Answering | State::Superseded => None,
         }
+    }
+
+    /// The slot once the supervisor has done with it: what it is answering now is owed next, and
+    /// nobody would come to it again.
+    fn undisputed(&self, number: i32, mut slot: Slot) -> Slot {
+        let give_up = now_ms() + PATIENCE.as_millis() as u64;
+        while slot.state == State::Superseded && now_ms() < give_up {
+            std::thread::yield_now();
+            slot = self.board().slot(number);
+        }
+        slot
     }
 
     /// Opens and closes that nobody can name, since a worker last asked.
@@ -256,6 +268,7 @@ impl Worker {
         board.set(Word::GuardingSinceMs, now_ms());
         board.set(Word::HasGuarded, 1);
         self.ring();
+        sys::give_back_text();
     }
 
     /// The interval that nobody guarded before this agent started, until somebody says that it is
