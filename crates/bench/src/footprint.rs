@@ -290,6 +290,7 @@ fn report(options: &Options, ours: &Measured, theirs: &Measured, scratch: &Path)
         "idle",
         "moments of 250 ms in which no program started on the machine; `quiet_s` of them",
     );
+    report.note("idle_rss_mb", "after the start, before the storm");
     report.note("wakeups", "voluntary context switches of all threads");
     report.write(None, options.publish)?;
     println!(
