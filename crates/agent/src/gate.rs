@@ -11,6 +11,7 @@ mod listed;
 pub(crate) mod reader;
 mod reports;
 pub(crate) mod standing;
+mod suspects;
 pub(crate) mod tally;
 pub(crate) mod timer;
 pub(crate) mod trace;
@@ -22,18 +23,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_core::{Action, Core, Input, Opened, Ticket};
+use agent_core::{Action, Core, FileKey, Input, Opened, Ticket};
 use allowlist::{InForce, Shelf};
 use daemon::log::RateLimit;
 use fanotify::PermissionEvent;
 use link::client::Client;
-use model::Policy;
+use model::{Disposition, LateAction, Outcome, Policy, UnscannedReason};
+use supervisor::{Fallback, Worker};
 
+use crate::bell::Bell;
 use crate::books::Books;
 use crate::config::Limits;
 use crate::filter_file::FilterFile;
 use crate::foresight::Foresight;
 use crate::guard::probe::Probes;
+use crate::unguarded::Gap;
 use crate::{AgentConfig, allow};
 use content::{Content, Hashed, Medium};
 use deeds::{AtHand, Deed, Preparation};
@@ -41,6 +45,7 @@ use delivery::Delivery;
 use proto::v1;
 use reports::Looking;
 use standing::Standing;
+use suspects::Suspects;
 use tally::Tally;
 use trace::Trace;
 use workers::Queues;
@@ -51,6 +56,7 @@ struct Held {
     event: Option<PermissionEvent>,
     /// The content, until the core releases it.
     content: Option<Arc<Content>>,
+    key: FileKey,
     /// Since the gate's start.
     opened_at: Duration,
 }
@@ -59,6 +65,8 @@ struct State {
     core: Core,
     held: HashMap<Ticket, Held>,
     actions: Vec<Action>,
+    /// Of the policy that the supervisor knows.
+    policy_told: [u8; 16],
     /// Until when the timer sleeps, unless it is woken.
     timer_sleeps_until: Duration,
     timer_ends: bool,
@@ -74,6 +82,8 @@ pub(crate) struct Gate {
     /// Copies of policy's switches, so that the reader needs no lock to read them.
     context_sensitive: AtomicBool,
     scan_on_close: AtomicBool,
+    /// Openers let through are remembered, to be killed.
+    kills_late: AtomicBool,
     compress: AtomicBool,
     /// Counts changes of what is mounted, so that the reader knows when to look anew.
     mount_changes: AtomicU64,
@@ -86,6 +96,8 @@ pub(crate) struct Gate {
     /// What is looked for in place of the appliance.
     pub(crate) looking: Looking,
     client: OnceLock<Client>,
+    /// `None`: this agent has no supervisor.
+    worker: OnceLock<Arc<Worker>>,
     /// `None`: there are no allowlists.
     shelf: Option<Arc<Shelf>>,
     /// The lists that all of the gate goes by, and how many contents were recalled: what is
@@ -95,7 +107,11 @@ pub(crate) struct Gate {
     delivery: Mutex<Delivery>,
     fetched_files: HashMap<String, PathBuf>,
     pub(crate) books: Books,
+    /// Wakes the keeper.
+    pub(crate) bell: Arc<Bell>,
     pub(crate) tally: Tally,
+    pub(crate) gap: Gap,
+    pub(crate) suspects: Suspects,
     pub(crate) trace: Trace,
     pub(crate) lines: Lines,
     pub(crate) limits: Limits,
@@ -142,8 +158,10 @@ impl Gate {
         queues: Queues,
         books: Books,
         shelf: Option<Arc<Shelf>>,
+        bell: Arc<Bell>,
         standing: Standing,
     ) -> Self {
+        books.ring(Arc::clone(&bell));
         let limits = &config.limits;
         let names = &config.allowlist.names;
         let policy = Policy::default();
@@ -156,6 +174,7 @@ impl Gate {
                 core,
                 held: HashMap::new(),
                 actions: Vec::new(),
+                policy_told: policy.revision,
                 timer_sleeps_until: Duration::ZERO,
                 timer_ends: false,
             }),
@@ -164,6 +183,7 @@ impl Gate {
             next_ticket: AtomicU64::new(1),
             context_sensitive: AtomicBool::new(policy.context_sensitive),
             scan_on_close: AtomicBool::new(policy.scan_on_close),
+            kills_late: AtomicBool::new(policy.on_late_malicious == LateAction::Kill),
             compress: AtomicBool::new(false),
             mount_changes: AtomicU64::new(0),
             media: Mutex::default(),
@@ -173,6 +193,7 @@ impl Gate {
             foresight: Foresight::default(),
             looking: Looking::new(FilterFile::of(config), limits.filter_bytes_max),
             client: OnceLock::new(),
+            worker: OnceLock::new(),
             obeyed: Mutex::new(listed::what_counts(shelf.as_deref())),
             shelf,
             delivery: Mutex::new(Delivery::new(names.clone(), limits.allowlist_bytes_max)),
@@ -181,7 +202,10 @@ impl Gate {
                 .map(|name| (name.clone(), config.fetched_allowlist(name)))
                 .collect(),
             books,
+            bell,
             tally: Tally::default(),
+            gap: Gap::default(),
+            suspects: Suspects::default(),
             trace: Trace::new(limits.trace_entries_max),
             lines: Lines::new(config.log.guest_lines_per_minute),
             limits: limits.clone(),
@@ -209,6 +233,16 @@ impl Gate {
     pub(crate) fn set_client(&self, client: Client) {
         // Set once, when the agent starts.
         let _ = self.client.set(client);
+    }
+
+    pub(crate) fn set_worker(&self, worker: Arc<Worker>) {
+        // Set once, when the agent starts.
+        let _ = self.worker.set(worker);
+    }
+
+    /// `None`: this agent has no supervisor.
+    pub(crate) fn worker(&self) -> Option<&Worker> {
+        self.worker.get().map(|worker| &**worker)
     }
 
     /// `None` until the agent has started its link.
@@ -284,6 +318,7 @@ impl Gate {
         };
         let held = Held {
             event,
+            key: content.key,
             content: Some(Arc::new(content)),
             opened_at: self.now(),
         };
@@ -328,6 +363,8 @@ impl Gate {
         let mut at_hand = at_hand;
         let mut deeds = self.decide(&mut state, input, &mut at_hand);
         drop(state);
+        // Debts first: once an opener goes on, even a killed agent must know of them.
+        deeds.sort_by_key(|deed| !matches!(deed, Deed::LedgerAdd(..)));
         // What could not be done is an input again, which may bring more to do.
         while !deeds.is_empty() {
             let again: Vec<Input> = deeds
@@ -346,6 +383,7 @@ impl Gate {
             core,
             held,
             actions,
+            policy_told,
             timer_sleeps_until,
             ..
         } = state;
@@ -359,7 +397,7 @@ impl Gate {
         let deeds = actions.drain(..);
         let deeds = deeds
             .filter_map(|action| preparation.deed(action))
-            .collect();
+            .collect::<Vec<_>>();
         if core
             .next_deadline()
             .is_some_and(|due| due < *timer_sleeps_until)
@@ -373,6 +411,16 @@ impl Gate {
             .store(policy.context_sensitive, Ordering::Relaxed);
         self.scan_on_close
             .store(policy.scan_on_close, Ordering::Relaxed);
+        self.kills_late.store(
+            policy.on_late_malicious == LateAction::Kill,
+            Ordering::Relaxed,
+        );
+        if policy.revision != *policy_told {
+            *policy_told = policy.revision;
+            if let Some(worker) = self.worker() {
+                worker.set_policy(fallback_of(policy));
+            }
+        }
         self.compress.store(policy.compress, Ordering::Relaxed);
         self.looking.obey(policy);
         deeds
@@ -461,5 +509,18 @@ impl Gate {
     pub(crate) fn end_timer(&self) {
         self.lock().timer_ends = true;
         self.nearer.notify_all();
+    }
+}
+
+/// What the supervisor goes by where this worker cannot answer.
+pub(crate) fn fallback_of(policy: &Policy) -> Fallback {
+    let unjudged = Outcome::unscanned(UnscannedReason::Deadline);
+    Fallback {
+        exec_budget: policy.exec_budget,
+        open_budget: policy.open_budget,
+        answer: match policy.disposition(&unjudged) {
+            Disposition::Allow => fanotify::Answer::Allow,
+            Disposition::Deny => fanotify::Answer::Deny,
+        },
     }
 }

@@ -206,6 +206,7 @@ impl Handler for Session {
         let appliance = escape(welcome.appliance.as_bytes()).to_string();
         self.gate.books.forgive(self.gate.now());
         self.gate.input(input);
+        self.gate.bell.ring();
         tracing::info!(appliance, generation, "link is up");
         self.change_peer(|peer| {
             *peer = Peer {
@@ -219,6 +220,7 @@ impl Handler for Session {
     fn down(&self, why: &str) {
         self.gate.input(Input::LinkDown);
         self.gate.delivery_lost();
+        self.gate.bell.ring();
         let why = escape(why.as_bytes()).to_string();
         tracing::warn!(why, "link is down");
         self.change_peer(|peer| peer.trouble = why);
@@ -239,6 +241,7 @@ impl Handler for Session {
             Some(Body::Policy(policy)) => match Policy::try_from(policy) {
                 Ok(policy) => {
                     self.gate.input(Input::PolicyChanged { policy });
+                    self.gate.bell.ring();
                     tracing::info!("policy changed");
                 }
                 Err(error) => tracing::error!(%error, "policy refused; the old one counts"),
@@ -256,6 +259,7 @@ impl Handler for Session {
             Some(Body::Renewed(renewed)) => {
                 // A second answer to one question is none.
                 let _ = self.renewed.try_send(renewed);
+                self.gate.bell.ring();
             }
             _ => {}
         }

@@ -67,7 +67,8 @@ impl Guess {
     }
 
     pub(crate) fn need(at: u64, len: usize) -> Self {
-        Self::Needs(vec![at..at.saturating_add(len as u64)])
+        let range = at..at.saturating_add(len as u64);
+        Self::Needs(std::iter::once(range).collect())
     }
 
     /// Of content that may be a container for any of these reasons.

@@ -183,6 +183,15 @@ impl Filters {
         self.in_hand.as_ref().filter(|it| it.id() == offer.id.0)
     }
 
+    /// There is something to do now or before long.
+    pub(crate) fn is_due(&self) -> bool {
+        let is_wanted =
+            |offer: &Offer| offer.size <= self.bytes_max && !self.refused.contains(&offer.id);
+        self.unwanted
+            || self.fetched.is_some()
+            || self.in_force().is_none() && self.offer.as_ref().is_some_and(is_wanted)
+    }
+
     pub(crate) fn in_hand(&self) -> Option<&Arc<Pack>> {
         self.in_hand.as_ref()
     }

@@ -123,12 +123,21 @@ impl Gate {
     /// The appliance says what there is to look for.
     pub(crate) fn filter_offered(&self, offer: &v1::FilterOffer) {
         self.looking.filters().offered(offer, Instant::now());
+        self.bell.ring();
     }
 
     /// A piece of a filter came; the next one is asked for.
     pub(crate) fn filter_part(&self, part: &v1::FilterPart) {
         let next = self.looking.filters().part(part, Instant::now());
+        if next.is_none() {
+            self.bell.ring();
+        }
         self.fetch_filter(next);
+    }
+
+    /// A filter is to be fetched or taken, now or before long.
+    pub(crate) fn is_filter_due(&self) -> bool {
+        self.looking.report_min_bytes().is_some() && self.looking.filters().is_due()
     }
 
     /// Brings the filter in line with policy and with what is offered: asks for one some time within

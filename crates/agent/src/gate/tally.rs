@@ -66,6 +66,8 @@ pub(crate) struct Tally {
     pub(crate) filter_bytes: Count,
     /// Filters, fetched or kept, that could not be used.
     pub(crate) filters_refused: Count,
+    /// Processes killed for having opened what a late verdict called malicious.
+    pub(crate) openers_killed: Count,
     pub(crate) orders_done: Count,
     pub(crate) orders_refused: Count,
     /// Programs that were run from memory.

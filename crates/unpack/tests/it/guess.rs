@@ -96,7 +96,7 @@ fn settle(content: &[u8], ranges: &[Range<usize>]) -> (Guess, usize) {
 
 /// By the head, as agents send it.
 fn by_head(content: &[u8]) -> (Guess, usize) {
-    settle(content, &[0..HEAD_BYTES])
+    settle(content, std::slice::from_ref(&(0..HEAD_BYTES)))
 }
 
 #[test]
