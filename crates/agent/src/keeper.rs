@@ -24,6 +24,7 @@ use crate::gate::Gate;
 use crate::gate::content::Content;
 use crate::metrics::Published;
 use crate::orders::chain;
+use crate::placed::Placed;
 
 /// How often the keeper looks round.
 const ROUND: Duration = Duration::from_millis(250);
@@ -45,6 +46,8 @@ pub(crate) struct Keeper {
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
     pub(crate) renewal: Option<(GuestKey, Instant)>,
     pub(crate) allowlists_seen: Instant,
+    /// `None`: lists of appliances are not followed.
+    pub(crate) placed: Option<Placed>,
 }
 
 impl Keeper {
@@ -74,6 +77,9 @@ impl Keeper {
         if self.allowlists_seen.elapsed() >= ALLOWLIST_PAUSE {
             self.gate.reload_allowlists();
             self.allowlists_seen = Instant::now();
+        }
+        if let (Some(placed), Some(client)) = (&mut self.placed, self.gate.client()) {
+            placed.keep(&client.route());
         }
         if let Some(metrics) = &self.metrics {
             metrics.update(&self.gate);

@@ -181,6 +181,8 @@ pub struct Fleet {
     pub(crate) displaced: BTreeSet<VmId>,
     pub(crate) look_after: Option<VmId>,
     pub(crate) stale_lists: BTreeSet<VmId>,
+    /// Lists that had fewer appliances than they should, or ones that drained, when they were made.
+    pub(crate) short_lists: BTreeSet<VmId>,
     changed: BTreeSet<VmId>,
     pub(crate) moves: u64,
     pub(crate) optional_moves_milli: u64,
@@ -215,6 +217,7 @@ impl Fleet {
             displaced: BTreeSet::new(),
             look_after: None,
             stale_lists: BTreeSet::new(),
+            short_lists: BTreeSet::new(),
             changed: BTreeSet::new(),
             moves: 0,
             optional_moves_milli: 0,
@@ -288,7 +291,8 @@ impl Fleet {
         );
         index(&mut self.hosts_by_site, old.site, location.site, id);
         if old == location {
-            // Maintenance: the tick drains.
+            // Maintenance: the tick drains, or may place here again.
+            self.stale_lists.extend(self.short_lists.iter().copied());
             return;
         }
         for slot in slots {
@@ -431,6 +435,7 @@ impl Fleet {
         for vm in std::mem::take(&mut self.homeless) {
             self.place(vm, Cause::Started);
         }
+        self.stale_lists.extend(self.short_lists.iter().copied());
         let here = self.appliances[slot].location;
         let others = |slots: Option<&Vec<Slot>>| slots.is_some_and(|slots| slots.len() > 1);
         let is_first_on_site = here
@@ -584,6 +589,7 @@ impl Fleet {
             &mut self.homeless,
             &mut self.displaced,
             &mut self.stale_lists,
+            &mut self.short_lists,
             &mut self.changed,
         ] {
             set.remove(&id);
@@ -747,6 +753,15 @@ impl Fleet {
         let Some(vm) = self.vms.get_mut(&id) else {
             return false;
         };
+        let is_short = list.len() < LIST_LEN
+            || list
+                .iter()
+                .any(|slot| self.appliances[*slot].availability != Availability::Up);
+        if is_short {
+            self.short_lists.insert(id);
+        } else {
+            self.short_lists.remove(&id);
+        }
         if vm.list == list {
             return false;
         }

@@ -222,6 +222,84 @@ impl Server {
     }
 }
 
+/// A running `lazaret appliance`, whose controller is a [`Server`] with `controller.listen`.
+#[derive(Debug)]
+pub struct Apart {
+    process: Option<Process>,
+    dir: PathBuf,
+    /// Where agents connect, host:port.
+    pub link: String,
+}
+
+impl Apart {
+    /// Makes an identity at the controller, configures and starts an appliance in `dir` (made
+    /// where it is missing). `controller` is the address of its streams.
+    ///
+    /// # Errors
+    /// Where it is not ready within a minute; the message holds the end of its log.
+    pub fn start(dir: &Path, name: &str, server: &Server, controller: &str) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let identity = server.cli(&["fleet", "identity", name])?;
+        let path = dir.join("identity.pem");
+        std::fs::write(&path, identity)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        let link = format!("127.0.0.1:{}", free_port_on("127.0.0.1")?);
+        let metrics = free_port_on("127.0.0.1")?;
+        let text = format!(
+            "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\n\
+             [listen]\nlink = \"{link}\"\nmetrics = \"127.0.0.1:{metrics}\"\n\n\
+             [engine.yara]\nrules = {:?}\n\n\
+             [fleet]\ncontrollers = [\"{controller}\"]\nidentity = {path:?}\n",
+            [rules_dir()],
+            dir = dir.display(),
+        );
+        std::fs::write(dir.join("lazaret.toml"), text)?;
+        let mut apart = Self {
+            process: None,
+            dir: dir.to_owned(),
+            link,
+        };
+        apart.restart()?;
+        Ok(apart)
+    }
+
+    /// Starts it again after [`kill`](Self::kill), same address and state.
+    ///
+    /// # Errors
+    /// Where it is not ready within a minute.
+    pub fn restart(&mut self) -> Result<()> {
+        let process = Spawn::new(
+            "appliance",
+            binary("lazaret")?,
+            self.dir.join("appliance.log"),
+        )
+        .args(["appliance", "--config"])
+        .arg(self.dir.join("lazaret.toml"))
+        .start_ready(PATIENCE)?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Ends it by SIGKILL.
+    ///
+    /// # Errors
+    /// Where it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            process.kill()?;
+        }
+        Ok(())
+    }
+}
+
+/// A free address of this machine alone, host:port.
+///
+/// # Errors
+/// Where there is none.
+pub fn free_address() -> Result<String> {
+    Ok(format!("127.0.0.1:{}", free_port_on("127.0.0.1")?))
+}
+
 /// How to run an agent.
 #[derive(Debug, Clone, Default)]
 pub struct AgentOptions {

@@ -16,7 +16,9 @@ pub mod samples;
 mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
-pub use daemons::{Agent, AgentOptions, Server, ServerOptions, binary, rules_dir};
+pub use daemons::{
+    Agent, AgentOptions, Apart, Server, ServerOptions, binary, free_address, rules_dir,
+};
 pub use databases::{Postgres, Redis};
 pub use guest::{GuestImage, GuestTree};
 pub use host_net::HostNet;

@@ -61,6 +61,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Plays the whole fleet by seeds; says which seed broke what.
+    Sim {
+        /// So many seeds.
+        #[arg(long, default_value_t = 10_000)]
+        seeds: u64,
+        /// The first one.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+    },
     /// Generates crates/proto's code from proto/.
     Gen {
         /// Only compares.
@@ -103,6 +112,7 @@ fn main() -> Result<ExitCode> {
             publish,
         } => done(cargo::bench(&name, quick, publish)?),
         Task::Differential { arguments } => done(cargo::differential(&arguments)?),
+        Task::Sim { seeds, from } => done(cargo::sim(seeds, from)?),
         Task::Gen { check } => generate::run(check).map(|()| ExitCode::SUCCESS),
         Task::Deny { advisories } => done(check::deny(advisories)?),
         Task::Lint => {

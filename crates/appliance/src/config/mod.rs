@@ -2,6 +2,7 @@
 //! checked while they are read, so that an error names file, line and key.
 
 mod engines;
+mod fleet;
 mod limits;
 mod policy;
 mod sightings;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use crate::chunk_store::ChunkLimits;
 
 pub use engines::{ClamdConfig, EngineLimits, EnginesConfig, UnpackConfig, YaraConfig};
+pub use fleet::{ControllerConfig, FleetConfig, RuleConfig, SiteConfig};
 pub use limits::Limits;
 pub use policy::{PolicyConfig, RemovalAction, RemovalConfig};
 pub use sightings::SightingsConfig;
@@ -54,6 +56,10 @@ pub struct Config {
     pub engine: EnginesConfig,
     /// Limits of unpacking.
     pub unpack: UnpackConfig,
+    /// This appliance's place in the fleet.
+    pub fleet: FleetConfig,
+    /// The controller that runs beside it.
+    pub controller: ControllerConfig,
     /// Every other limit.
     pub limits: Limits,
 }
