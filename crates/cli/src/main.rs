@@ -6,6 +6,7 @@ mod commands;
 mod controller;
 mod desk;
 mod fleet;
+mod inventory;
 mod json;
 mod keys;
 mod lists;

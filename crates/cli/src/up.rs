@@ -17,6 +17,7 @@ use pki::renew_after;
 
 use crate::controller::InProcess;
 use crate::desk;
+use crate::inventory;
 use crate::keys::{self, ServerTls};
 use crate::place::Place;
 use crate::stream::{self, Port, Ways};
@@ -82,6 +83,8 @@ async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     };
     let hello = stream::hello(&config, appliances[0].clone());
     let placed = tokio::spawn(stream::keep(port, appliance.clone(), hello, ways, None));
+    let sightings = inventory::start(config.connector.clone(), fleet.clone(), &registry)
+        .context("connector")?;
     let enrolment = Arc::new(join_here(&config, &tls, authority.clone(), appliances).await?);
 
     // 6. Administrators may ask, collectors may look; our own certificate stays fresh.
@@ -127,6 +130,7 @@ async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     notify::stopping();
     renewals.abort();
     placed.abort();
+    sightings.abort();
     drop((admin, enrolment, streams));
     appliance.stop().await;
     fleet.stop().await;

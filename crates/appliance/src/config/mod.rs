@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use allowlist::PublicKey;
+use connectors::ConnectorConfig;
 use serde::Deserialize;
 
 use crate::chunk_store::ChunkLimits;
@@ -60,6 +61,8 @@ pub struct Config {
     pub fleet: FleetConfig,
     /// The controller that runs beside it.
     pub controller: ControllerConfig,
+    /// What tells that controller where VMs are.
+    pub connector: Vec<ConnectorConfig>,
     /// Every other limit.
     pub limits: Limits,
 }
