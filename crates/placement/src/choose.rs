@@ -1,6 +1,7 @@
 //! The choice for one VM.
 
-use crate::fleet::{Cause, Fleet, Location, Vm};
+use crate::fleet::{Fleet, Location, Vm};
+use crate::lists::Cause;
 use crate::rules::Rule;
 use crate::{Availability, LIST_LEN, VmId};
 

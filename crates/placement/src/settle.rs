@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::choose::{Choice, Readiness, Slot};
-use crate::fleet::{Cause, Fleet};
+use crate::fleet::Fleet;
+use crate::lists::Cause;
 use crate::{Availability, VmId};
 
 impl Fleet {
