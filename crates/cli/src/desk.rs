@@ -53,18 +53,23 @@ async fn answer(
         return identity(&authority, name);
     }
     let answered = fleet.with(move |lead, clock| match ask {
-        Ask::Hosts(list) => Ok(page(&lead.core.host_rows(), &list, |reply, row| {
+        Ask::Hosts(list) => Ok(page(&lead.core.host_rows(), list.skip, |reply, row| {
             reply.hosts.push(host(row));
         })),
         Ask::Vms(list) => {
             let only = (!list.host.is_empty()).then_some(list.host.as_str());
-            Ok(page(&lead.core.vm_rows(only), &list, |reply, row| {
-                reply.vms.push(vm(row))
-            }))
+            let skip = usize::try_from(list.skip).unwrap_or(usize::MAX);
+            // One more than is shown: whether there are more.
+            let rows = lead.core.vm_rows(only, skip, PAGE + 1);
+            Ok(page(&rows, 0, |reply, row| reply.vms.push(vm(row))))
         }
-        Ask::Appliances(list) => Ok(page(&lead.core.appliance_rows(), &list, |reply, row| {
-            reply.appliances.push(appliance_row(row));
-        })),
+        Ask::Appliances(list) => Ok(page(
+            &lead.core.appliance_rows(),
+            list.skip,
+            |reply, row| {
+                reply.appliances.push(appliance_row(row));
+            },
+        )),
         Ask::Why(text) => why(&lead.core, &text),
         Ask::Drain(drain) => self::drain(&mut lead.core, clock, &drain),
         Ask::Events(events) => Ok(events_after(&lead.core, &events)),
@@ -83,12 +88,8 @@ fn identity(authority: &Authority, name: &str) -> Result<v1::FleetReply, String>
     })
 }
 
-fn page<T>(
-    rows: &[T],
-    list: &v1::FleetList,
-    put: impl Fn(&mut v1::FleetReply, &T),
-) -> v1::FleetReply {
-    let skip = usize::try_from(list.skip).unwrap_or(usize::MAX);
+fn page<T>(rows: &[T], skip: u64, put: impl Fn(&mut v1::FleetReply, &T)) -> v1::FleetReply {
+    let skip = usize::try_from(skip).unwrap_or(usize::MAX);
     let mut reply = v1::FleetReply::default();
     let rest = rows.get(skip..).unwrap_or_default();
     rest.iter().take(PAGE).for_each(|row| put(&mut reply, row));

@@ -9,8 +9,11 @@ use fleet_core::{HostRecord, InventoryChange, MovePhase, Power, VmRecord};
 use hypervisor::{Change, Host, HostId, HostState, Vm};
 use tokio::task::JoinHandle;
 
-/// Between two looks at who places.
-const STANDING_PAUSE: Duration = Duration::from_millis(50);
+/// After connectors that were good once could not be started.
+const START_AGAIN: Duration = Duration::from_secs(30);
+
+/// The fleet goes on no more.
+struct Ended;
 
 /// Starts the connectors of a configuration, or says what is wrong with it.
 ///
@@ -34,35 +37,51 @@ async fn keep(configs: Vec<ConnectorConfig>, mut fleet: Fleet, metrics: Connecto
         return;
     }
     loop {
-        while !matches!(fleet.standing(), Standing::Leads(_)) {
-            fleet.standing_changed().await;
-            // A fleet that ends has no standing any more, and says so at once.
-            tokio::time::sleep(STANDING_PAUSE).await;
-        }
+        let term = match fleet.standing() {
+            Standing::Leads(term) => term,
+            Standing::Follows(_) if fleet.standing_changed().await => continue,
+            Standing::Follows(_) => return,
+        };
         let connectors = match Connectors::start(&configs, &metrics) {
             Ok(connectors) => connectors,
             Err(error) => {
                 // A file that was there at our start is there no more.
                 tracing::error!(error = crate::chain(&error), "connectors cannot be started");
-                return;
+                tokio::time::sleep(START_AGAIN).await;
+                continue;
             }
         };
-        tell(connectors, &fleet).await;
+        if tell(connectors, &mut fleet, term).await.is_err() {
+            return;
+        }
     }
 }
 
-/// Until another places.
-async fn tell(mut connectors: Connectors, fleet: &Fleet) {
-    while let Some(event) = connectors.next().await {
+/// Until another places, or this controller does in a new term: that one knows only what was
+/// written down, and must be told everything.
+/// `Err`: the fleet has ended.
+async fn tell(mut connectors: Connectors, fleet: &mut Fleet, term: u32) -> Result<(), Ended> {
+    while fleet.standing() == Standing::Leads(term) {
+        let event = tokio::select! {
+            event = connectors.next() => event,
+            goes_on = fleet.standing_changed() => match goes_on {
+                true => continue,
+                false => return Err(Ended),
+            },
+        };
+        let Some(event) = event else {
+            break;
+        };
         let Some(change) = inventory_change(event.change) else {
             continue;
         };
         let name = event.connector.to_string();
         let told = fleet.with(move |lead, clock| lead.core.inventory(clock, &name, change));
         if told.await.is_err() {
-            return;
+            break;
         }
     }
+    Ok(())
 }
 
 /// A connector's word as the fleet takes it; `None` where it has no use for it.

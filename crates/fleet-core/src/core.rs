@@ -117,6 +117,8 @@ pub struct Core {
     pub(crate) by_uuid: BTreeMap<[u8; 16], BTreeSet<VmId>>,
     pub(crate) unseen_hosts: BTreeSet<HostId>,
     pub(crate) unseen_vms: BTreeSet<VmId>,
+    /// VMs on a host that no connector has told of.
+    pub(crate) hostless: BTreeSet<VmId>,
     pub(crate) appliances: BTreeMap<ApplianceId, StoredAppliance>,
     pub(crate) appliance_ids: BTreeMap<String, ApplianceId>,
     pub(crate) by_address: BTreeMap<String, ApplianceId>,
@@ -161,6 +163,7 @@ impl Core {
             by_uuid: BTreeMap::new(),
             unseen_hosts: BTreeSet::new(),
             unseen_vms: BTreeSet::new(),
+            hostless: BTreeSet::new(),
             appliances: BTreeMap::new(),
             appliance_ids: BTreeMap::new(),
             by_address: BTreeMap::new(),
@@ -247,12 +250,13 @@ impl Core {
         if let Some(guest) = vm.guest {
             self.vm_of_guest.insert(guest, id);
         }
+        let host = vm.record.host.as_deref();
+        let host = host.and_then(|host| self.host_id(&vm.connector, host));
+        if host.is_none() && vm.record.host.is_some() {
+            self.hostless.insert(id);
+        }
         let facts = placement::VmFacts {
-            host: vm
-                .record
-                .host
-                .as_deref()
-                .and_then(|host| self.host_id(&vm.connector, host)),
+            host,
             pool: vm.record.pool.clone(),
             tags: vm.record.tags.iter().cloned().collect(),
             address: vm.record.addresses.first().copied(),

@@ -249,10 +249,16 @@ impl Core {
             self.event(clock, kind, host.record.name.clone());
         }
         self.fleet.put_host(clock.now, id, host_facts(&host));
+        let is_new = old.is_none();
         let is_named_anew = old.is_none_or(|old| old.record.name != host.record.name);
         self.write(Row::Host(host));
         if is_named_anew {
             self.settle_appliances(clock, id);
+        }
+        if is_new {
+            for vm in std::mem::take(&mut self.hostless) {
+                self.place_vm(clock, vm);
+            }
         }
     }
 
@@ -280,6 +286,12 @@ impl Core {
         let Some(host) = self.hosts.remove(&id) else {
             return;
         };
+        // They say that they are on it until they are told elsewhere; it may come back.
+        let is_here = |vm: &StoredVm| {
+            vm.connector == host.connector && vm.record.host.as_ref() == Some(&host.record.id)
+        };
+        let here = self.vms.iter().filter(|(_, vm)| is_here(vm));
+        self.hostless.extend(here.map(|(id, _)| *id));
         self.host_ids.remove(&(host.connector, host.record.id));
         self.fleet.remove_host(clock.now, id);
         self.event(clock, "host_gone", host.record.name);
@@ -419,6 +431,11 @@ impl Core {
         };
         let host = vm.record.host.as_deref();
         let host = host.and_then(|host| self.host_id(&vm.connector, host));
+        if host.is_none() && vm.record.host.is_some() {
+            self.hostless.insert(id);
+        } else {
+            self.hostless.remove(&id);
+        }
         let facts = VmFacts {
             host,
             pool: vm.record.pool.clone(),
@@ -432,6 +449,7 @@ impl Core {
 
     pub(crate) fn vm_gone(&mut self, clock: Clock, id: VmId) {
         self.unseen_vms.remove(&id);
+        self.hostless.remove(&id);
         let Some(vm) = self.vms.remove(&id) else {
             return;
         };

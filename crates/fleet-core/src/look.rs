@@ -123,24 +123,33 @@ impl Core {
         }
     }
 
-    /// VMs, by name; those on this host only, where one is named.
+    /// At most `max` VMs, by name, without the first `skip`; those on this host only, where one is
+    /// named.
     #[must_use]
-    pub fn vm_rows(&self, host: Option<&str>) -> Vec<VmRow> {
-        let mut rows: Vec<VmRow> = Vec::new();
-        for (id, vm) in &self.vms {
-            let row = self.vm_row(*id, vm);
-            if host.is_none() || row.host.as_deref() == host {
-                rows.push(row);
-            }
-        }
-        rows.sort_by(|a, b| a.stored.record.name.cmp(&b.stored.record.name));
-        rows
+    pub fn vm_rows(&self, host: Option<&str>, skip: usize, max: usize) -> Vec<VmRow> {
+        let is_asked_for = |vm: &StoredVm| {
+            host.is_none() || self.host_of(vm).map(|it| it.record.name.as_str()) == host
+        };
+        let asked_for = self.vms.iter().filter(|(_, vm)| is_asked_for(vm));
+        // A row costs much more than a name: one is made of those that are shown.
+        let mut by_name: Vec<(&str, VmId)> = asked_for
+            .map(|(id, vm)| (vm.record.name.as_str(), *id))
+            .collect();
+        by_name.sort_unstable();
+        let shown = by_name.into_iter().skip(skip).take(max);
+        shown
+            .filter_map(|(_, id)| Some(self.vm_row(id, self.vms.get(&id)?)))
+            .collect()
+    }
+
+    fn host_of(&self, vm: &StoredVm) -> Option<&StoredHost> {
+        let host = vm.record.host.as_deref();
+        let host = host.and_then(|host| self.host_id(&vm.connector, host));
+        self.hosts.get(&host?)
     }
 
     fn vm_row(&self, id: VmId, vm: &StoredVm) -> VmRow {
-        let host = vm.record.host.as_deref();
-        let host = host.and_then(|host| self.host_id(&vm.connector, host));
-        let host = host.and_then(|host| self.hosts.get(&host));
+        let host = self.host_of(vm);
         let list = self.fleet.placement(id);
         let name = |id: &ApplianceId| Some(self.appliances.get(id)?.name.clone());
         let via = vm

@@ -206,10 +206,9 @@ impl Fleet {
         self.standing.borrow().clone()
     }
 
-    /// Waits until this controller's standing changes.
-    pub async fn standing_changed(&mut self) {
-        // Its end is a change too.
-        let _ = self.standing.changed().await;
+    /// Waits until this controller's standing changes. False: the fleet has ended.
+    pub async fn standing_changed(&mut self) -> bool {
+        self.standing.changed().await.is_ok()
     }
 
     /// Does something with the fleet, in order with everything else.

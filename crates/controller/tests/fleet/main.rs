@@ -372,7 +372,7 @@ async fn of_two_controllers_one_places_and_the_other_takes_over() {
     first.abort();
     until_leads(&second).await;
     let vms = second
-        .with(|lead, _| lead.core.vm_rows(None))
+        .with(|lead, _| lead.core.vm_rows(None, 0, usize::MAX))
         .await
         .unwrap();
     assert_eq!(vms.len(), 10);
