@@ -17,7 +17,8 @@ mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{
-    Agent, AgentOptions, Apart, Server, ServerOptions, binary, free_address, rules_dir,
+    Agent, AgentOptions, Apart, ApartOptions, Server, ServerOptions, binary, free_address,
+    rules_dir,
 };
 pub use databases::{Postgres, Redis};
 pub use guest::{GuestImage, GuestTree};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use e2e::{Setup, System, open};
 use serde_json::Value;
-use testbed::{Apart, Server, ServerOptions, free_address, wait_until};
+use testbed::{Apart, ApartOptions, Server, ServerOptions, free_address, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Times that the guest is sent to the other appliance.
@@ -125,7 +125,7 @@ fn a_guest_is_redirected_while_it_opens_files() -> Result<()> {
         .context("the server's own appliance has a name")?
         .to_owned();
     let dir = system.scratch.path().join("second");
-    let mut second = Apart::start(&dir, "second", &system.server, &streams)?;
+    let mut second = Apart::start(&dir, "second", &system.server, &ApartOptions::of(&streams))?;
     let both_up = wait_until(PATIENCE, || {
         fleet(&system.server, &["appliances"]).is_ok_and(|all| {
             let up = all.as_array().into_iter().flatten();
