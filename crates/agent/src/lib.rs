@@ -7,6 +7,7 @@
 
 mod agent;
 mod allow;
+mod bell;
 mod books;
 pub mod cli;
 mod config;
@@ -23,6 +24,7 @@ pub mod scan;
 mod session;
 mod status;
 mod transfer;
+mod unguarded;
 
 pub use agent::{Agent, GateFailed, StartError};
 pub use config::{
