@@ -24,6 +24,7 @@ use crate::credentials::Credentials;
 use crate::gate::Gate;
 use crate::gate::content::Content;
 use crate::orders::chain;
+use crate::placed::Placed;
 use crate::unguarded;
 
 /// The least time between two rounds: what happens in it is done at once.
@@ -47,8 +48,12 @@ pub(crate) struct Keeper {
     pub(crate) state_dir: std::path::PathBuf,
     pub(crate) renewed: Receiver<v1::Renewed>,
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
+    /// The appliance that was told.
+    pub(crate) reported_to: Option<String>,
     pub(crate) renewal: Option<(GuestKey, Instant)>,
     pub(crate) allowlists_seen: Instant,
+    /// `None`: lists of appliances are not followed.
+    pub(crate) placed: Option<Placed>,
     /// Tells of changes in the folders of allowlists.
     pub(crate) allowlist_changes: Option<OwnedFd>,
 }
@@ -123,6 +128,11 @@ impl Keeper {
 
     fn round(&mut self) {
         self.write_ledger();
+        let appliance = self.gate.client().and_then(|client| client.connected_to());
+        if appliance != self.reported_to {
+            // Another appliance knows nothing of what the last one was told.
+            (self.reported, self.reported_to) = (None, appliance);
+        }
         if self.gate.is_link_up() {
             unguarded::tell(&self.gate);
             self.report();
@@ -136,6 +146,9 @@ impl Keeper {
         if self.have_allowlists_changed() {
             self.gate.reload_allowlists();
             self.allowlists_seen = Instant::now();
+        }
+        if let (Some(placed), Some(client)) = (&mut self.placed, self.gate.client()) {
+            placed.keep(&client.route());
         }
     }
 

@@ -21,6 +21,7 @@ use crate::config::{Config, ConfigConflict};
 use crate::detections::{DetectionLimits, Detections, LogError};
 use crate::engines::{EngineSet, EngineSetError, EngineSource};
 use crate::filters::Filters;
+use crate::fleet::{FleetPort, ScanTime};
 use crate::force::Force;
 use crate::guests::{Arrival, Guests, Turned};
 use crate::identity::Identity;
@@ -64,6 +65,8 @@ pub struct Setup {
     pub engines: Arc<dyn EngineSource>,
     /// The controller.
     pub identity: Arc<dyn Identity>,
+    /// The fleet that it belongs to.
+    pub fleet: Arc<dyn FleetPort>,
     /// From `link::tls::server_config`.
     pub tls: Arc<rustls::ServerConfig>,
     /// Where metrics are registered.
@@ -148,6 +151,7 @@ impl Appliance {
             state,
             engines: source,
             identity,
+            fleet,
             tls,
             registry,
             progress,
@@ -156,7 +160,7 @@ impl Appliance {
         let engines = source.load(&config).await?;
         let settings = config.unpack.settings();
         let engines = EngineSet { engines, settings };
-        let shared = build(&config, &state, engines, identity, &registry)?;
+        let shared = build(&config, &state, engines, (identity, fleet), &registry)?;
         shared.follow_filter().await;
         let address = config.listen.link;
         let limits = link::server::Limits {
@@ -293,7 +297,7 @@ pub(crate) fn build(
     config: &Config,
     state: &StateDir,
     engines: EngineSet,
-    identity: Arc<dyn Identity>,
+    (identity, fleet): (Arc<dyn Identity>, Arc<dyn FleetPort>),
     registry: &Registry,
 ) -> Result<Arc<Shared>, StartError> {
     let force = Force::new(config, &engines.facts());
@@ -333,6 +337,8 @@ pub(crate) fn build(
         shelf: listed::open(config, state.path())?,
         metrics: Metrics::new(registry),
         identity,
+        fleet,
+        scan_time: ScanTime::default(),
         engines: RwLock::new(Arc::new(engines)),
         force: RwLock::new(Arc::new(force)),
     });
@@ -410,6 +416,7 @@ fn let_in(
     }
     let certificate_until = (!accepted.expired).then_some(accepted.not_after);
     let (hostname, address) = (accepted.hello.hostname.clone(), accepted.addr);
+    let placement_epoch = accepted.hello.placement_epoch;
     let conn = accepted.welcome(v1::Welcome {
         version: 0,
         appliance: shared.name.clone(),
@@ -422,6 +429,7 @@ fn let_in(
         hostname,
         address,
         is_gate,
+        placement_epoch,
         outbox: Arc::new(conn.sender()),
     };
     let session = Session::enter(shared.clone(), arrival);

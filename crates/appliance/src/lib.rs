@@ -16,6 +16,7 @@ mod detections;
 mod engines;
 mod expected;
 mod filters;
+mod fleet;
 mod force;
 mod guests;
 mod identity;
@@ -36,7 +37,7 @@ mod state_dir;
 mod upload;
 mod verdicts;
 
-pub use admin::{AdminError, AdminServer, Reload, call as admin_call};
+pub use admin::{AdminError, AdminServer, FleetDesk, Reload, call as admin_call};
 pub use appliance::{Appliance, ReloadError, Setup, StartError};
 pub use config::Config;
 pub use detections::LogError;
@@ -44,7 +45,8 @@ pub use engines::{
     DeltaFuture, EngineSetError, EngineSource, LoadFuture, ManifestFuture, ProcessEngines,
     SharedEngine,
 };
-pub use identity::Identity;
+pub use fleet::{FleetPort, NoFleet};
+pub use identity::{Identity, RenewAnswer};
 pub use released::ReleaseError;
 pub use rule_delta::{Change, Manifest};
 pub use session::Outbox;

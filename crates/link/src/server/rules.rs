@@ -109,7 +109,8 @@ impl AgentRules {
             | Body::LedgerReport(_)
             | Body::Alert(_)
             | Body::FetchAllowlist(_)
-            | Body::FetchFilter(_) => Ok(Pass::Deliver),
+            | Body::FetchFilter(_)
+            | Body::Nearness(_) => Ok(Pass::Deliver),
             Body::Hello(_) => Err(Violation("a second Hello")),
             _ => Err(Violation("a frame that only appliances send")),
         }
