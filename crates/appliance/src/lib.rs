@@ -34,6 +34,7 @@ mod session;
 mod shared;
 mod sightings;
 mod state_dir;
+mod upkeep;
 mod upload;
 mod verdicts;
 
