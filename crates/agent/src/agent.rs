@@ -195,6 +195,7 @@ impl Agent {
             state_dir: config.state_dir.clone(),
             renewed: renewed_end,
             reported: None,
+            fast_paths: None,
             renewal: None,
             allowlists_seen: Instant::now(),
             allowlist_changes: watch_folders(gate.allowlist_files()),

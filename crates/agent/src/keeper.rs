@@ -47,6 +47,8 @@ pub(crate) struct Keeper {
     pub(crate) state_dir: std::path::PathBuf,
     pub(crate) renewed: Receiver<v1::Renewed>,
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
+    /// As the appliance of this session knows it.
+    pub(crate) fast_paths: Option<v1::FastPaths>,
     pub(crate) renewal: Option<(GuestKey, Instant)>,
     pub(crate) allowlists_seen: Instant,
     /// Tells of changes in the folders of allowlists.
@@ -88,6 +90,9 @@ impl Keeper {
             {
                 at_most(ROUND);
             }
+            if self.fast_paths != Some(gate.fast_paths()) {
+                at_most(ROUND);
+            }
             if let Some(due) = gate.books.next_due() {
                 at_most(due.saturating_sub(gate.now()));
             }
@@ -126,11 +131,13 @@ impl Keeper {
         if self.gate.is_link_up() {
             unguarded::tell(&self.gate);
             self.report();
+            self.tell_fast_paths();
             self.pay_back();
             self.renew();
             self.gate.deliver(self.credentials.seed());
         } else {
             self.reported = None;
+            self.fast_paths = None;
         }
         if self.have_allowlists_changed() {
             self.gate.reload_allowlists();
@@ -176,6 +183,13 @@ impl Keeper {
         };
         if self.gate.send_control(0, Body::LedgerReport(report)) {
             self.reported = Some((totals, Instant::now()));
+        }
+    }
+
+    fn tell_fast_paths(&mut self) {
+        let found = self.gate.fast_paths();
+        if self.fast_paths != Some(found) && self.gate.send_control(0, Body::FastPaths(found)) {
+            self.fast_paths = Some(found);
         }
     }
 

@@ -125,6 +125,7 @@ impl Session {
             Some(Body::Cancel(_)) => self.cancel(request_id),
             Some(Body::OrderResult(result)) => self.order_result(result),
             Some(Body::LedgerReport(report)) => self.ledger(report),
+            Some(Body::FastPaths(found)) => self.fast_paths(&found),
             Some(Body::Alert(alert)) => self.alert(&alert),
             Some(Body::FetchAllowlist(fetch)) => self.fetch_allowlist(&fetch),
             Some(Body::Renew(renew)) => self.renew(request_id, &renew),
@@ -217,6 +218,20 @@ impl Session {
         self.shared.guests.set_ledger(self.guest(), report);
     }
 
+    fn fast_paths(&self, found: &v1::FastPaths) {
+        let guest = self.guest().to_string();
+        let gauges = &self.shared.metrics.guests.fast_paths;
+        let told = [
+            ("tried", found.filesystems),
+            ("cache", found.cache),
+            ("fine_stamps", found.fine_stamps),
+            ("standing", found.standing),
+        ];
+        for (path, filesystems) in told {
+            gauges.with([&guest, path]).set(filesystems.into());
+        }
+    }
+
     fn alert(&self, alert: &v1::Alert) {
         let kind = alert_kind(&alert.kind);
         self.shared.metrics.guests.alerts.with([kind]).inc();
@@ -294,6 +309,7 @@ impl Drop for Session {
         if self.shared.guests.leave(self.guest(), self.id) {
             let guest = self.guest().to_string();
             self.shared.metrics.guests.ledger_open.with([&guest]).set(0);
+            self.fast_paths(&v1::FastPaths::default());
         }
     }
 }

@@ -104,6 +104,7 @@ impl AgentRules {
             }),
             Body::OrderResult(_)
             | Body::LedgerReport(_)
+            | Body::FastPaths(_)
             | Body::Alert(_)
             | Body::FetchAllowlist(_) => Ok(Pass::Deliver),
             Body::Hello(_) => Err(Violation("a second Hello")),
