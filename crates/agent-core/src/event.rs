@@ -132,6 +132,16 @@ pub enum Input {
         /// Checks that it takes at once.
         in_flight_max: usize,
     },
+    /// Another appliance has taken the place of the one before, which still answers what it was
+    /// asked.
+    LinkMoved {
+        /// Its content generation.
+        generation: Generation,
+        /// Its policy.
+        policy: Policy,
+        /// Checks that it takes at once.
+        in_flight_max: usize,
+    },
     /// The session ended.
     LinkDown,
     /// Rules or engines changed.

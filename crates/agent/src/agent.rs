@@ -32,6 +32,7 @@ use crate::guard::scope::Scope;
 use crate::keeper::{Keeper, watch_folders};
 use crate::metrics::Published;
 use crate::orders::{Hands, open_vault};
+use crate::placed::{self, Placed};
 use crate::session::{Peer, Session};
 use crate::{AgentConfig, STACK_BYTES, allow, status, unguarded};
 
@@ -121,6 +122,8 @@ struct Threads {
     standing: JoinHandle<()>,
     workers: Vec<JoinHandle<()>>,
     keeper: JoinHandle<()>,
+    /// `None`: nothing is measured.
+    nearness: Option<JoinHandle<()>>,
 }
 
 impl Agent {
@@ -174,10 +177,18 @@ impl Agent {
         let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
         let (renewed, renewed_end) = bounded(1);
         let peer = Arc::new(Mutex::new(Peer::default()));
-        let session = Session::new(Arc::clone(&gate), orders, renewed, Arc::clone(&peer));
+        let follows_lists = config.appliance.follows_lists();
+        let session = Session::new(
+            Arc::clone(&gate),
+            orders,
+            renewed,
+            Arc::clone(&peer),
+            follows_lists,
+        );
         let mut threads = spawn_workers(&gate, &hash_lanes, &upload_lanes)?;
         threads.push(spawn_hands(&gate, vault, orders_end)?);
-        let client = start_link(&credentials, session)?;
+        let (placed, route) = route_of(&config, &credentials);
+        let client = start_link(&credentials, route, session)?;
         gate.set_client(client.clone());
 
         let reader = spawn_reader(&gate, &group, &scope, &progress, &stop, worker.clone())?;
@@ -196,10 +207,13 @@ impl Agent {
             renewed: renewed_end,
             reported: None,
             fast_paths: None,
+            reported_to: None,
             renewal: None,
             allowlists_seen: Instant::now(),
+            placed,
             allowlist_changes: watch_folders(gate.allowlist_files()),
         };
+        let nearness = spawn_nearness(&config, &gate, keeper.credentials.seed(), &halt)?;
         let keeper = spawn_keeper(keeper, &halt)?;
         let tell = status::teller(Arc::clone(&gate), peer, not_after);
         let control = spawn_control(&config, &scope, &stop, tell)?;
@@ -217,6 +231,7 @@ impl Agent {
                 standing,
                 workers: threads,
                 keeper,
+                nearness,
             },
             reader,
             _metrics: server,
@@ -295,6 +310,7 @@ impl Agent {
         join(self.threads.control);
         self.halt.keeper.stop();
         join(self.threads.keeper);
+        self.threads.nearness.into_iter().for_each(join);
         unguarded::unmark(&self.state_dir);
         match read {
             Ok(read) => read.map_err(GateFailed::Read),
@@ -380,7 +396,38 @@ fn serve_metrics(
     Ok(Some(server))
 }
 
-fn start_link(credentials: &Credentials, session: Session) -> Result<Client, StartError> {
+/// The placer's last list, with what is configured behind it; or what is configured alone.
+fn route_of(
+    config: &AgentConfig,
+    credentials: &Credentials,
+) -> (Option<Placed>, (u64, Vec<String>)) {
+    if !config.appliance.follows_lists() {
+        return (None, (0, credentials.appliances.clone()));
+    }
+    let (placed, epoch, list) = Placed::load(&config.state_dir, &credentials.appliances);
+    (Some(placed), (epoch, list))
+}
+
+fn spawn_nearness(
+    config: &AgentConfig,
+    gate: &Arc<Gate>,
+    seed: u64,
+    halt: &Halt,
+) -> Result<Option<JoinHandle<()>>, StartError> {
+    let every = Duration::from_secs(config.appliance.measure_s);
+    if every.is_zero() || !config.appliance.follows_lists() {
+        return Ok(None);
+    }
+    let (gate, stop) = (Arc::clone(gate), halt.keeper.clone());
+    let measure = move || placed::measure_all(&gate, every, seed, &stop);
+    spawn("nearness", measure).map(Some)
+}
+
+fn start_link(
+    credentials: &Credentials,
+    (epoch, appliances): (u64, Vec<String>),
+    session: Session,
+) -> Result<Client, StartError> {
     let hello = v1::Hello {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         role: v1::SessionRole::Gate as i32,
@@ -389,7 +436,8 @@ fn start_link(credentials: &Credentials, session: Session) -> Result<Client, Sta
         ..v1::Hello::default()
     };
     let config = link::client::Config {
-        appliances: credentials.appliances.clone(),
+        appliances,
+        epoch,
         tls: credentials.tls()?,
         hello,
         seed: credentials.seed(),

@@ -24,6 +24,7 @@ use crate::credentials::Credentials;
 use crate::gate::Gate;
 use crate::gate::content::Content;
 use crate::orders::chain;
+use crate::placed::Placed;
 use crate::unguarded;
 
 /// The least time between two rounds: what happens in it is done at once.
@@ -49,8 +50,12 @@ pub(crate) struct Keeper {
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
     /// As the appliance of this session knows it.
     pub(crate) fast_paths: Option<v1::FastPaths>,
+    /// The appliance that was told.
+    pub(crate) reported_to: Option<String>,
     pub(crate) renewal: Option<(GuestKey, Instant)>,
     pub(crate) allowlists_seen: Instant,
+    /// `None`: lists of appliances are not followed.
+    pub(crate) placed: Option<Placed>,
     /// Tells of changes in the folders of allowlists.
     pub(crate) allowlist_changes: Option<OwnedFd>,
 }
@@ -128,6 +133,12 @@ impl Keeper {
 
     fn round(&mut self) {
         self.write_ledger();
+        let appliance = self.gate.client().and_then(|client| client.connected_to());
+        if appliance != self.reported_to {
+            // Another appliance knows nothing of what the last one was told.
+            (self.reported, self.reported_to) = (None, appliance);
+            self.fast_paths = None;
+        }
         if self.gate.is_link_up() {
             unguarded::tell(&self.gate);
             self.report();
@@ -142,6 +153,9 @@ impl Keeper {
         if self.have_allowlists_changed() {
             self.gate.reload_allowlists();
             self.allowlists_seen = Instant::now();
+        }
+        if let (Some(placed), Some(client)) = (&mut self.placed, self.gate.client()) {
+            placed.keep(&client.route());
         }
     }
 

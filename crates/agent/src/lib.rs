@@ -19,6 +19,7 @@ mod guard;
 mod keeper;
 mod metrics;
 mod orders;
+mod placed;
 pub mod scan;
 mod session;
 mod status;

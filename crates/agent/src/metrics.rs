@@ -275,6 +275,13 @@ fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
             |t| t.allowlists_refused.value(),
         ),
         (
+            counter(
+                "lists_refused",
+                "Lists of appliances that were refused: stale, or no lists.",
+            ),
+            |t| t.lists_refused.value(),
+        ),
+        (
             counter("panics", "Panics caught, each of which failed one file."),
             |t| t.panics.value(),
         ),

@@ -41,6 +41,8 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
     let ledger = gate.books.totals();
     let link = gate.client().map(link::client::Client::stats);
     let link = link.unwrap_or_default();
+    let route = gate.client().map(link::client::Client::route);
+    let connected_to = gate.client().and_then(link::client::Client::connected_to);
     let counters = &snapshot.counters;
     let (lists, recalled) = gate.allowlists();
     let lists = lists.iter().map(|list| {
@@ -74,6 +76,11 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
         "version": env!("CARGO_PKG_VERSION"),
         "link": if snapshot.link_up { "up" } else { "down" },
         "appliance": peer.appliance,
+        "connected_to": connected_to,
+        "placement": route.map(|route| json!({
+            "epoch": route.epoch(), "appliances": route.appliances(),
+        })),
+        "moves": link.moves,
         "generation": peer.generation,
         "trouble": peer.trouble,
         "bytes_sent": link.bytes_sent,

@@ -152,13 +152,7 @@ impl Server {
     pub fn restart(&mut self) -> Result<()> {
         let log = self.dir.join("lazaret.log");
         let program = binary("lazaret")?;
-        let spawn = match &self.netns {
-            Some(netns) => Spawn::new("lazaret", "ip", log)
-                .args(["netns", "exec", netns])
-                .arg(program),
-            None => Spawn::new("lazaret", program, log),
-        };
-        let process = spawn
+        let process = spawn_in(self.netns.as_deref(), "lazaret", &program, &log)
             .args(["up", "--config"])
             .arg(self.config())
             .start_ready(self.patience)?;
@@ -204,6 +198,12 @@ impl Server {
         self.dir.join("lazaret.toml")
     }
 
+    /// The socket that it answers administrators on.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.dir.join("run/admin.sock")
+    }
+
     /// Runs a `lazaret` command against it and gives its standard output.
     ///
     /// # Errors
@@ -221,6 +221,126 @@ impl Server {
     pub fn token(&self) -> Result<String> {
         Ok(self.cli(&["token"])?.trim().to_owned())
     }
+}
+
+/// How to run an appliance apart.
+#[derive(Debug, Clone)]
+pub struct ApartOptions {
+    /// The address to listen on.
+    pub address: String,
+    /// Where the controller listens for appliances, host:port.
+    pub controller: String,
+    /// Runs in this network namespace, on ports of its own choice.
+    pub netns: Option<String>,
+    /// Further lines of the `[fleet]` table.
+    pub fleet_extra: String,
+}
+
+impl ApartOptions {
+    /// On this machine, for the controller at that address.
+    #[must_use]
+    pub fn of(controller: &str) -> Self {
+        Self {
+            address: "127.0.0.1".to_owned(),
+            controller: controller.to_owned(),
+            netns: None,
+            fleet_extra: String::new(),
+        }
+    }
+}
+
+/// A running `lazaret appliance`, whose controller is a [`Server`] with `controller.listen`.
+#[derive(Debug)]
+pub struct Apart {
+    process: Option<Process>,
+    dir: PathBuf,
+    netns: Option<String>,
+    /// Where agents connect, host:port.
+    pub link: String,
+}
+
+impl Apart {
+    /// Makes an identity at the controller, configures and starts an appliance in `dir` (made
+    /// where it is missing).
+    ///
+    /// # Errors
+    /// Where it is not ready within a minute; the message holds the end of its log.
+    pub fn start(dir: &Path, name: &str, server: &Server, options: &ApartOptions) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let identity = server.cli(&["fleet", "identity", name])?;
+        let path = dir.join("identity.pem");
+        std::fs::write(&path, identity)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        let address = &options.address;
+        let [link, metrics] = match &options.netns {
+            // A namespace made for it: nobody else listens there.
+            Some(_) => [7443, 9640],
+            None => [free_port_on(address)?, free_port_on("127.0.0.1")?],
+        };
+        let link = format!("{address}:{link}");
+        let text = format!(
+            "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\n\
+             [listen]\nlink = \"{link}\"\nmetrics = \"127.0.0.1:{metrics}\"\n\n\
+             [engine.yara]\nrules = {:?}\n\n\
+             [fleet]\ncontrollers = [\"{}\"]\nidentity = {path:?}\n{}",
+            [rules_dir()],
+            options.controller,
+            options.fleet_extra,
+            dir = dir.display(),
+        );
+        std::fs::write(dir.join("lazaret.toml"), text)?;
+        let mut apart = Self {
+            process: None,
+            dir: dir.to_owned(),
+            netns: options.netns.clone(),
+            link,
+        };
+        apart.restart()?;
+        Ok(apart)
+    }
+
+    /// Starts it again after [`kill`](Self::kill), same address and state.
+    ///
+    /// # Errors
+    /// Where it is not ready within a minute.
+    pub fn restart(&mut self) -> Result<()> {
+        let (program, log) = (binary("lazaret")?, self.dir.join("appliance.log"));
+        let process = spawn_in(self.netns.as_deref(), "appliance", &program, &log)
+            .args(["appliance", "--config"])
+            .arg(self.dir.join("lazaret.toml"))
+            .start_ready(PATIENCE)?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Ends it by SIGKILL.
+    ///
+    /// # Errors
+    /// Where it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            process.kill()?;
+        }
+        Ok(())
+    }
+}
+
+/// A program in a network namespace, where one is named.
+fn spawn_in(netns: Option<&str>, name: &str, program: &Path, log: &Path) -> Spawn {
+    match netns {
+        Some(netns) => Spawn::new(name, "ip", log)
+            .args(["netns", "exec", netns])
+            .arg(program),
+        None => Spawn::new(name, program, log),
+    }
+}
+
+/// A free address of this machine alone, host:port.
+///
+/// # Errors
+/// Where there is none.
+pub fn free_address() -> Result<String> {
+    Ok(format!("127.0.0.1:{}", free_port_on("127.0.0.1")?))
 }
 
 /// How to run an agent.

@@ -17,7 +17,10 @@ pub mod samples;
 mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
-pub use daemons::{Agent, AgentOptions, AgentPids, Server, ServerOptions, binary, rules_dir};
+pub use daemons::{
+    Agent, AgentOptions, AgentPids, Apart, ApartOptions, Server, ServerOptions, binary,
+    free_address, rules_dir,
+};
 pub use databases::{Postgres, Redis};
 pub use debian::debian_root;
 pub use guest::{GuestImage, GuestTree};

@@ -66,6 +66,8 @@ pub(crate) struct Tally {
     pub(crate) swept: Count,
     /// Files of allowlists that could not be taken.
     pub(crate) allowlists_refused: Count,
+    /// Lists of appliances that were stale or no lists.
+    pub(crate) lists_refused: Count,
     answers: [[[Count; OUTCOMES]; SOURCES.len()]; DISPOSITIONS.len()],
     /// Set where metrics are served.
     waits: OnceLock<Histogram>,

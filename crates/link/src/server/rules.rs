@@ -106,7 +106,8 @@ impl AgentRules {
             | Body::LedgerReport(_)
             | Body::FastPaths(_)
             | Body::Alert(_)
-            | Body::FetchAllowlist(_) => Ok(Pass::Deliver),
+            | Body::FetchAllowlist(_)
+            | Body::Nearness(_) => Ok(Pass::Deliver),
             Body::Hello(_) => Err(Violation("a second Hello")),
             _ => Err(Violation("a frame that only appliances send")),
         }
