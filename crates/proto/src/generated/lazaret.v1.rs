@@ -1728,6 +1728,220 @@ pub struct HolderRecord {
     #[prost(uint64, tag = "4")]
     pub last_seen_s: u64,
 }
+/// Appliance to controller.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FleetSaid {
+    /// Absent or unknown: ignored.
+    #[prost(oneof = "fleet_said::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    pub body: ::core::option::Option<fleet_said::Body>,
+}
+/// Nested message and enum types in `FleetSaid`.
+pub mod fleet_said {
+    /// Absent or unknown: ignored.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Body {
+        #[prost(message, tag = "1")]
+        Hello(super::FleetHello),
+        #[prost(message, tag = "2")]
+        GuestsUp(super::GuestsUp),
+        /// A guest's session is over: its id, 16 bytes.
+        #[prost(bytes, tag = "3")]
+        GuestDown(::prost::alloc::vec::Vec<u8>),
+        #[prost(message, tag = "4")]
+        Nearness(super::GuestNearness),
+        /// How long the queue holds scans up, in milliseconds. Sent every few seconds: it says too that
+        /// the appliance is alive.
+        #[prost(uint32, tag = "5")]
+        QueueMs(u32),
+        #[prost(message, tag = "6")]
+        Warmth(super::Warmth),
+        #[prost(message, tag = "7")]
+        RenewGuest(super::RenewGuest),
+        /// A certificate request for the appliance's own next certificate, DER.
+        #[prost(bytes, tag = "8")]
+        RenewSelf(::prost::alloc::vec::Vec<u8>),
+        /// The appliance stops: its guests go elsewhere at once. Always true.
+        #[prost(bool, tag = "9")]
+        Leaving(bool),
+    }
+}
+/// Controller to appliance.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FleetOrder {
+    /// Absent or unknown: ignored.
+    #[prost(oneof = "fleet_order::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    pub body: ::core::option::Option<fleet_order::Body>,
+}
+/// Nested message and enum types in `FleetOrder`.
+pub mod fleet_order {
+    /// Absent or unknown: ignored.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Body {
+        #[prost(message, tag = "1")]
+        Welcome(super::FleetWelcome),
+        #[prost(message, tag = "2")]
+        Elsewhere(super::FleetElsewhere),
+        #[prost(message, tag = "3")]
+        Place(super::PlaceGuest),
+        #[prost(message, tag = "4")]
+        Warm(super::WarmGuest),
+        /// What another appliance knows, for a guest that will come.
+        #[prost(message, tag = "5")]
+        Warmth(super::Warmth),
+        #[prost(message, tag = "6")]
+        Renewal(super::Renewal),
+        /// A guest is revoked: its session ends. Its id, 16 bytes.
+        #[prost(bytes, tag = "7")]
+        Revoked(::prost::alloc::vec::Vec<u8>),
+        /// Certificates of the appliance, leaf first; empty: refused.
+        #[prost(message, tag = "8")]
+        RenewedSelf(super::Renewal),
+        /// Nothing to say. Sent every few seconds: the controller is alive. Always true.
+        #[prost(bool, tag = "9")]
+        Alive(bool),
+    }
+}
+/// First frame of an appliance. Its name is the one in its certificate.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetHello {
+    /// How guests reach it, as host:port.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// The host it runs on, by the name or id that a connector gives it. Unset: unknown.
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    /// Where it is, if no host says so. Unset: unknown.
+    #[prost(string, tag = "3")]
+    pub cluster: ::prost::alloc::string::String,
+    /// Where it is, if no host says so. Unset: unknown.
+    #[prost(string, tag = "4")]
+    pub site: ::prost::alloc::string::String,
+    /// Average VMs that it can carry. Never 0.
+    #[prost(uint64, tag = "5")]
+    pub capacity: u64,
+    /// What rules call it.
+    #[prost(string, repeated, tag = "6")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Answer to FleetHello.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetWelcome {
+    /// Guests that are revoked, 16 bytes each. Complete.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub revoked: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+/// Another controller is the placer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetElsewhere {
+    /// How it is reached, as host:port. Unset: unknown; try again.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+}
+/// Guests that have a session, at most 1000 in one frame.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GuestsUp {
+    #[prost(message, repeated, tag = "1")]
+    pub guests: ::prost::alloc::vec::Vec<GuestUp>,
+}
+/// A guest that has a session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GuestUp {
+    /// Its id, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// What it says its name is; hostile text.
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    /// Where it connects from.
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    /// Epoch of the list that it follows. Unset: it has none.
+    #[prost(uint64, tag = "4")]
+    pub placement_epoch: u64,
+}
+/// What a guest measured.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GuestNearness {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// As the guest calls the appliance, host:port.
+    #[prost(string, tag = "2")]
+    pub appliance: ::prost::alloc::string::String,
+    /// Microseconds.
+    #[prost(uint32, tag = "3")]
+    pub rtt_us: u32,
+}
+/// A guest's list is to be sent to it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlaceGuest {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// As host:port, first the best.
+    #[prost(string, repeated, tag = "3")]
+    pub appliances: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A guest will go elsewhere: say what is known of its contents.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WarmGuest {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// The appliance's name where it will be.
+    #[prost(string, tag = "2")]
+    pub appliance: ::prost::alloc::string::String,
+}
+/// Verdicts on what a guest asked about lately. They count for the generation that they name alone.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Warmth {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// For whom: an appliance's name. Empty from the controller.
+    #[prost(string, tag = "2")]
+    pub appliance: ::prost::alloc::string::String,
+    /// At most 1024.
+    #[prost(message, repeated, tag = "3")]
+    pub verdicts: ::prost::alloc::vec::Vec<WarmVerdict>,
+}
+/// One verdict of a cache, under all that it depends on.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WarmVerdict {
+    /// The cache's key, as the appliances write it.
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub verdict: ::core::option::Option<Verdict>,
+}
+/// A guest asks for a new certificate.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewGuest {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// Returned with the answer.
+    #[prost(uint64, tag = "2")]
+    pub ticket: u64,
+    /// PKCS#10 request, DER.
+    #[prost(bytes = "vec", tag = "3")]
+    pub csr: ::prost::alloc::vec::Vec<u8>,
+}
+/// A new certificate, or none.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Renewal {
+    /// From RenewGuest.
+    #[prost(uint64, tag = "1")]
+    pub ticket: u64,
+    /// Certificates, leaf first, DER. Unset: refused.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Why it was refused, for people. Unset: not refused.
+    #[prost(string, tag = "3")]
+    pub refused: ::prost::alloc::string::String,
+}
 /// A verdict as it is kept: clean or malicious, of content that an appliance has proved.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StoredVerdict {
