@@ -7,7 +7,7 @@
 //!   and memory of its own. The descriptors of events that it was working on stay open when it is
 //!   killed, with the numbers by which the kernel takes answers (trap 10), and the next worker
 //!   goes on with them. Nothing is passed between processes for an open: no hop, no copy.
-//! - Who waits is written to a shared [`board`]: two atomic stores for each event.
+//! - Who waits is written to a shared `board`: two atomic stores for each event.
 //! - The supervisor sleeps. The worker sets its alarm (a shared timer) when there is something to
 //!   do and the alarm is off, so an idle machine has no wake-ups and a busy one has one in each
 //!   budget's time.
