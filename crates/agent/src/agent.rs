@@ -206,6 +206,7 @@ impl Agent {
             state_dir: config.state_dir.clone(),
             renewed: renewed_end,
             reported: None,
+            fast_paths: None,
             reported_to: None,
             renewal: None,
             allowlists_seen: Instant::now(),

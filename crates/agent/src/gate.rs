@@ -275,7 +275,14 @@ impl Gate {
         if *known != media {
             *known = media;
             self.mount_changes.fetch_add(1, Ordering::Release);
+            self.bell.ring();
         }
+    }
+
+    /// On how many file systems each fast path is sound.
+    pub(crate) fn fast_paths(&self) -> v1::FastPaths {
+        let probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        probes.counts()
     }
 
     /// Another file system has this device number.

@@ -48,6 +48,8 @@ pub(crate) struct Keeper {
     pub(crate) state_dir: std::path::PathBuf,
     pub(crate) renewed: Receiver<v1::Renewed>,
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
+    /// As the appliance of this session knows it.
+    pub(crate) fast_paths: Option<v1::FastPaths>,
     /// The appliance that was told.
     pub(crate) reported_to: Option<String>,
     pub(crate) renewal: Option<(GuestKey, Instant)>,
@@ -93,6 +95,9 @@ impl Keeper {
             {
                 at_most(ROUND);
             }
+            if self.fast_paths != Some(gate.fast_paths()) {
+                at_most(ROUND);
+            }
             if let Some(due) = gate.books.next_due() {
                 at_most(due.saturating_sub(gate.now()));
             }
@@ -132,16 +137,19 @@ impl Keeper {
         if appliance != self.reported_to {
             // Another appliance knows nothing of what the last one was told.
             (self.reported, self.reported_to) = (None, appliance);
+            self.fast_paths = None;
         }
         if self.gate.is_link_up() {
             unguarded::tell(&self.gate);
             self.report();
+            self.tell_fast_paths();
             self.pay_back();
             self.renew();
             self.gate.deliver(self.credentials.seed());
             self.gate.deliver_filter(self.credentials.seed());
         } else {
             self.reported = None;
+            self.fast_paths = None;
         }
         if self.have_allowlists_changed() {
             self.gate.reload_allowlists();
@@ -190,6 +198,13 @@ impl Keeper {
         };
         if self.gate.send_control(0, Body::LedgerReport(report)) {
             self.reported = Some((totals, Instant::now()));
+        }
+    }
+
+    fn tell_fast_paths(&mut self) {
+        let found = self.gate.fast_paths();
+        if self.fast_paths != Some(found) && self.gate.send_control(0, Body::FastPaths(found)) {
+            self.fast_paths = Some(found);
         }
     }
 

@@ -54,6 +54,7 @@ pub(crate) struct GuestMetrics {
     pub(crate) alerts: Counters<1>,
     pub(crate) ledger_open: Gauges<1>,
     pub(crate) ledger_overflow: Gauges<1>,
+    pub(crate) fast_paths: Gauges<2>,
     pub(crate) frames_ignored: Counter,
 }
 
@@ -115,6 +116,11 @@ impl GuestMetrics {
                 "lazaret_guest_ledger_overflow",
                 "Ledger entries that a guest lost, as last reported.",
                 ["guest"],
+            ),
+            fast_paths: r.gauges(
+                "lazaret_guest_fast_paths",
+                "File systems of a guest on which its agent has seen a fast path to be sound.",
+                ["guest", "path"],
             ),
             frames_ignored: r.counter(
                 "lazaret_frames_ignored",

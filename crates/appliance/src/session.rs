@@ -134,6 +134,7 @@ impl Session {
             Some(Body::Cancel(_)) => self.cancel(request_id),
             Some(Body::OrderResult(result)) => self.order_result(result),
             Some(Body::LedgerReport(report)) => self.ledger(report),
+            Some(Body::FastPaths(found)) => self.fast_paths(&found),
             Some(Body::Alert(alert)) => self.alert(&alert),
             Some(Body::FetchAllowlist(fetch)) => self.fetch_allowlist(&fetch),
             Some(Body::FilterReport(report)) => self.piece(request_id, Piece::Report(report)),
@@ -230,6 +231,20 @@ impl Session {
         let overflow = gauge_of(report.overflow_total);
         metrics.guests.ledger_overflow.with([&guest]).set(overflow);
         self.shared.guests.set_ledger(self.guest(), report);
+    }
+
+    fn fast_paths(&self, found: &v1::FastPaths) {
+        let guest = self.guest().to_string();
+        let gauges = &self.shared.metrics.guests.fast_paths;
+        let told = [
+            ("tried", found.filesystems),
+            ("cache", found.cache),
+            ("fine_stamps", found.fine_stamps),
+            ("standing", found.standing),
+        ];
+        for (path, filesystems) in told {
+            gauges.with([&guest, path]).set(filesystems.into());
+        }
     }
 
     fn alert(&self, alert: &v1::Alert) {
@@ -334,6 +349,7 @@ impl Drop for Session {
         if is_last {
             let guest = self.guest().to_string();
             self.shared.metrics.guests.ledger_open.with([&guest]).set(0);
+            self.fast_paths(&v1::FastPaths::default());
         }
     }
 }

@@ -57,7 +57,7 @@ pub(crate) fn package(test: bool) -> Result<bool> {
     let version = env!("CARGO_PKG_VERSION");
     let mut built = Vec::new();
     for recipe in &RECIPES {
-        built.push(build(recipe, &agent, version, &out)?);
+        built.push(build(recipe, &agent, (version, "xz"), &out)?);
     }
     for package in &built {
         println!("{}", package.display());
@@ -68,7 +68,7 @@ pub(crate) fn package(test: bool) -> Result<bool> {
         let dir = tempfile::tempdir()?;
         let mut upgraded = Vec::new();
         for recipe in &RECIPES {
-            upgraded.push(build(recipe, &agent, &later, dir.path())?);
+            upgraded.push(build(recipe, &agent, (&later, "none"), dir.path())?);
         }
         install::test(&built, &upgraded)?;
     }
@@ -85,7 +85,9 @@ pub(crate) fn static_agent() -> Result<PathBuf> {
         .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
         .arg(&target_dir)
         .args(["--", "-C", "target-feature=+crt-static"])
-        .args(["-C", "strip=symbols"]);
+        .args(["-C", "strip=symbols"])
+        // Half a MB of relocations otherwise.
+        .args(["-C", "link-arg=-Wl,-z,pack-relative-relocs"]);
     ensure!(succeeds(&mut link)?, "the static agent does not link");
     let agent = target_dir.join("x86_64-unknown-linux-gnu/release/lazaret-agent");
     let kind = run(Command::new("readelf").arg("-d").arg(&agent))?;
@@ -93,7 +95,13 @@ pub(crate) fn static_agent() -> Result<PathBuf> {
     Ok(agent)
 }
 
-fn build(recipe: &Recipe, agent: &Path, version: &str, out: &Path) -> Result<PathBuf> {
+/// With this version, compressed in this way.
+fn build(
+    recipe: &Recipe,
+    agent: &Path,
+    (version, compression): (&str, &str),
+    out: &Path,
+) -> Result<PathBuf> {
     let root = tempfile::tempdir()?;
     let root = root.path();
     std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o755))?;
@@ -140,7 +148,9 @@ fn build(recipe: &Recipe, agent: &Path, version: &str, out: &Path) -> Result<Pat
     control(recipe, root, version, &configuration)?;
     let package = out.join(format!("{}_{version}_amd64.deb", recipe.name));
     run(Command::new("dpkg-deb")
-        .args(["--root-owner-group", "-Zxz", "--build"])
+        .arg("--root-owner-group")
+        .arg(format!("-Z{compression}"))
+        .arg("--build")
         .arg(root)
         .arg(&package))?;
     Ok(package)

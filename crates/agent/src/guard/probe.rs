@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use daemon::log::escape;
 use fanotify::filesystem::FilesystemKind;
 use fanotify::probe::{FastPath, Finding, Report, probe};
+use proto::v1;
 use rustix::fs::{FileType, Mode, OFlags};
 use serde_json::{Value, json};
 
@@ -231,6 +232,21 @@ impl Probes {
             Some((*device, medium))
         };
         self.0.iter().filter_map(medium).collect()
+    }
+
+    /// For the appliance.
+    pub(crate) fn counts(&self) -> v1::FastPaths {
+        let count = |path| {
+            let sound = self.0.values().filter(|probed| probed.is_sound(path));
+            // At most `PROBES_MAX`.
+            sound.count() as u32
+        };
+        v1::FastPaths {
+            filesystems: self.0.len() as u32,
+            cache: count(FastPath::Cache),
+            fine_stamps: count(FastPath::FineStamps),
+            standing: count(FastPath::Standing),
+        }
     }
 
     /// For the status.

@@ -31,6 +31,7 @@ pub(crate) struct Book {
     pub(crate) alerts: Vec<v1::Alert>,
     pub(crate) results: Vec<v1::OrderResult>,
     pub(crate) reports: Vec<v1::LedgerReport>,
+    pub(crate) fast_paths: Vec<v1::FastPaths>,
     pub(crate) renewals: usize,
     /// Files of allowlists, by fingerprint, and how many pieces of them were sent.
     pub(crate) lists: HashMap<Vec<u8>, Vec<u8>>,
@@ -279,6 +280,7 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
             }
             Some(Body::Alert(alert)) => shared.write(|book| book.alerts.push(alert)),
             Some(Body::OrderResult(result)) => shared.write(|book| book.results.push(result)),
+            Some(Body::FastPaths(found)) => shared.write(|book| book.fast_paths.push(found)),
             Some(Body::LedgerReport(report)) => shared.write(|book| book.reports.push(report)),
             _ => {}
         }

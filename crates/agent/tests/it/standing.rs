@@ -194,3 +194,12 @@ fn busy_files_are_never_read_unjudged() {
     );
     rig.wait_for("quiet", |status| status["in_flight"] == 0);
 }
+
+#[test]
+fn the_appliance_learns_where_verdicts_stand() {
+    let rig = Rig::new(strict());
+    rig.shared().wait("what was found", |book| {
+        let last = book.fast_paths.last();
+        last.is_some_and(|found| found.filesystems == 1 && found.standing == 1)
+    });
+}

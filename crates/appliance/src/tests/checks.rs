@@ -191,6 +191,17 @@ async fn what_guests_report_is_kept_for_status() {
     };
     guest.send(0, Body::LedgerReport(report)).unwrap();
     assert_eq!(rig.shared.guests.status()[0].ledger_open, 5);
+    let found = v1::FastPaths {
+        filesystems: 2,
+        standing: 1,
+        ..v1::FastPaths::default()
+    };
+    guest.send(0, Body::FastPaths(found)).unwrap();
+    let told = |path: &str, count: u32| {
+        let labels = format!(r#"{{guest="{A}",path="{path}"}} {count}"#);
+        rig.metric(&format!("lazaret_guest_fast_paths{labels}"))
+    };
+    assert!(told("tried", 2) && told("standing", 1) && told("cache", 0));
     let alert = v1::Alert {
         kind: "late_malicious".into(),
         ..v1::Alert::default()

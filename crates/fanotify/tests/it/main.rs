@@ -13,6 +13,7 @@ mod opener;
 mod probe;
 mod raw;
 mod reader;
+mod ring;
 mod scratch;
 mod standing;
 mod writers;

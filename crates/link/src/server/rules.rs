@@ -107,6 +107,7 @@ impl AgentRules {
             }),
             Body::OrderResult(_)
             | Body::LedgerReport(_)
+            | Body::FastPaths(_)
             | Body::Alert(_)
             | Body::FetchAllowlist(_)
             | Body::FetchFilter(_)

@@ -411,7 +411,7 @@ pub struct Envelope {
     /// What it carries. Absent or unknown: the receiver ignores the frame and counts it.
     #[prost(
         oneof = "envelope::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35, 50, 51"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35, 45, 50, 51"
     )]
     pub body: ::core::option::Option<envelope::Body>,
 }
@@ -480,6 +480,8 @@ pub mod envelope {
         FilterReport(super::FilterReport),
         #[prost(message, tag = "35")]
         Manifest(super::Manifest),
+        #[prost(message, tag = "45")]
+        FastPaths(super::FastPaths),
         #[prost(message, tag = "50")]
         Placement(super::Placement),
         #[prost(message, tag = "51")]
@@ -915,6 +917,23 @@ pub struct LedgerReport {
     /// Entries lost because the ledger was full; the guest needs a full scan. Unset: none.
     #[prost(uint64, tag = "4")]
     pub overflow_total: u64,
+}
+/// On how many of its file systems the guest's agent has seen what its fast paths rest on. Sent when
+/// a session begins and when it changes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FastPaths {
+    /// Guarded file systems that were tried out.
+    #[prost(uint32, tag = "1")]
+    pub filesystems: u32,
+    /// Of those, where verdicts are cached.
+    #[prost(uint32, tag = "2")]
+    pub cache: u32,
+    /// Of those, where any two changes of a file differ in their time stamps.
+    #[prost(uint32, tag = "3")]
+    pub fine_stamps: u32,
+    /// Of those, where verdicts may stand in the kernel.
+    #[prost(uint32, tag = "4")]
+    pub standing: u32,
 }
 /// Something a person should know that no verdict tells.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

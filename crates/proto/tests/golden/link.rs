@@ -196,6 +196,15 @@ fn ledger_report() -> v1::LedgerReport {
     }
 }
 
+fn fast_paths() -> v1::FastPaths {
+    v1::FastPaths {
+        filesystems: 4,
+        cache: 3,
+        fine_stamps: 2,
+        standing: 1,
+    }
+}
+
 fn alert() -> v1::Alert {
     v1::Alert {
         kind: "late_malicious".into(),
@@ -270,6 +279,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("Order", Body::Order(order(Action::Delete(delete())))),
         ("OrderResult", Body::OrderResult(order_result())),
         ("LedgerReport", Body::LedgerReport(ledger_report())),
+        ("FastPaths", Body::FastPaths(fast_paths())),
         ("Ping", Body::Ping(v1::Ping { nonce: u64::MAX })),
         ("Pong", Body::Pong(v1::Pong { nonce: u64::MAX })),
         ("Goodbye", Body::Goodbye(v1::Goodbye { reason })),
@@ -334,6 +344,7 @@ fn alone(golden: &mut Golden) {
     golden.add("QuarantineItem", &item());
     golden.add("OrderResult", &order_result());
     golden.add("LedgerReport", &ledger_report());
+    golden.add("FastPaths", &fast_paths());
     golden.add("Alert", &alert());
     golden.add("Recall", &recall());
     golden.add("AllowlistOffer", &offers().offers[0]);

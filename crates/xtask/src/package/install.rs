@@ -26,7 +26,8 @@ struct Root {
 
 impl Root {
     fn new() -> Result<Self> {
-        let base = debian_root(&[])?;
+        // What the units name, and are checked by.
+        let base = debian_root(&["procps", "systemd"])?;
         let dir = tempfile::Builder::new().prefix("lazaret-root-").tempdir()?;
         let layer = |name: &str| -> Result<PathBuf> {
             let path = dir.path().join(name);
@@ -155,7 +156,12 @@ fn installed(root: &Root) -> Result<()> {
 /// The agent of the first package guards; the second one's takes over from it.
 fn upgraded_while_running(root: &Root, later: &[PathBuf]) -> Result<()> {
     let scratch = tempfile::tempdir()?;
-    let server = Server::start(&scratch.path().join("server"), &ServerOptions::default())?;
+    let options = ServerOptions {
+        // The file stays, for a second look.
+        extra: "[removal]\non_malicious = \"deny\"\n".to_owned(),
+        ..ServerOptions::default()
+    };
+    let server = Server::start(&scratch.path().join("server"), &options)?;
     let at = root.path().join("srv/guarded");
     std::fs::create_dir(&at)?;
     // In the root the guarded folder is a file system of its own.
@@ -195,12 +201,17 @@ fn guarded(root: &Root, server: &Server, at: &Path, log: &Path, later: &[PathBuf
     };
     let guards = wait_until(PATIENCE, || takeovers() == Some(0));
     ensure!(guards, "it does not guard: {}", agent.log_tail());
-    ensure!(std::fs::read(&bad).is_err(), "EICAR is not denied");
+    ensure!(is_denied(&bad), "EICAR is not denied");
     root.dpkg("-i", later)?;
     let taken_over = wait_until(PATIENCE, || takeovers() == Some(1));
     ensure!(taken_over, "still the old one: {}", agent.log_tail());
-    ensure!(std::fs::read(&bad).is_err(), "EICAR is not denied any more");
+    ensure!(is_denied(&bad), "EICAR is not denied any more");
     ensure!(agent.stop()?.success(), "it does not end well");
     std::fs::remove_file(&bad)?;
     Ok(())
+}
+
+fn is_denied(path: &Path) -> bool {
+    let read = std::fs::read(path);
+    read.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
