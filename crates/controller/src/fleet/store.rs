@@ -20,6 +20,11 @@ const FILE: &str = "fleet.sqlite";
 const ROWS_AT_ONCE: usize = 200;
 /// For a connection to be had.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long PostgreSQL waits for a lock, and for the end of a transaction whose client is silent.
+const PATIENCE: [(&str, &str); 2] = [
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+];
 /// Connections to PostgreSQL.
 const CONNECTIONS_MAX: u32 = 4;
 /// The database's version of the schema; another one is refused.
@@ -135,6 +140,9 @@ impl Store {
     /// [`StoreError`].
     pub async fn postgres(url: &str) -> Result<Self, StoreError> {
         let options: PgConnectOptions = url.parse().map_err(StoreError::Url)?;
+        // A controller that vanished amid a transaction holds the placer's row, and keeps nobody
+        // else from the lease for longer than this.
+        let options = options.options(PATIENCE);
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(CONNECT_TIMEOUT)
