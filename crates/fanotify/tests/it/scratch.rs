@@ -3,8 +3,13 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use fanotify::lease::{LeaseRefused, ReadLease};
 use tempfile::TempDir;
+
+/// A child that has not begun its program by then never will.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A file system of its own at a path of its own.
 pub(crate) struct Scratch {
@@ -86,7 +91,19 @@ impl Scratch {
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.path(name);
         std::fs::write(&path, content).expect("a file on the scratch file system");
+        wait_for_writers(&path);
         path
+    }
+}
+
+/// Other tests start programs meanwhile: until such a child runs its program it has all our
+/// descriptors, that of the file just written too, and it is its close that counts as the writer's.
+fn wait_for_writers(path: &Path) {
+    let file = std::fs::File::open(path).expect("the file just written");
+    let is_written = || matches!(ReadLease::try_take(&file), Err(LeaseRefused::WriterHeld));
+    let given_up = Instant::now() + PATIENCE;
+    while is_written() && Instant::now() < given_up {
+        std::thread::yield_now();
     }
 }
 
