@@ -403,7 +403,7 @@ impl<'r> PlannedScanner<'r> {
         let mut next = 0;
         loop {
             let wanted = probes.wanted(plan, &open, next);
-            if known.search.is_none() && wanted.is_none_or(|group| probes.has_modules(group)) {
+            if known.search.is_none() && wanted.is_none_or(|group| probes.is_slow(group)) {
                 known.search = Some(telling.bytes);
                 open = plan.still_open(&open, &known, &|probe| self.prober.answer(probe));
                 continue;

@@ -125,6 +125,8 @@ pub(crate) struct Converter<'a> {
     pub(crate) source: &'a [u8],
     /// The rule's patterns, without `$`.
     pub(crate) patterns: Vec<&'a str>,
+    /// Those that a search finds out last: by a regular expression.
+    pub(crate) slow: Vec<bool>,
     /// Modules that the file imports.
     pub(crate) imports: Vec<&'a str>,
     /// Rules of the namespace so far.
@@ -409,7 +411,14 @@ impl Converter<'_> {
         found.map_or(Named::Unknown, Named::Pattern)
     }
 
+    /// The patterns of a set, those that are found out fast first.
     pub(crate) fn pattern_set(&self, set: &ast::PatternSet<'_>) -> Vec<usize> {
+        let mut patterns = self.patterns_of(set);
+        patterns.sort_by_key(|index| self.slow.get(*index));
+        patterns
+    }
+
+    fn patterns_of(&self, set: &ast::PatternSet<'_>) -> Vec<usize> {
         let all = self.patterns.iter().enumerate();
         match set {
             ast::PatternSet::Them { .. } => all.map(|(index, _)| index).collect(),

@@ -1,6 +1,6 @@
 //! What is known of one file.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use literal_filter::Report;
 use model::Ranges;
@@ -80,6 +80,8 @@ pub struct Hits {
     side: Side,
     /// By pattern: what a close look at the content found.
     looked: RefCell<FxHashMap<usize, Presence>>,
+    /// The close look has begun.
+    glanced: Cell<bool>,
 }
 
 impl Hits {
@@ -117,6 +119,12 @@ impl Hits {
     pub fn clear(&mut self) {
         self.by_literal.clear();
         self.looked.get_mut().clear();
+        self.glanced.set(false);
+    }
+
+    /// Notes that the close look begins; whether it had already.
+    pub(crate) fn glance(&self) -> bool {
+        self.glanced.replace(true)
     }
 
     pub(crate) fn looked(&self, pattern: usize) -> Option<Presence> {

@@ -1,0 +1,249 @@
+//! Where needles may be: three bytes of each, looked up at every position.
+
+use std::ops::ControlFlow;
+
+use crate::grams::rarity;
+use crate::needles::{Needle, Token};
+
+/// Bytes that are looked up together.
+const WIDTH: usize = 3;
+/// Positions that are looked up at once; each is a bit of the result.
+const LOOKS: usize = 64;
+/// Bytes that a group of looks reads.
+const WINDOW: usize = LOOKS + WIDTH;
+/// Bits of a gram that need not be known: so many spellings has it at most.
+const LOOSE_MAX: u32 = 8;
+
+/// The sizes of bitmaps, as powers of two bits. The smallest fits into the first-level cache.
+const SIZES: [u32; 3] = [15, 18, 21];
+/// A bitmap has so many bits for each spelling of a gram, if it is not the largest.
+const BITS_PER_GRAM: usize = 32;
+const FACTOR: u32 = 0x9e37_79b1;
+
+/// Finds places by grams.
+#[derive(Debug, Default)]
+pub(crate) struct Spots {
+    /// `1 << bits` bits: grams that some needle has.
+    bitmap: Box<[u64]>,
+    bits: u32,
+    /// By a hash of the gram: the first of its uses. One more than there are hashes.
+    buckets: Box<[u32]>,
+    bucket_bits: u32,
+    /// In the order of the hashes.
+    uses: Box<[Use]>,
+    /// How far before and behind their keys grams start, at most.
+    reach: (usize, usize),
+}
+
+/// A needle, and where its gram starts, seen from its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Use {
+    needle: u32,
+    from_key: i16,
+}
+
+impl Spots {
+    pub(crate) fn build(list: &[Needle]) -> Self {
+        let mut grams: Vec<(u32, Use)> = Vec::new();
+        let mut reach = (0, 0);
+        for (needle, id) in list.iter().zip(0..) {
+            let (from_key, tokens) = best(needle);
+            let distance = usize::from(from_key.unsigned_abs());
+            match from_key < 0 {
+                true => reach.0 = distance.max(reach.0),
+                false => reach.1 = distance.max(reach.1),
+            }
+            let place = Use {
+                needle: id,
+                from_key,
+            };
+            grams.extend(spellings(&tokens).into_iter().map(|gram| (gram, place)));
+        }
+        let wanted = grams.len() * BITS_PER_GRAM;
+        let fits = |bits: &u32| 1 << bits >= wanted;
+        let bits = SIZES.into_iter().find(fits).unwrap_or(SIZES[2]);
+        let bucket_bits = grams.len().next_power_of_two().ilog2().clamp(1, 16);
+        let mut bitmap = vec![0u64; 1 << (bits - 6)];
+        for (gram, _) in &grams {
+            let at = hash(*gram, bits);
+            bitmap[at >> 6] |= 1 << (at & 63);
+        }
+        let mut uses: Vec<(usize, Use)> = grams
+            .into_iter()
+            .map(|(gram, place)| (hash(gram, bucket_bits), place))
+            .collect();
+        uses.sort_unstable();
+        // Spellings that share a bucket would report a place twice.
+        uses.dedup();
+        let mut buckets = vec![0u32; (1 << bucket_bits) + 1];
+        for (bucket, _) in &uses {
+            buckets[bucket + 1] += 1;
+        }
+        let mut before = 0;
+        for bucket in &mut buckets {
+            before += *bucket;
+            *bucket = before;
+        }
+        Self {
+            bitmap: bitmap.into(),
+            bits,
+            buckets: buckets.into(),
+            bucket_bits,
+            uses: uses.into_iter().map(|(_, place)| place).collect(),
+            reach,
+        }
+    }
+
+    /// Reports needles whose key may be in `from..to`, and where.
+    pub(crate) fn scan(
+        &self,
+        data: &[u8],
+        from: usize,
+        to: usize,
+        on_spot: &mut dyn FnMut(u32, usize) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        match self.bits {
+            15 => self.scan_sized::<0x200, 15>(data, from, to, on_spot),
+            18 => self.scan_sized::<0x1000, 18>(data, from, to, on_spot),
+            21 => self.scan_sized::<0x8000, 21>(data, from, to, on_spot),
+            // Nothing to find.
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
+    /// All sizes are constants here, so that the compiler can drop the bounds checks.
+    fn scan_sized<const WORDS: usize, const BITS: u32>(
+        &self,
+        data: &[u8],
+        from: usize,
+        to: usize,
+        on_spot: &mut dyn FnMut(u32, usize) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let Some(bitmap) = self.bitmap.first_chunk::<WORDS>() else {
+            unreachable!("bitmaps are as large as SIZES say");
+        };
+        let keys = from..to.min(data.len());
+        let mut base = from.saturating_sub(self.reach.0);
+        let end = keys.end.saturating_add(self.reach.1).min(data.len());
+        while base < end {
+            let rest = &data[base..];
+            let mut looks = match rest.first_chunk::<WINDOW>() {
+                Some(window) => look::<WORDS, BITS>(bitmap, window),
+                None => {
+                    let mut padded = [0; WINDOW];
+                    padded[..rest.len()].copy_from_slice(rest);
+                    look::<WORDS, BITS>(bitmap, &padded)
+                }
+            };
+            if end - base < LOOKS {
+                looks &= (1 << (end - base)) - 1;
+            }
+            while looks != 0 {
+                let at = base + looks.trailing_zeros() as usize;
+                looks &= looks - 1;
+                self.resolve(data, at, &keys, on_spot)?;
+            }
+            base += LOOKS;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn resolve(
+        &self,
+        data: &[u8],
+        at: usize,
+        keys: &std::ops::Range<usize>,
+        on_spot: &mut dyn FnMut(u32, usize) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let byte = |n: usize| u32::from(data.get(at + n).copied().unwrap_or(0));
+        let gram = byte(0) | byte(1) << 8 | byte(2) << 16;
+        let bucket = hash(gram, self.bucket_bits);
+        let first = self.buckets[bucket] as usize;
+        let end = self.buckets[bucket + 1] as usize;
+        for place in &self.uses[first..end] {
+            let key = at.checked_add_signed(-isize::from(place.from_key));
+            if let Some(key) = key.filter(|key| keys.contains(key)) {
+                on_spot(place.needle, key)?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Looks at every position of a window: bit n is set if there may be a gram at n.
+#[inline(always)]
+fn look<const WORDS: usize, const BITS: u32>(bitmap: &[u64; WORDS], window: &[u8; WINDOW]) -> u64 {
+    let mut looks = 0;
+    for at in (0..LOOKS).rev() {
+        let bytes = [window[at], window[at + 1], window[at + 2], window[at + 3]];
+        let found = hash(u32::from_le_bytes(bytes), BITS);
+        looks = looks << 1 | bitmap[found >> 6] >> (found & 63) & 1;
+    }
+    looks
+}
+
+/// Of the lower three bytes.
+#[inline(always)]
+fn hash(gram: u32, bits: u32) -> usize {
+    ((gram << 8).wrapping_mul(FACTOR) >> (32 - bits)) as usize
+}
+
+/// The rarest three bytes at a fixed distance from the key. Where there are but two, any byte may
+/// follow.
+fn best(needle: &Needle) -> (i16, [Token; WIDTH]) {
+    let is_byte = |token: &Token| matches!(token, Token::Byte { .. });
+    let tokens = needle.tokens.as_slice();
+    let behind = tokens.iter().skip(needle.key).take_while(|t| is_byte(t));
+    let before = tokens.iter().take(needle.key).rev();
+    let before = before.take_while(|t| is_byte(t)).count();
+    let first = needle.key - before;
+    let run = tokens
+        .get(first..needle.key + behind.count())
+        .unwrap_or_default();
+    let grams = run.windows(WIDTH).zip(first..).filter_map(|(gram, at)| {
+        let gram: [Token; WIDTH] = gram.try_into().ok()?;
+        let loose = gram.iter().map(loose).sum::<u32>();
+        let score = rarity(&gram.map(value)) - 4 * loose as i32;
+        (loose <= LOOSE_MAX).then_some((score, at, gram))
+    });
+    let from_key = |at: usize| at as i16 - needle.key as i16;
+    match grams.max_by_key(|(score, ..)| *score) {
+        Some((_, at, gram)) => (from_key(at), gram),
+        None => {
+            const ANY: Token = Token::Byte { value: 0, mask: 0 };
+            let token = |n: usize| tokens.get(needle.key + n).copied().unwrap_or(ANY);
+            (0, [token(0), token(1), ANY])
+        }
+    }
+}
+
+fn value(token: Token) -> u8 {
+    match token {
+        Token::Byte { value, .. } => value,
+        Token::Gap { .. } => 0,
+    }
+}
+
+/// Bits that are not known.
+fn loose(token: &Token) -> u32 {
+    match token {
+        Token::Byte { mask, .. } => mask.count_zeros(),
+        Token::Gap { .. } => u8::BITS,
+    }
+}
+
+/// All grams that the tokens allow.
+fn spellings(tokens: &[Token; WIDTH]) -> Vec<u32> {
+    let mut grams = vec![0];
+    for (token, shift) in tokens.iter().zip([0, 8, 16]) {
+        let bytes: Vec<u8> = match *token {
+            Token::Byte { value, mask } => (0..=255).filter(|b| b & mask == value).collect(),
+            Token::Gap { .. } => (0..=255).collect(),
+        };
+        grams = grams
+            .iter()
+            .flat_map(|gram| bytes.iter().map(move |b| gram | u32::from(*b) << shift))
+            .collect();
+    }
+    grams
+}
