@@ -206,6 +206,40 @@ impl Portable {
         self.parts.as_ref()
     }
 
+    /// Fields that conditions compare with numbers, as far as the module was asked already;
+    /// `None`: undefined.
+    pub(crate) fn numbers(&self) -> Vec<(&'static str, Option<i64>)> {
+        let Some(Parts { rest: pe, .. }) = &self.parts else {
+            return Vec::new();
+        };
+        let overlay = pe.overlay.as_ref();
+        vec![
+            ("timestamp", pe.timestamp.map(i64::from)),
+            ("characteristics", pe.characteristics.map(i64::from)),
+            ("checksum", pe.checksum.map(i64::from)),
+            ("entry_point", pe.entry_point.map(i64::from)),
+            ("number_of_sections", pe.number_of_sections.map(i64::from)),
+            ("number_of_resources", pe.number_of_resources),
+            ("number_of_exports", pe.number_of_exports),
+            ("number_of_imports", pe.number_of_imports),
+            ("number_of_version_infos", pe.number_of_version_infos),
+            ("overlay.offset", overlay.and_then(|o| o.offset)),
+            ("overlay.size", overlay.and_then(|o| o.size)),
+        ]
+    }
+
+    /// The module was asked.
+    pub(crate) fn is_read(&self) -> bool {
+        self.parts.is_some()
+    }
+
+    /// Asks the module, if the file is for it.
+    pub(crate) fn read(&mut self, bytes: &[u8]) {
+        if bytes.starts_with(b"MZ") {
+            self.parts(bytes);
+        }
+    }
+
     /// What `pe.imphash()` is for these bytes; `None`: undefined.
     pub(crate) fn import_hash(&mut self, bytes: &[u8]) -> Option<&str> {
         if self.import_hash.is_none() {

@@ -75,6 +75,8 @@ pub(crate) struct Evaluation<'a> {
     pub(crate) presence: &'a dyn Fn(usize) -> Presence,
     /// What YARA-X said of a probe: true, or false or undefined.
     pub(crate) probe: &'a dyn Fn(usize) -> Option<bool>,
+    /// Fields of the PE module by their names; `None`: not told, `Some(None)`: undefined.
+    pub(crate) number: &'a dyn Fn(&str) -> Option<Option<i64>>,
     pub(crate) depth: Cell<u32>,
 }
 
@@ -130,7 +132,10 @@ impl Evaluation<'_> {
             Expr::Module { kind, .. } if *kind == ModuleItem::Signatures && self.is_unsigned() => {
                 Value::Falsy
             }
-            Expr::Module { module, kind } => self.module(module, *kind),
+            Expr::Module { module, path, kind } => match self.module(module, *kind) {
+                Value::Unknown if module == "pe" => self.number(path),
+                value => value,
+            },
             Expr::Call { module, .. } => self.module(module, ModuleItem::Field),
             Expr::Needing(index, _) if self.presence_of(*index, scope) == Presence::Absent => {
                 Value::Falsy
@@ -262,6 +267,14 @@ impl Evaluation<'_> {
 
     /// Whether a pattern matches, there where it is asked for.
     pub(crate) fn matched(&self, index: usize, anchor: &Anchor, scope: Scope) -> Truth {
+        // A look at one place before a search.
+        if let Anchor::At(at) = anchor
+            && let Value::Int(at, end) = self.value(at, scope)
+            && at == end
+            && self.matched_at(index, at, scope) == Truth::False
+        {
+            return Truth::False;
+        }
         let presence = self.presence_of(index, scope);
         if presence == Presence::Absent {
             return Truth::False;
@@ -352,6 +365,15 @@ impl Evaluation<'_> {
             ModuleItem::Constant => Value::Unknown,
             _ if self.is_foreign(module) => Value::Falsy,
             ModuleItem::Field | ModuleItem::Flag | ModuleItem::Signatures => Value::Unknown,
+        }
+    }
+
+    /// A field of the PE module.
+    fn number(&self, path: &str) -> Value {
+        match (self.number)(path) {
+            Some(Some(number)) => Value::Int(number, number),
+            Some(None) => Value::Undefined,
+            None => Value::Unknown,
         }
     }
 

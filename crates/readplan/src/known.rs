@@ -80,6 +80,8 @@ pub struct Hits {
     side: Side,
     /// By pattern: what a close look at the content found.
     looked: RefCell<FxHashMap<usize, Presence>>,
+    /// What the PE module told: fields by their names, `None`: undefined.
+    numbers: RefCell<FxHashMap<&'static str, Option<i64>>>,
     /// The close look has begun.
     glanced: Cell<bool>,
 }
@@ -119,7 +121,17 @@ impl Hits {
     pub fn clear(&mut self) {
         self.by_literal.clear();
         self.looked.get_mut().clear();
+        self.numbers.get_mut().clear();
         self.glanced.set(false);
+    }
+
+    /// Notes what YARA-X's PE module says of a field of this file; `None`: it is undefined.
+    pub fn tell_number(&self, field: &'static str, value: Option<i64>) {
+        self.numbers.borrow_mut().insert(field, value);
+    }
+
+    pub(crate) fn number(&self, field: &str) -> Option<Option<i64>> {
+        self.numbers.borrow().get(field).copied()
     }
 
     /// Notes that the close look begins; whether it had already.

@@ -137,6 +137,7 @@ impl Plan {
             bytes: known.bytes,
             presence,
             probe,
+            number: &|path| known.hits.number(path),
             depth: Cell::new(0),
         })
     }
@@ -172,6 +173,7 @@ impl Plan {
             bytes: &Nothing,
             presence,
             probe: &|_| probe,
+            number: &|_| None,
             depth: Cell::new(0),
         };
         evaluation.rule(rule)
