@@ -327,7 +327,9 @@ fn without_extension(library: &str) -> &str {
         end.eq_ignore_ascii_case(extension).then_some(start)
     };
     let end = [".dll", ".sys", ".ocx"].iter().find_map(ends);
-    library.get(..end.unwrap_or(library.len())).unwrap_or(library)
+    library
+        .get(..end.unwrap_or(library.len()))
+        .unwrap_or(library)
 }
 
 #[cfg(test)]

@@ -230,12 +230,15 @@ impl Needles {
         if self.list.is_empty() {
             return ControlFlow::Continue(());
         }
-        self.spots.scan(data, from, to, &mut |id, at| {
-            match self.list[id as usize].is_at(data, at) {
+        self.spots.scan(
+            data,
+            from,
+            to,
+            &mut |id, at| match self.list[id as usize].is_at(data, at) {
                 true => on_hit(id, at),
                 false => ControlFlow::Continue(()),
-            }
-        })
+            },
+        )
     }
 
     /// The set for storage and transport.
@@ -395,6 +398,55 @@ mod tests {
                 expected,
                 "{tokens:?} {data:?}"
             );
+        }
+    }
+
+    /// Long data, several needles, bytes of which not all bits count; each place just once.
+    #[test]
+    fn every_place_in_a_window_is_told_once() {
+        let mut state = 7u64;
+        let mut random = |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) % below
+        };
+        for _ in 0..400 {
+            let mut list = Vec::new();
+            for _ in 0..1 + random(12) {
+                let tokens = (0..2 + random(5)).map(|_| match random(8) {
+                    0 => gap(random(2) as u8, 1 + random(3) as u8),
+                    1 => Token::Byte {
+                        value: b'A',
+                        mask: 0xdf,
+                    },
+                    _ => byte(b'a' + random(4) as u8),
+                });
+                let tokens: Vec<Token> = tokens.collect();
+                let key = random(tokens.len() as u64) as usize;
+                list.extend(Needle::new(tokens, key));
+            }
+            let letters = b"abcdA";
+            let data: Vec<u8> = (0..random(700))
+                .map(|_| letters[random(5) as usize])
+                .collect();
+            let from = random(data.len() as u64 + 1) as usize;
+            let to = from + random((data.len() - from) as u64 + 1) as usize;
+            let mut expected = Vec::new();
+            for (needle, id) in list.iter().zip(0..) {
+                let there = (from..to.min(data.len().saturating_sub(1)))
+                    .filter(|at| needle.is_at(&data, *at));
+                expected.extend(there.map(|at| (id, at)));
+            }
+            let needles = Needles::build(list).unwrap();
+            let mut found = Vec::new();
+            let _ = needles.scan(&data, from, to, &mut |id, at| {
+                found.push((id, at));
+                ControlFlow::Continue(())
+            });
+            found.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(found, expected);
         }
     }
 

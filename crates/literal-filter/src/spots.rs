@@ -1,6 +1,8 @@
 //! Where needles may be: three bytes of each, looked up at every position.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
+
+use byte_sets::{ByteSets, Sets};
 
 use crate::grams::rarity;
 use crate::needles::{Needle, Token};
@@ -20,6 +22,13 @@ const SIZES: [u32; 3] = [15, 18, 21];
 const BITS_PER_GRAM: usize = 32;
 const FACTOR: u32 = 0x9e37_79b1;
 
+/// Triples of sets of bytes, into which grams are put.
+const TRIPLES: usize = 8;
+/// Words of looks at once.
+const WORDS_MAX: usize = 64;
+/// Sets of bytes are looked for first if at most one position in so many has some.
+const SETS_RARE: f64 = 24.0;
+
 /// Finds places by grams.
 #[derive(Debug, Default)]
 pub(crate) struct Spots {
@@ -31,6 +40,8 @@ pub(crate) struct Spots {
     bucket_bits: u32,
     /// In the order of the hashes.
     uses: Box<[Use]>,
+    /// Finds most positions without a gram; `None`: no instructions for it, or too many grams.
+    sets: Option<ByteSets>,
     /// How far before and behind their keys grams start, at most.
     reach: (usize, usize),
 }
@@ -45,6 +56,7 @@ struct Use {
 impl Spots {
     pub(crate) fn build(list: &[Needle]) -> Self {
         let mut grams: Vec<(u32, Use)> = Vec::new();
+        let mut all = Vec::new();
         let mut reach = (0, 0);
         for (needle, id) in list.iter().zip(0..) {
             let (from_key, tokens) = best(needle);
@@ -57,6 +69,7 @@ impl Spots {
                 needle: id,
                 from_key,
             };
+            all.push(tokens);
             grams.extend(spellings(&tokens).into_iter().map(|gram| (gram, place)));
         }
         let wanted = grams.len() * BITS_PER_GRAM;
@@ -90,6 +103,7 @@ impl Spots {
             buckets: buckets.into(),
             bucket_bits,
             uses: uses.into_iter().map(|(_, place)| place).collect(),
+            sets: sets(all),
             reach,
         }
     }
@@ -125,6 +139,27 @@ impl Spots {
         let keys = from..to.min(data.len());
         let mut base = from.saturating_sub(self.reach.0);
         let end = keys.end.saturating_add(self.reach.1).min(data.len());
+        if let Some(sets) = &self.sets {
+            let mut words = [0; WORDS_MAX];
+            loop {
+                let count = sets.look(&data[base.min(end)..end], &mut words);
+                for (word, first) in words[..count].iter().zip((base..).step_by(LOOKS)) {
+                    let mut looks = *word;
+                    while looks != 0 {
+                        let at = first + looks.trailing_zeros() as usize;
+                        looks &= looks - 1;
+                        let found = hash(gram_of(data, at), BITS);
+                        if bitmap[found >> 6] >> (found & 63) & 1 != 0 {
+                            self.resolve(data, at, &keys, on_spot)?;
+                        }
+                    }
+                }
+                base += LOOKS * count;
+                if count == 0 {
+                    break;
+                }
+            }
+        }
         while base < end {
             let rest = &data[base..];
             let mut looks = match rest.first_chunk::<WINDOW>() {
@@ -152,12 +187,10 @@ impl Spots {
         &self,
         data: &[u8],
         at: usize,
-        keys: &std::ops::Range<usize>,
+        keys: &Range<usize>,
         on_spot: &mut dyn FnMut(u32, usize) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let byte = |n: usize| u32::from(data.get(at + n).copied().unwrap_or(0));
-        let gram = byte(0) | byte(1) << 8 | byte(2) << 16;
-        let bucket = hash(gram, self.bucket_bits);
+        let bucket = hash(gram_of(data, at), self.bucket_bits);
         let first = self.buckets[bucket] as usize;
         let end = self.buckets[bucket + 1] as usize;
         for place in &self.uses[first..end] {
@@ -167,6 +200,42 @@ impl Spots {
             }
         }
         ControlFlow::Continue(())
+    }
+}
+
+/// The bytes at a place, zeros where the data ends.
+fn gram_of(data: &[u8], at: usize) -> u32 {
+    let byte = |n: usize| u32::from(data.get(at + n).copied().unwrap_or(0));
+    byte(0) | byte(1) << 8 | byte(2) << 16
+}
+
+/// Grams in triples of sets, those that are alike together; `None`: they are met too often.
+fn sets(mut all: Vec<[Token; WIDTH]>) -> Option<ByteSets> {
+    all.sort_by_key(|tokens| tokens.map(|token| (loose(&token), value(token))));
+    let mut sets: Sets = [[0; 256]; WIDTH];
+    let mut share = 0.0;
+    for (triple, tokens) in all.chunks(all.len().div_ceil(TRIPLES).max(1)).enumerate() {
+        let mut of_triple = 1.0;
+        for (set, at) in sets.iter_mut().zip(0..) {
+            for byte in 0..=255u8 {
+                if tokens.iter().any(|gram| allows(gram[at], byte)) {
+                    set[usize::from(byte)] |= 1 << triple;
+                }
+            }
+            let members = (0..=255u8).filter(|byte| set[usize::from(*byte)] >> triple & 1 != 0);
+            // Folded bytes: two share what is measured.
+            let shares = members.map(|byte| (f64::from(rarity(&[byte])) / -4.0).exp2() / 2.0);
+            of_triple *= shares.sum::<f64>().min(1.0);
+        }
+        share += of_triple;
+    }
+    (share * SETS_RARE <= 1.0).then(|| ByteSets::new(sets))?
+}
+
+fn allows(token: Token, byte: u8) -> bool {
+    match token {
+        Token::Byte { value, mask } => byte & mask == value,
+        Token::Gap { .. } => true,
     }
 }
 
@@ -236,14 +305,51 @@ fn loose(token: &Token) -> u32 {
 fn spellings(tokens: &[Token; WIDTH]) -> Vec<u32> {
     let mut grams = vec![0];
     for (token, shift) in tokens.iter().zip([0, 8, 16]) {
-        let bytes: Vec<u8> = match *token {
-            Token::Byte { value, mask } => (0..=255).filter(|b| b & mask == value).collect(),
-            Token::Gap { .. } => (0..=255).collect(),
-        };
+        let bytes: Vec<u8> = (0..=255).filter(|b| allows(*token, *b)).collect();
         grams = grams
             .iter()
             .flat_map(|gram| bytes.iter().map(move |b| gram | u32::from(*b) << shift))
             .collect();
     }
     grams
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With sets of bytes and without the same places are told.
+    #[test]
+    fn sets_change_nothing() {
+        let byte = |value| Token::Byte { value, mask: 0xff };
+        let gap = Token::Gap { least: 0, most: 3 };
+        let list: Vec<Needle> = [
+            vec![byte(b'q'), byte(b'#'), byte(0x91)],
+            vec![byte(b'q'), byte(b'#')],
+            vec![byte(0x91), byte(b'Z'), gap, byte(b'q'), byte(b'x')],
+        ]
+        .map(|tokens| Needle::new(tokens, 0).expect("a needle"))
+        .into();
+        let mut spots = Spots::build(&list);
+        let mut data = vec![b'.'; 10_000];
+        for at in [0, 60, 63, 64, 127, 4095, 4096, 9990, 9997] {
+            data[at..at + 3].copy_from_slice(b"q#\x91");
+        }
+        data.extend(b"q#");
+        let places = |spots: &Spots, from, to| {
+            let mut found = Vec::new();
+            let _ = spots.scan(&data, from, to, &mut |id, at| {
+                found.push((id, at));
+                ControlFlow::Continue(())
+            });
+            found.sort_unstable();
+            found
+        };
+        let ranges = [(0, data.len()), (60, 4097), (64, 65), (9990, 10_002)];
+        let fast = ranges.map(|(from, to)| places(&spots, from, to));
+        assert!(fast[0].contains(&(0, 4095)) && fast[0].contains(&(1, 10_000)));
+        spots.sets = None;
+        let slow = ranges.map(|(from, to)| places(&spots, from, to));
+        assert_eq!(fast, slow);
+    }
 }

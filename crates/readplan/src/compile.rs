@@ -362,7 +362,9 @@ impl Building {
         let patterns = rule.patterns.as_deref().unwrap_or_default();
         let infos: Vec<_> = patterns.iter().map(pattern::analyse).collect();
         let slow = infos.iter().map(|info| info.verifier.is_some()).collect();
-        let entries = infos.into_iter().map(|info| PatternEntry { info, rule: id });
+        let entries = infos
+            .into_iter()
+            .map(|info| PatternEntry { info, rule: id });
         self.patterns.extend(entries);
         self.note_references(&rule.condition, id, file);
         let by_name = &self.by_name;

@@ -88,14 +88,13 @@ mod tests {
         let glance = Glance::of(infos.iter().enumerate()).expect("a glance");
         let check = |content: &[u8], expected: &[(usize, Presence)]| {
             let mut told = Vec::new();
-            glance.look(content, &mut |pattern, presence| told.push((pattern, presence)));
+            glance.look(content, &mut |pattern, presence| {
+                told.push((pattern, presence))
+            });
             assert_eq!(told, expected);
         };
         let (here, absent) = (Presence::Present(None), Presence::Absent);
-        check(
-            b"...q#\x91\x92zQ...",
-            &[(0, here), (2, here), (3, absent)],
-        );
+        check(b"...q#\x91\x92zQ...", &[(0, here), (2, here), (3, absent)]);
         check(b"", &[0, 1, 2, 3].map(|pattern| (pattern, absent)));
     }
 }
