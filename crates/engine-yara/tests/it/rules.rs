@@ -41,7 +41,7 @@ rule defined_at { condition: defined uint32(60) and uint8(0) == 0x4d }
 rule imported { condition: pe.imphash() == "0bcaae01d770bd9b10b6e4c87af205b8" }
 rule imported_loudly { strings: $a = "nr3" condition: $a or pe.imphash() == "0BCAAE01D770BD9B10B6E4C87AF205B8" }
 rule sectioned { strings: $a = "number one" condition: $a or pe.section_index(".lazaret") >= 0 }
-rule not_sectioned { strings: $a = "number one" condition: $a and not pe.section_index(".another") >= 0 }
+rule not_sectioned { strings: $a = "number one" condition: $a and not pe.section_index(".lazaret") >= 1 }
 rule overlaid { strings: $a = { 6e 75 } condition: $a at pe.overlay.offset and pe.overlay.size > 5 }
 rule numbered { condition: pe.number_of_sections == 1 and pe.timestamp > 1000 }
 rule exported { strings: $a = "nr3" condition: $a or pe.exports("number two") }
@@ -131,8 +131,8 @@ fn program() -> Vec<u8> {
 pub(crate) fn contents() -> impl Strategy<Value = Vec<u8>> {
     let parts = prop::collection::vec(select(&FRAGMENTS[..]), 0..12);
     let change = prop::option::weighted(0.3, (any::<prop::sample::Index>(), any::<u8>()));
-    let program = prop::bool::weighted(0.2);
-    (program, parts, change).prop_map(|(is_program, parts, change)| {
+    let is_program = prop::bool::weighted(0.2);
+    (is_program, parts, change).prop_map(|(is_program, parts, change)| {
         let mut bytes = if is_program { program() } else { Vec::new() };
         bytes.extend(parts.concat());
         if let Some((at, byte)) = change.filter(|_| !bytes.is_empty()) {
