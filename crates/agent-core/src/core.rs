@@ -139,11 +139,13 @@ impl Core {
                 in_flight_max,
             } => {
                 self.link_lost(now, actions);
-                self.set_policy(policy, actions);
-                self.set_generation(generation, actions);
-                self.in_flight_max = self.limits.in_flight_max.min(in_flight_max.max(1));
-                self.link = Link::Up;
+                self.link_up(generation, policy, in_flight_max, actions);
             }
+            Input::LinkMoved {
+                generation,
+                policy,
+                in_flight_max,
+            } => self.link_up(generation, policy, in_flight_max, actions),
             Input::LinkDown => self.link_lost(now, actions),
             Input::AllowlistChanged => self.allowlist_changed(actions),
             Input::Recalled { digests } => self.recalled(digests, actions),
@@ -307,6 +309,19 @@ impl Core {
         for job in self.jobs.values_mut() {
             job.stale = true;
         }
+    }
+
+    fn link_up(
+        &mut self,
+        generation: Generation,
+        policy: Policy,
+        in_flight_max: usize,
+        actions: &mut Vec<Action>,
+    ) {
+        self.set_policy(policy, actions);
+        self.set_generation(generation, actions);
+        self.in_flight_max = self.limits.in_flight_max.min(in_flight_max.max(1));
+        self.link = Link::Up;
     }
 
     fn link_lost(&mut self, now: Duration, actions: &mut Vec<Action>) {

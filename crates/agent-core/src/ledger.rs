@@ -134,6 +134,13 @@ impl Ledger {
         paths
     }
 
+    /// When the next file may be judged again; `None`: none waits for that.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Duration> {
+        let waiting = self.entries.values().filter(|entry| !entry.under_way);
+        waiting.map(|entry| entry.not_before).min()
+    }
+
     /// Files under way.
     #[must_use]
     pub fn under_way(&self) -> usize {
@@ -295,6 +302,7 @@ mod tests {
         assert!(ledger.due(NOW, 5).is_empty(), "it is under way");
         ledger.unpaid(b"/a\n", NOW);
         assert!(ledger.due(NOW, 5).is_empty(), "it rests");
+        assert_eq!(ledger.next_due(), Some(NOW + PAUSE_MIN));
         ledger.forgive(NOW);
         assert_eq!(ledger.due(NOW, 5).len(), 1);
         assert!(ledger.paid(b"/a\n", &mut lines));

@@ -35,11 +35,34 @@ pub struct AgentConfig {
 }
 
 /// Whom to ask.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Appliance {
     /// Appliances as host:port, best first. Empty: those named at enrolment.
     pub addresses: Vec<String>,
+    /// Follow the lists that the fleet's placer sends; those above are then the last resort.
+    /// Unset: only where none are configured above.
+    pub follow_lists: Option<bool>,
+    /// How often the appliances of such a list are measured, in seconds. 0: never.
+    pub measure_s: u64,
+}
+
+impl Appliance {
+    /// Whether the placer's lists are followed.
+    #[must_use]
+    pub fn follows_lists(&self) -> bool {
+        self.follow_lists.unwrap_or(self.addresses.is_empty())
+    }
+}
+
+impl Default for Appliance {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            follow_lists: None,
+            measure_s: 60,
+        }
+    }
 }
 
 /// What is guarded.

@@ -7,6 +7,7 @@
 
 mod agent;
 mod allow;
+mod bell;
 mod books;
 pub mod cli;
 mod config;
@@ -18,10 +19,12 @@ mod guard;
 mod keeper;
 mod metrics;
 mod orders;
+mod placed;
 pub mod scan;
 mod session;
 mod status;
 mod transfer;
+mod unguarded;
 
 pub use agent::{Agent, GateFailed, StartError};
 pub use config::{

@@ -32,6 +32,7 @@ pub(crate) struct Session {
     orders: Sender<v1::Order>,
     renewed: Sender<v1::Renewed>,
     peer: Arc<Mutex<Peer>>,
+    follows_lists: bool,
 }
 
 impl Session {
@@ -40,12 +41,14 @@ impl Session {
         orders: Sender<v1::Order>,
         renewed: Sender<v1::Renewed>,
         peer: Arc<Mutex<Peer>>,
+        follows_lists: bool,
     ) -> Self {
         Self {
             gate,
             orders,
             renewed,
             peer,
+            follows_lists,
         }
     }
 
@@ -166,20 +169,32 @@ fn verdict_of(message: Option<v1::Verdict>) -> Verdict {
     }
 }
 
-fn link_up(welcome: &v1::Welcome) -> Result<Input, String> {
+/// What a Welcome says that the gate needs.
+struct Terms {
+    generation: Generation,
+    policy: Policy,
+    in_flight_max: usize,
+}
+
+fn terms_of(welcome: &v1::Welcome) -> Result<Terms, String> {
     let generation = Generation::from_slice(&welcome.generation);
     let policy = welcome.policy.clone().ok_or("policy is not set")?;
-    Ok(Input::LinkUp {
+    Ok(Terms {
         generation: generation.ok_or("generation is not valid")?,
         policy: Policy::try_from(policy).map_err(|error| error.to_string())?,
         in_flight_max: usize::try_from(welcome.in_flight_max).unwrap_or(usize::MAX),
     })
 }
 
-impl Handler for Session {
-    fn up(&self, welcome: &v1::Welcome) {
-        let input = match link_up(welcome) {
-            Ok(input) => input,
+impl Session {
+    /// Begins with an appliance; `is_move`: the one before still answers what it was asked.
+    fn begin(&self, welcome: &v1::Welcome, is_move: bool) {
+        let Terms {
+            generation,
+            policy,
+            in_flight_max,
+        } = match terms_of(welcome) {
+            Ok(terms) => terms,
             Err(problem) => {
                 // Without its policy nothing it says can be acted on.
                 tracing::error!(problem, "the appliance's welcome cannot be used");
@@ -187,26 +202,75 @@ impl Handler for Session {
                 return;
             }
         };
-        let Input::LinkUp { generation, .. } = &input else {
-            return;
-        };
-        let generation = generation.to_string();
         let appliance = escape(welcome.appliance.as_bytes()).to_string();
         self.gate.books.forgive(self.gate.now());
-        self.gate.input(input);
-        tracing::info!(appliance, generation, "link is up");
+        if is_move {
+            self.gate.delivery_lost();
+            self.gate.input(Input::LinkMoved {
+                generation,
+                policy,
+                in_flight_max,
+            });
+            tracing::info!(appliance, %generation, "moved to another appliance");
+        } else {
+            self.gate.input(Input::LinkUp {
+                generation,
+                policy,
+                in_flight_max,
+            });
+            tracing::info!(appliance, %generation, "link is up");
+        }
+        self.gate.bell.ring();
         self.change_peer(|peer| {
             *peer = Peer {
                 appliance,
-                generation,
+                generation: generation.to_string(),
                 trouble: String::new(),
             };
         });
     }
 
+    fn place(&self, placement: &v1::Placement) {
+        let Some(client) = self.gate.client().filter(|_| self.follows_lists) else {
+            return;
+        };
+        match client.set_route(placement.epoch, &placement.appliances) {
+            Ok(()) => {
+                // It is to be written down.
+                self.gate.bell.ring();
+                tracing::info!(
+                    epoch = placement.epoch,
+                    appliances = placement.appliances.join(" "),
+                    "another list of appliances"
+                );
+            }
+            Err(refused) => {
+                self.gate.tally.lists_refused.add(1);
+                tracing::debug!(%refused, "a list of appliances was refused");
+            }
+        }
+    }
+}
+
+impl Handler for Session {
+    fn up(&self, welcome: &v1::Welcome) {
+        self.begin(welcome, false);
+    }
+
+    fn moved(&self, welcome: &v1::Welcome) {
+        self.begin(welcome, true);
+    }
+
+    fn lost(&self, request_ids: &[u64]) {
+        for request_id in request_ids.iter().copied() {
+            self.gate.input(Input::NotSent { request_id });
+        }
+    }
+
     fn down(&self, why: &str) {
         self.gate.input(Input::LinkDown);
         self.gate.delivery_lost();
+        self.gate.bell.ring();
         let why = escape(why.as_bytes()).to_string();
         tracing::warn!(why, "link is down");
         self.change_peer(|peer| peer.trouble = why);
@@ -239,9 +303,11 @@ impl Handler for Session {
             Some(Body::AllowlistOffers(offers)) => self.gate.offered(offers),
             Some(Body::AllowlistPart(part)) => self.gate.part(&part),
             Some(Body::Order(order)) => self.order(order),
+            Some(Body::Placement(placement)) => self.place(&placement),
             Some(Body::Renewed(renewed)) => {
                 // A second answer to one question is none.
                 let _ = self.renewed.try_send(renewed);
+                self.gate.bell.ring();
             }
             _ => {}
         }
@@ -264,6 +330,6 @@ mod tests {
             let verdict = verdict_of(message);
             assert!(matches!(verdict.outcome, Outcome::Error { .. }));
         }
-        assert!(link_up(&v1::Welcome::default()).is_err());
+        assert!(terms_of(&v1::Welcome::default()).is_err());
     }
 }

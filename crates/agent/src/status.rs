@@ -1,6 +1,7 @@
 //! What the agent says of itself, and how a person reads it.
 
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -40,6 +41,8 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
     let ledger = gate.books.totals();
     let link = gate.client().map(link::client::Client::stats);
     let link = link.unwrap_or_default();
+    let route = gate.client().map(link::client::Client::route);
+    let connected_to = gate.client().and_then(link::client::Client::connected_to);
     let counters = &snapshot.counters;
     let (lists, recalled) = gate.allowlists();
     let lists = lists.iter().map(|list| {
@@ -50,10 +53,34 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
             "revoked": list.revoked,
         })
     });
+    let supervisor = gate.worker().map(|worker| {
+        let tally = worker.tally();
+        json!({
+            "pid": worker.supervisor_pid(),
+            "worker_pid": std::process::id(),
+            "answered": tally.answered,
+            "worker_starts": tally.worker_starts,
+            "worker_hangs": tally.worker_hangs,
+            "takeovers": tally.takeovers,
+        })
+    });
+    let gap = &gate.gap;
     json!({
+        "supervisor": supervisor,
+        "unguarded": {
+            "from_ms": gap.from_ms.load(Ordering::Relaxed),
+            "length_ms": gap.length_ms(),
+            "files": gap.files.load(Ordering::Relaxed),
+            "swept": gap.is_swept.load(Ordering::Relaxed),
+        },
         "version": env!("CARGO_PKG_VERSION"),
         "link": if snapshot.link_up { "up" } else { "down" },
         "appliance": peer.appliance,
+        "connected_to": connected_to,
+        "placement": route.map(|route| json!({
+            "epoch": route.epoch(), "appliances": route.appliances(),
+        })),
+        "moves": link.moves,
         "generation": peer.generation,
         "trouble": peer.trouble,
         "bytes_sent": link.bytes_sent,
@@ -128,6 +155,24 @@ pub(crate) fn render(status: &Value) -> String {
         number("/cache/hits"),
         number("/cache/misses")
     );
+    if number("/supervisor/pid") > 0 {
+        let _ = writeln!(
+            out,
+            "supervisor process {}, {} workers started, {} hung, {} opens answered by it",
+            number("/supervisor/pid"),
+            number("/supervisor/worker_starts"),
+            number("/supervisor/worker_hangs"),
+            number("/supervisor/answered")
+        );
+    }
+    if number("/unguarded/from_ms") > 0 {
+        let _ = writeln!(
+            out,
+            "unguarded  for {} ms; {} files touched in it are judged",
+            number("/unguarded/length_ms"),
+            number("/unguarded/files")
+        );
+    }
     let _ = writeln!(
         out,
         "kernel     {} verdicts stand, {} taken down by writers, {} not placed",

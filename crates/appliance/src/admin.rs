@@ -72,6 +72,11 @@ pub type Reload = dyn Fn() -> Pin<Box<dyn Future<Output = Result<model::Generati
     + Send
     + Sync;
 
+/// What answers questions about the fleet: the controller.
+pub type FleetDesk = dyn Fn(v1::FleetRequest) -> Pin<Box<dyn Future<Output = Result<v1::FleetReply, String>> + Send>>
+    + Send
+    + Sync;
+
 /// The socket; it goes when this is dropped.
 pub struct AdminServer {
     path: PathBuf,
@@ -90,6 +95,7 @@ impl Drop for AdminServer {
 struct Server {
     appliance: Arc<Appliance>,
     reload: Arc<Reload>,
+    fleet: Arc<FleetDesk>,
 }
 
 impl AdminServer {
@@ -102,6 +108,7 @@ impl AdminServer {
         path: &Path,
         appliance: Arc<Appliance>,
         reload: Arc<Reload>,
+        fleet: Arc<FleetDesk>,
     ) -> Result<Self, AdminError> {
         let bind = |source| AdminError::Bind {
             path: path.to_owned(),
@@ -118,7 +125,11 @@ impl AdminServer {
         let listener = UnixListener::bind(path).map_err(bind)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(bind)?;
         let connections_max = appliance.shared.force().limits.admin_connections_max;
-        let server = Arc::new(Server { appliance, reload });
+        let server = Arc::new(Server {
+            appliance,
+            reload,
+            fleet,
+        });
         let task = tokio::spawn(accept(listener, server, connections_max.count()));
         Ok(Self {
             path: path.to_owned(),
@@ -206,6 +217,7 @@ impl Server {
             Request::GuestOrder(request) => self.order(request).await.map(Reply::OrderResult),
             Request::Release(request) => self.release(request).await.map(Reply::Release),
             Request::Holders(request) => self.holders(&request).await.map(Reply::Holders),
+            Request::Fleet(request) => (self.fleet)(request).await.map(Reply::Fleet),
             Request::Reload(_) => {
                 // A task of its own: it is done whole, whether or not anybody waits.
                 let reload = tokio::spawn((self.reload)());

@@ -20,6 +20,7 @@ use crate::chunk_store::ChunkStore;
 use crate::config::{Config, ConfigConflict};
 use crate::detections::{DetectionLimits, Detections, LogError};
 use crate::engines::{EngineSet, EngineSetError, EngineSource};
+use crate::fleet::{FleetPort, ScanTime};
 use crate::force::Force;
 use crate::guests::{Arrival, Guests, Turned};
 use crate::identity::Identity;
@@ -62,6 +63,8 @@ pub struct Setup {
     pub engines: Arc<dyn EngineSource>,
     /// The controller.
     pub identity: Arc<dyn Identity>,
+    /// The fleet that it belongs to.
+    pub fleet: Arc<dyn FleetPort>,
     /// From `link::tls::server_config`.
     pub tls: Arc<rustls::ServerConfig>,
     /// Where metrics are registered.
@@ -146,6 +149,7 @@ impl Appliance {
             state,
             engines: source,
             identity,
+            fleet,
             tls,
             registry,
             progress,
@@ -154,7 +158,7 @@ impl Appliance {
         let engines = source.load(&config).await?;
         let settings = config.unpack.settings();
         let engines = EngineSet { engines, settings };
-        let shared = build(&config, &state, engines, identity, &registry)?;
+        let shared = build(&config, &state, engines, (identity, fleet), &registry)?;
         let address = config.listen.link;
         let limits = link::server::Limits {
             sessions_max: config.limits.sessions_max.count(),
@@ -289,7 +293,7 @@ pub(crate) fn build(
     config: &Config,
     state: &StateDir,
     engines: EngineSet,
-    identity: Arc<dyn Identity>,
+    (identity, fleet): (Arc<dyn Identity>, Arc<dyn FleetPort>),
     registry: &Registry,
 ) -> Result<Arc<Shared>, StartError> {
     let force = Force::new(config, &engines.facts());
@@ -327,6 +331,8 @@ pub(crate) fn build(
         shelf: listed::open(config, state.path())?,
         metrics: Metrics::new(registry),
         identity,
+        fleet,
+        scan_time: ScanTime::default(),
         engines: RwLock::new(Arc::new(engines)),
         force: RwLock::new(Arc::new(force)),
     });
@@ -404,6 +410,7 @@ fn let_in(
     }
     let certificate_until = (!accepted.expired).then_some(accepted.not_after);
     let (hostname, address) = (accepted.hello.hostname.clone(), accepted.addr);
+    let placement_epoch = accepted.hello.placement_epoch;
     let conn = accepted.welcome(v1::Welcome {
         version: 0,
         appliance: shared.name.clone(),
@@ -416,6 +423,7 @@ fn let_in(
         hostname,
         address,
         is_gate,
+        placement_epoch,
         outbox: Arc::new(conn.sender()),
     };
     let session = Session::enter(shared.clone(), arrival);

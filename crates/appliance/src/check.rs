@@ -91,6 +91,9 @@ impl Session {
             return Ok(());
         }
         let key = force.key(ask.digest, &ask.context);
+        if let Some(recent) = shared.guests.recent(self.guest()) {
+            recent.note(&key);
+        }
         if let Some(verdict) = shared.verdicts.find(&key) {
             waiter.answer(shared, &verdict, true);
             return Ok(());

@@ -10,6 +10,7 @@ use model::GuestId;
 use parking_lot::Mutex;
 use proto::v1;
 
+use crate::fleet::Recent;
 use crate::session::Outbox;
 
 /// Longest host name that is kept; it is for people only.
@@ -38,6 +39,8 @@ const ALERTS_PER_MINUTE: u32 = 30;
 const RENEWALS_PER_MINUTE: u32 = 4;
 /// Pieces of allowlists that one guest gets in a minute, as the contract says: 256 MiB.
 const FETCHES_PER_MINUTE: u32 = 1024;
+/// Frames with round trips of one guest that count in a minute, as the contract says.
+const NEARNESS_PER_MINUTE: u32 = 6;
 
 /// How much one guest may ask of us, over all its sessions.
 #[derive(Debug)]
@@ -45,6 +48,7 @@ pub(crate) struct GuestRates {
     pub(crate) alerts: RateLimit,
     pub(crate) renewals: RateLimit,
     pub(crate) fetches: RateLimit,
+    pub(crate) nearness: RateLimit,
 }
 
 /// Everybody who is connected.
@@ -60,6 +64,8 @@ struct Guest {
     sessions: Vec<SessionHandle>,
     ledger: v1::LedgerReport,
     rates: Arc<GuestRates>,
+    recent: Arc<Recent>,
+    placement_epoch: u64,
 }
 
 /// Who comes in.
@@ -68,7 +74,22 @@ pub(crate) struct Arrival {
     pub(crate) hostname: String,
     pub(crate) address: SocketAddr,
     pub(crate) is_gate: bool,
+    /// Epoch of the list that it follows.
+    pub(crate) placement_epoch: u64,
     pub(crate) outbox: Arc<dyn Outbox>,
+}
+
+impl Arrival {
+    /// As the controller is told.
+    pub(crate) fn guest_up(&self) -> v1::GuestUp {
+        let cut = self.hostname.floor_char_boundary(HOSTNAME_MAX_BYTES);
+        v1::GuestUp {
+            guest_id: self.guest.0.to_vec(),
+            hostname: self.hostname.get(..cut).unwrap_or_default().to_owned(),
+            address: self.address.ip().to_string(),
+            placement_epoch: self.placement_epoch,
+        }
+    }
 }
 
 impl Guests {
@@ -104,11 +125,17 @@ impl Guests {
                 alerts: RateLimit::new(ALERTS_PER_MINUTE),
                 renewals: RateLimit::new(RENEWALS_PER_MINUTE),
                 fetches: RateLimit::new(FETCHES_PER_MINUTE),
+                nearness: RateLimit::new(NEARNESS_PER_MINUTE),
             }),
+            recent: Arc::default(),
+            placement_epoch: 0,
         });
         let cut = arrival.hostname.floor_char_boundary(HOSTNAME_MAX_BYTES);
         guest.hostname = arrival.hostname.get(..cut).unwrap_or_default().to_owned();
         guest.address = arrival.address;
+        if arrival.is_gate {
+            guest.placement_epoch = arrival.placement_epoch;
+        }
         let older = arrival
             .is_gate
             .then(|| guest.sessions.iter().position(|session| session.is_gate))
@@ -155,6 +182,35 @@ impl Guests {
             .iter()
             .filter(|(_, guest)| guest.sessions.iter().any(|session| session.is_gate));
         gated.map(|(id, _)| *id).collect()
+    }
+
+    /// Guests that have a gate, as the controller is told.
+    pub(crate) fn gates(&self) -> Vec<v1::GuestUp> {
+        let guests = self.guests.lock();
+        let gated = guests
+            .iter()
+            .filter(|(_, guest)| guest.sessions.iter().any(|session| session.is_gate));
+        let up = gated.map(|(id, guest)| v1::GuestUp {
+            guest_id: id.0.to_vec(),
+            hostname: guest.hostname.clone(),
+            address: guest.address.ip().to_string(),
+            placement_epoch: guest.placement_epoch,
+        });
+        up.collect()
+    }
+
+    /// What a guest asked about lately.
+    pub(crate) fn recent(&self, guest: GuestId) -> Option<Arc<Recent>> {
+        Some(self.guests.lock().get(&guest)?.recent.clone())
+    }
+
+    /// Every session of a guest.
+    pub(crate) fn sessions_of(&self, guest: GuestId) -> Vec<SessionHandle> {
+        let guests = self.guests.lock();
+        guests
+            .get(&guest)
+            .map(|guest| guest.sessions.clone())
+            .unwrap_or_default()
     }
 
     /// Host names of those who are connected.

@@ -14,6 +14,7 @@ mod chunk_store;
 pub mod config;
 mod detections;
 mod engines;
+mod fleet;
 mod force;
 mod guests;
 mod identity;
@@ -33,7 +34,7 @@ mod state_dir;
 mod upload;
 mod verdicts;
 
-pub use admin::{AdminError, AdminServer, Reload, call as admin_call};
+pub use admin::{AdminError, AdminServer, FleetDesk, Reload, call as admin_call};
 pub use appliance::{Appliance, ReloadError, Setup, StartError};
 pub use config::Config;
 pub use detections::LogError;
@@ -41,7 +42,8 @@ pub use engines::{
     DeltaFuture, EngineSetError, EngineSource, LoadFuture, ManifestFuture, ProcessEngines,
     SharedEngine,
 };
-pub use identity::Identity;
+pub use fleet::{FleetPort, NoFleet};
+pub use identity::{Identity, RenewAnswer};
 pub use released::ReleaseError;
 pub use rule_delta::{Change, Manifest};
 pub use session::Outbox;

@@ -443,6 +443,7 @@ pub(crate) async fn scan(
     let begun = Instant::now();
     let finding = engine.scan(task).await;
     let seconds = begun.elapsed().as_secs_f64();
+    shared.scan_time.took(begun.elapsed());
     shared
         .metrics
         .scans

@@ -8,6 +8,7 @@ use model::GuestId;
 use parking_lot::Mutex;
 use proto::v1;
 use proto::v1::envelope::Body;
+use proto::v1::fleet_said::Body as Said;
 use scan_core::CacheKey;
 
 use crate::answer::{Asker, OpenCheck};
@@ -93,7 +94,13 @@ impl Session {
         });
         let role = if arrival.is_gate { "gate" } else { "scan" };
         shared.metrics.guests.sessions.with([role]).inc();
+        let up = arrival.is_gate.then(|| arrival.guest_up());
         let (id, older) = shared.guests.enter(arrival);
+        if let Some(up) = up {
+            shared
+                .fleet
+                .tell(Said::GuestsUp(v1::GuestsUp { guests: vec![up] }));
+        }
         if let Some(SessionHandle { outbox, .. }) = older {
             outbox.goodbye("a newer session of this guest has taken over");
         }
@@ -128,6 +135,7 @@ impl Session {
             Some(Body::Alert(alert)) => self.alert(&alert),
             Some(Body::FetchAllowlist(fetch)) => self.fetch_allowlist(&fetch),
             Some(Body::Renew(renew)) => self.renew(request_id, &renew),
+            Some(Body::Nearness(nearness)) => self.nearness(nearness),
             Some(Body::Hello(_) | Body::Ping(_) | Body::Pong(_) | Body::Goodbye(_)) | None => {
                 self.shared.metrics.guests.frames_ignored.inc();
             }
@@ -143,7 +151,8 @@ impl Session {
                 | Body::AllowlistOffers(_)
                 | Body::AllowlistPart(_)
                 | Body::Order(_)
-                | Body::Renewed(_),
+                | Body::Renewed(_)
+                | Body::Placement(_),
             ) => return Err(Breach::NotYours),
         }
         Ok(())
@@ -252,25 +261,31 @@ impl Session {
     fn renew(&self, request_id: u64, renew: &v1::Renew) {
         let rates = self.shared.guests.rates(self.guest());
         let now = std::time::Instant::now();
-        let signed = match rates.and_then(|rates| rates.renewals.allow(now)) {
-            Some(_) => self.shared.identity.renew(self.guest(), &renew.csr),
-            None => Err("too many renewals in a minute".to_owned()),
+        let outbox = self.asker.outbox.clone();
+        let answer = move |signed: Result<Vec<Vec<u8>>, String>| {
+            let renewed = match signed {
+                Ok(chain) => v1::Renewed {
+                    chain,
+                    refused: String::new(),
+                },
+                Err(refused) => v1::Renewed {
+                    chain: Vec::new(),
+                    refused,
+                },
+            };
+            let envelope = v1::Envelope {
+                request_id,
+                body: Some(Body::Renewed(renewed)),
+            };
+            outbox.send(Priority::Control, envelope);
         };
-        let renewed = match signed {
-            Ok(chain) => v1::Renewed {
-                chain,
-                refused: String::new(),
-            },
-            Err(refused) => v1::Renewed {
-                chain: Vec::new(),
-                refused,
-            },
-        };
-        let envelope = v1::Envelope {
-            request_id,
-            body: Some(Body::Renewed(renewed)),
-        };
-        self.asker.outbox.send(Priority::Control, envelope);
+        match rates.and_then(|rates| rates.renewals.allow(now)) {
+            Some(_) => self
+                .shared
+                .identity
+                .renew(self.guest(), &renew.csr, Box::new(answer)),
+            None => answer(Err("too many renewals in a minute".to_owned())),
+        }
     }
 }
 
@@ -291,7 +306,11 @@ impl Drop for Session {
             self.leave_scan(request_id, check.scan);
         }
         self.shared.metrics.guests.sessions.with([self.role]).dec();
-        if self.shared.guests.leave(self.guest(), self.id) {
+        let is_last = self.shared.guests.leave(self.guest(), self.id);
+        if self.role == "gate" && self.shared.guests.gate(self.guest()).is_none() {
+            self.tell_fleet(Said::GuestDown(self.guest().0.to_vec()));
+        }
+        if is_last {
             let guest = self.guest().to_string();
             self.shared.metrics.guests.ledger_open.with([&guest]).set(0);
         }

@@ -15,6 +15,7 @@ use crate::assembly::Spool;
 use crate::chunk_store::ChunkStore;
 use crate::detections::Detections;
 use crate::engines::EngineSet;
+use crate::fleet::{FleetPort, ScanTime};
 use crate::force::Force;
 use crate::guests::Guests;
 use crate::identity::Identity;
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) shelf: Option<Shelf>,
     pub(crate) metrics: Metrics,
     pub(crate) identity: Arc<dyn Identity>,
+    pub(crate) fleet: Arc<dyn FleetPort>,
+    pub(crate) scan_time: ScanTime,
 }
 
 impl Shared {

@@ -26,6 +26,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Run controller and appliance in the foreground; makes a CA on its first start.
     Up,
+    /// Run an appliance alone; its controllers are those of `fleet.controllers`.
+    Appliance,
     /// Check the configuration: says file, line, column and key of what is wrong.
     CheckConfig,
     /// Keys and certificates.
@@ -45,15 +47,85 @@ pub(crate) enum Command {
     Release(ReleaseArgs),
     /// Load policy, removal and rules again.
     Reload,
+    /// Hosts, VMs and appliances: where everything is, and why.
+    #[command(subcommand)]
+    Fleet(FleetCommand),
     /// Lists of known content, which costs agents neither bytes nor time.
     #[command(subcommand)]
     Allowlist(Box<AllowlistCommand>),
+    /// Write this program's manual pages into a folder.
+    #[command(hide = true)]
+    Manual {
+        /// Where to.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PkiCommand {
     /// Make the certificate authority of a new fleet.
     Init,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FleetCommand {
+    /// Hosts, with what is on them.
+    Hosts(Live),
+    /// VMs, their state and their appliances.
+    Vms {
+        /// Of this host only.
+        #[arg(long, value_name = "NAME")]
+        host: Option<String>,
+        #[command(flatten)]
+        live: Live,
+    },
+    /// Appliances, their load and bound.
+    Appliances(Live),
+    /// Host → appliance → VMs, as a tree.
+    Map(Live),
+    /// Why a VM uses its appliances.
+    Why {
+        /// Its name, the hypervisor's id, our number, or its guest's id.
+        vm: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Move the guests of an appliance elsewhere, or those of a host's appliances.
+    Drain {
+        /// The appliance.
+        #[arg(required_unless_present = "host")]
+        appliance: Option<String>,
+        /// A host: its appliances drain before its VMs leave.
+        #[arg(long, value_name = "NAME", conflicts_with = "appliance")]
+        host: Option<String>,
+        /// Stop that.
+        #[arg(long)]
+        undo: bool,
+    },
+    /// What happened, oldest first.
+    Events {
+        /// At most so many, the latest.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+        #[command(flatten)]
+        live: Live,
+    },
+    /// Make key and certificate for an appliance that runs elsewhere; printed once.
+    Identity {
+        /// The appliance's name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Live {
+    /// JSON instead of a table; with --watch, one line each time.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Again every so many seconds, until interrupted.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+        value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) watch: Option<u64>,
 }
 
 #[derive(Debug, clap::Args)]

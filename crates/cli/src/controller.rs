@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use appliance::RenewAnswer;
 use controller::Authority;
 use model::GuestId;
 
@@ -10,10 +11,10 @@ use model::GuestId;
 pub(crate) struct InProcess(pub(crate) Arc<Authority>);
 
 impl appliance::Identity for InProcess {
-    fn renew(&self, guest: GuestId, csr_der: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    fn renew(&self, guest: GuestId, csr_der: &[u8], answer: RenewAnswer) {
         let renewed = self.0.renew(guest, csr_der, SystemTime::now());
-        let chain = renewed.map_err(|refusal| refusal.to_string())?;
-        Ok(chain.iter().map(|cert| cert.to_vec()).collect())
+        let chain = renewed.map_err(|refusal| refusal.to_string());
+        answer(chain.map(|chain| chain.iter().map(|cert| cert.to_vec()).collect()));
     }
 
     fn is_revoked(&self, guest: GuestId) -> bool {

@@ -1,18 +1,23 @@
 //! `lazaret`: runs the controller and appliance, and speaks to a running one.
 
+mod apart;
 mod args;
 mod commands;
 mod controller;
+mod desk;
 mod fleet;
+mod inventory;
 mod json;
+mod keys;
 mod lists;
 mod place;
 mod show;
+mod stream;
 mod up;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::args::{Args, Command, PkiCommand};
 use crate::place::{ConfigFailure, Place};
@@ -38,8 +43,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let place = || Place::find(args.config.as_deref(), args.state.as_deref());
     match &args.command {
         Command::Up => up::up(place()?),
+        Command::Appliance => apart::appliance(place()?),
         Command::CheckConfig => place::check(&place()?),
-        Command::Pki(PkiCommand::Init) => fleet::init(&place()?),
+        Command::Pki(PkiCommand::Init) => keys::init(&place()?),
         Command::Token(token) => commands::token(&place()?, token),
         Command::Status(output) => commands::status(&place()?, output),
         Command::Detections(detections) => commands::detections(&place()?, detections),
@@ -47,8 +53,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Quarantine(quarantine) => commands::quarantine(&place()?, quarantine),
         Command::Release(release) => commands::release(&place()?, release),
         Command::Reload => commands::reload(&place()?),
+        Command::Fleet(command) => fleet::run(&place()?, command),
         // Made where images are made, which need not be where lazaret runs.
         Command::Allowlist(command) => lists::run(command),
+        Command::Manual { folder } => Ok(daemon::manual::write(Args::command(), folder)?),
     }
 }
 

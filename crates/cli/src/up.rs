@@ -2,20 +2,25 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use appliance::{AdminServer, Appliance, Config, ProcessEngines, Reload, Setup, StateDir};
+use controller::fleet::{Fleet, FleetListener, Store};
 use controller::{Authority, Enrolment, EnrolmentLimits};
 use daemon::metrics::Registry;
 use daemon::notify::{self, Progress, Watchdog};
 use daemon::signal::{Stop, Wake};
+use fleet_core::{CoreSettings, SiteRule, SiteRules};
 use pki::renew_after;
 
 use crate::controller::InProcess;
-use crate::fleet::{self, ServerTls};
+use crate::desk;
+use crate::inventory;
+use crate::keys::{self, ServerTls};
 use crate::place::Place;
+use crate::stream::{self, Port, Ways};
 
 /// EICAR, GTUBE and the like: they prove that scanning works, and find nothing else.
 const BUILT_IN_RULES: &str = include_str!("../../../rules/test_files.yar");
@@ -43,12 +48,17 @@ async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
 
     // 2. The controller knows the fleet; a first start makes its CA.
     let pki_dir = state.pki();
-    let authority = Arc::new(Authority::open(&pki_dir, fleet::ca(&pki_dir)?)?);
+    let authority = Arc::new(Authority::open(&pki_dir, keys::ca(&pki_dir)?)?);
     let tls = ServerTls::issue(authority.ca(), &authority.anchors(), &name)?;
 
-    // 3. The appliance starts its engines and listens for agents.
+    // 3. It knows where everything is, too, and places.
+    let fleet = fleet_of(&config, &place.state_dir, &name).await?;
+    let streams = appliances_elsewhere(&config, &tls, &fleet, &authority).await?;
+
+    // 4. The appliance starts its engines and listens for agents.
     let registry = Registry::new();
     let progress = Progress::new();
+    let port = Arc::new(Port::default());
     let setup = Setup {
         config: config.clone(),
         state,
@@ -56,29 +66,54 @@ async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
             last_resort_rules: Some(built_in_rules(&place.state_dir)?),
         }),
         identity: Arc::new(InProcess(authority.clone())),
+        fleet: port.clone(),
         tls: tls.link.clone(),
         registry: registry.clone(),
         progress: progress.clone(),
     };
     let appliance = Arc::new(Appliance::start(setup).await?);
 
-    // 4. Guests may join.
+    // 5. It takes its place in the fleet; guests may join.
     let appliances = advertised(&config, appliance.local_addr(), &name);
+    let own_tls = Arc::new(Mutex::new(tls.dial.clone()));
+    let ways = Ways {
+        local: Some((fleet.clone(), authority.clone())),
+        remote: Vec::new(),
+        tls: shared_tls(&own_tls),
+    };
+    let hello = stream::hello(&config, appliances[0].clone());
+    let placed = tokio::spawn(stream::keep(port, appliance.clone(), hello, ways, None));
+    let sightings = inventory::start(config.connector.clone(), fleet.clone(), &registry)
+        .context("connector")?;
     let enrolment = Arc::new(join_here(&config, &tls, authority.clone(), appliances).await?);
 
-    // 5. Administrators may ask, collectors may look; our own certificate stays fresh.
+    // 6. Administrators may ask, collectors may look; our own certificate stays fresh.
     let reload = reload_of(&place, &appliance);
-    let admin = AdminServer::start(&place.admin_socket(), appliance.clone(), reload.clone())?;
+    let desk = desk::of(fleet.clone(), authority.clone());
+    let admin = AdminServer::start(
+        &place.admin_socket(),
+        appliance.clone(),
+        reload.clone(),
+        desk,
+    )?;
     let metrics = config.listen.metrics;
     let metrics = metrics
         .map(|address| daemon::metrics::serve(address, registry))
         .transpose()?;
-    let renewed = (appliance.clone(), enrolment.clone());
-    let renewals = tokio::spawn(renew_own(authority, name, tls.valid, renewed));
+    let holders = TlsHolders {
+        appliance: appliance.clone(),
+        enrolment: enrolment.clone(),
+        streams: streams.clone(),
+        dial: own_tls,
+    };
+    let renewals = tokio::spawn(renew_own(authority, name, tls.valid, holders));
 
-    // 6. Ready: say so.
+    // 7. Ready: say so.
     println!("agents connect to {}", appliance.local_addr());
     println!("guests join at    {}", enrolment.local_addr());
+    if let Some(streams) = &streams {
+        println!("appliances are at {}", streams.local_addr());
+    }
     if let Some(server) = &metrics {
         println!("metrics are at    http://{}/metrics", server.local_addr());
     }
@@ -90,13 +125,93 @@ async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     }
     notify::ready();
 
-    // 7. Until told otherwise.
+    // 8. Until told otherwise.
     until_stopped(stop, reload).await?;
     notify::stopping();
     renewals.abort();
-    drop((admin, enrolment));
+    placed.abort();
+    sightings.abort();
+    drop((admin, enrolment, streams));
     appliance.stop().await;
+    fleet.stop().await;
     Ok(())
+}
+
+/// Opens the fleet's database and begins to place, where nobody else does.
+async fn fleet_of(config: &Config, state: &Path, name: &str) -> anyhow::Result<Fleet> {
+    let controller = &config.controller;
+    let store = match &controller.database {
+        Some(url) => Store::postgres(url).await.context("controller.database")?,
+        None => Store::embedded(state).await?,
+    };
+    // Nobody else can have a database of our own: no lease is to be waited for.
+    let holder = match &controller.database {
+        Some(_) => format!("{name} {:032x}", u128::from_le_bytes(pki::random()?)),
+        None => "embedded".to_owned(),
+    };
+    let listen = controller.listen.map(|address| address.to_string());
+    let address = controller.advertise.clone().or(listen).unwrap_or_default();
+    let fleet = Fleet::start(
+        store,
+        controller::fleet::FleetConfig {
+            holder,
+            address,
+            settings: CoreSettings::default(),
+            sites: sites_of(controller)?,
+        },
+    );
+    Ok(fleet.await?)
+}
+
+/// What an operator says of sites and rules.
+fn sites_of(config: &appliance::config::ControllerConfig) -> anyhow::Result<SiteRules> {
+    let site = |site: &appliance::config::SiteConfig| SiteRule {
+        site: site.name.clone(),
+        connectors: site.connectors.clone(),
+        clusters: site.clusters.clone(),
+    };
+    let mut sites = SiteRules {
+        sites: config.site.iter().map(site).collect(),
+        rules: Vec::new(),
+    };
+    for rule in &config.rule {
+        let added = sites.add(&rule.name, &rule.when, &rule.appliances);
+        added.context("controller.rule")?;
+    }
+    Ok(sites)
+}
+
+async fn appliances_elsewhere(
+    config: &Config,
+    tls: &ServerTls,
+    fleet: &Fleet,
+    authority: &Arc<Authority>,
+) -> anyhow::Result<Option<Arc<FleetListener>>> {
+    let Some(address) = config.controller.listen else {
+        return Ok(None);
+    };
+    let started =
+        FleetListener::start(address, tls.fleet.clone(), fleet.clone(), authority.clone());
+    let started = started
+        .await
+        .with_context(|| format!("controller.listen: cannot listen on {address}"))?;
+    Ok(Some(Arc::new(started)))
+}
+
+/// Our certificate for streams to other controllers, as it is at the moment of asking.
+pub(crate) fn shared_tls(
+    tls: &Arc<Mutex<Arc<rustls::ClientConfig>>>,
+) -> Arc<dyn Fn() -> Arc<rustls::ClientConfig> + Send + Sync> {
+    let tls = tls.clone();
+    Arc::new(move || tls.lock().unwrap_or_else(PoisonError::into_inner).clone())
+}
+
+/// Everybody who shows our certificate.
+struct TlsHolders {
+    appliance: Arc<Appliance>,
+    enrolment: Arc<Enrolment>,
+    streams: Option<Arc<FleetListener>>,
+    dial: Arc<Mutex<Arc<rustls::ClientConfig>>>,
 }
 
 async fn join_here(
@@ -114,7 +229,7 @@ async fn join_here(
 }
 
 /// Lays out the rules that every build carries, for a start without any configuration.
-fn built_in_rules(state_dir: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn built_in_rules(state_dir: &Path) -> anyhow::Result<PathBuf> {
     let folder = state_dir.join("rules");
     let file = folder.join("built_in.yar");
     std::fs::create_dir_all(&folder)
@@ -124,7 +239,7 @@ fn built_in_rules(state_dir: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Reloads as often as it is asked to; returns when it is to stop.
-async fn until_stopped(stop: Stop, reload: Arc<Reload>) -> anyhow::Result<()> {
+pub(crate) async fn until_stopped(stop: Stop, reload: Arc<Reload>) -> anyhow::Result<()> {
     let mut reloads_seen = 0;
     loop {
         let waiting = stop.clone();
@@ -145,7 +260,7 @@ async fn until_stopped(stop: Stop, reload: Arc<Reload>) -> anyhow::Result<()> {
 }
 
 /// Reads the configuration again and brings it in, or says why not and changes nothing.
-fn reload_of(place: &Place, appliance: &Arc<Appliance>) -> Arc<Reload> {
+pub(crate) fn reload_of(place: &Place, appliance: &Arc<Appliance>) -> Arc<Reload> {
     let place = place.clone();
     let appliance = Arc::downgrade(appliance);
     Arc::new(move || {
@@ -163,7 +278,7 @@ fn reload_of(place: &Place, appliance: &Arc<Appliance>) -> Arc<Reload> {
 }
 
 /// How guests reach us.
-fn advertised(config: &Config, link: SocketAddr, name: &str) -> Vec<String> {
+pub(crate) fn advertised(config: &Config, link: SocketAddr, name: &str) -> Vec<String> {
     if !config.listen.advertise.is_empty() {
         return config.listen.advertise.clone();
     }
@@ -178,7 +293,7 @@ async fn renew_own(
     authority: Arc<Authority>,
     name: String,
     mut valid: pki::Validity,
-    (appliance, enrolment): (Arc<Appliance>, Arc<Enrolment>),
+    holders: TlsHolders,
 ) {
     let seed = u64::from(std::process::id());
     loop {
@@ -188,8 +303,12 @@ async fn renew_own(
         match ServerTls::issue(authority.ca(), &authority.anchors(), &name) {
             Ok(tls) => {
                 valid = tls.valid;
-                appliance.set_tls(tls.link);
-                enrolment.set_tls(tls.enrol);
+                holders.appliance.set_tls(tls.link);
+                holders.enrolment.set_tls(tls.enrol);
+                if let Some(streams) = &holders.streams {
+                    streams.set_tls(tls.fleet);
+                }
+                *holders.dial.lock().unwrap_or_else(PoisonError::into_inner) = tls.dial;
                 tracing::info!("the appliance has a new certificate");
             }
             Err(error) => {
@@ -200,7 +319,7 @@ async fn renew_own(
     }
 }
 
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = rustix::system::uname();
     let name = name.nodename().to_string_lossy();
     let is_plain = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');

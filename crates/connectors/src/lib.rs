@@ -4,4 +4,4 @@ mod config;
 mod running;
 
 pub use config::{CONNECTORS_MAX, ConnectorConfig, ConnectorsError};
-pub use running::Connectors;
+pub use running::{ConnectorMetrics, Connectors};

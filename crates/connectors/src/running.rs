@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use daemon::metrics::Registry;
+use daemon::metrics::{Counters, Registry};
 use hypervisor::{Event, WatchMetrics, Watcher, watch};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -11,6 +11,28 @@ use crate::config::{CONNECTORS_MAX, ConnectorConfig, ConnectorsError};
 
 /// Events of all connectors that wait for the consumer; when there are more, connectors wait.
 const QUEUE_LEN_MAX: usize = 4096;
+
+/// What is counted of connectors. Registered once, however often they are started.
+#[derive(Debug, Clone)]
+pub struct ConnectorMetrics {
+    requests: Counters<1>,
+    watch: WatchMetrics,
+}
+
+impl ConnectorMetrics {
+    /// Registers them.
+    #[must_use]
+    pub fn new(registry: &Registry) -> Self {
+        Self {
+            requests: registry.counters(
+                "lazaret_connector_requests_total",
+                "Requests that a connector made to its hypervisor.",
+                ["connector"],
+            ),
+            watch: WatchMetrics::new(registry),
+        }
+    }
+}
 
 /// Connectors that run; dropped, they stop.
 #[derive(Debug)]
@@ -28,7 +50,7 @@ impl Connectors {
     /// [`ConnectorsError`], naming the connector.
     pub fn start(
         configs: &[ConnectorConfig],
-        registry: &Registry,
+        metrics: &ConnectorMetrics,
     ) -> Result<Self, ConnectorsError> {
         if configs.len() > CONNECTORS_MAX {
             return Err(ConnectorsError::TooMany(configs.len()));
@@ -37,20 +59,15 @@ impl Connectors {
         if let Some(twice) = configs.iter().find(|config| !names.insert(&config.name)) {
             return Err(ConnectorsError::Twice(twice.name.clone()));
         }
-        let requests = registry.counters(
-            "lazaret_connector_requests_total",
-            "Requests that a connector made to its hypervisor.",
-            ["connector"],
-        );
         let made: Vec<_> = configs
             .iter()
-            .map(|config| config.connector(requests.with([&config.name])))
+            .map(|config| config.connector(metrics.requests.with([&config.name])))
             .collect::<Result<_, _>>()?;
-        let metrics = WatchMetrics::new(registry);
         let (sender, events) = mpsc::channel(QUEUE_LEN_MAX);
         let mut forwarders = JoinSet::new();
         for (config, connector) in configs.iter().zip(made) {
-            let watcher = watch(&config.name, connector, config.options(), metrics.clone());
+            let options = config.options();
+            let watcher = watch(&config.name, connector, options, metrics.watch.clone());
             forwarders.spawn(forward(watcher, sender.clone()));
         }
         Ok(Self {
@@ -91,7 +108,8 @@ mod tests {
 
     #[test]
     fn names_are_used_once() {
-        let error = Connectors::start(&[config("a"), config("a")], &Registry::new());
+        let metrics = ConnectorMetrics::new(&Registry::new());
+        let error = Connectors::start(&[config("a"), config("a")], &metrics);
         assert!(matches!(error, Err(ConnectorsError::Twice(_))));
     }
 
@@ -99,7 +117,8 @@ mod tests {
     async fn each_connector_tells_of_its_failure() {
         let registry = Registry::new();
         let configs = [config("a"), config("b")];
-        let mut connectors = Connectors::start(&configs, &registry).expect("started");
+        let metrics = ConnectorMetrics::new(&registry);
+        let mut connectors = Connectors::start(&configs, &metrics).expect("started");
         let mut lost = BTreeSet::new();
         while lost.len() < 2 {
             let event = connectors.next().await.expect("an event");

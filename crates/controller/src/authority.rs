@@ -278,6 +278,36 @@ impl Authority {
         Ok(true)
     }
 
+    /// A member; `None` where it is not known.
+    #[must_use]
+    pub fn guest(&self, guest: GuestId) -> Option<Guest> {
+        self.members().find(guest).cloned()
+    }
+
+    /// Members that were revoked.
+    #[must_use]
+    pub fn revoked(&self) -> Vec<GuestId> {
+        let members = self.members();
+        let revoked = members.guests.iter().filter(|guest| guest.revoked);
+        revoked.map(|guest| guest.id).collect()
+    }
+
+    /// The next certificates of an appliance that has shown its own.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn renew_appliance(
+        &self,
+        name: &str,
+        csr_der: &[u8],
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, Refusal> {
+        let signed = self
+            .ca
+            .sign_appliance(csr_der, name, Validity::starting(now, LIFETIME));
+        signed.map_err(refused)
+    }
+
     /// The fleet's members, in the order they joined.
     #[must_use]
     pub fn guests(&self) -> Vec<Guest> {
@@ -292,13 +322,17 @@ impl Authority {
     ) -> Result<CertificateDer<'static>, Refusal> {
         let validity = Validity::starting(now, LIFETIME);
         let signed = self.ca.sign_guest(csr_der, guest, validity);
-        signed.map_err(|error| match error {
-            SignError::Request(request) => Refusal::Request(request.to_string()),
-            other => {
-                tracing::error!(error = %other, "a certificate could not be signed");
-                Refusal::Internal
-            }
-        })
+        signed.map_err(refused)
+    }
+}
+
+fn refused(error: SignError) -> Refusal {
+    match error {
+        SignError::Request(request) => Refusal::Request(request.to_string()),
+        other => {
+            tracing::error!(error = %other, "a certificate could not be signed");
+            Refusal::Internal
+        }
     }
 }
 

@@ -57,6 +57,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (tell, told) = sync_channel(16);
     let config = Config {
         appliances,
+        epoch: 0,
         tls: client_tls,
         hello: v1::Hello::default(),
         seed: 1,

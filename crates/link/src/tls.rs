@@ -69,8 +69,47 @@ pub fn server_config(
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Setup)?
-        .with_client_cert_verifier(Arc::new(GuestVerifier { inner }));
+        .with_client_cert_verifier(Arc::new(RoleVerifier {
+            inner,
+            role: Role::Guest,
+        }));
     server(builder, identity, proto::ALPN_LINK)
+}
+
+/// For a controller: it accepts appliances only.
+///
+/// # Errors
+/// [`TlsError`].
+pub fn fleet_server_config(
+    identity: &Identity,
+    anchors: &[CertificateDer<'static>],
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let roots = Arc::new(root_store(anchors)?);
+    let inner = WebPkiClientVerifier::builder_with_provider(roots, provider())
+        .build()
+        .map_err(|_| TlsError::Anchors)?;
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Setup)?
+        .with_client_cert_verifier(Arc::new(RoleVerifier {
+            inner,
+            role: Role::Appliance,
+        }));
+    server(builder, identity, proto::ALPN_FLEET)
+}
+
+/// For an appliance that dials its controller.
+///
+/// # Errors
+/// [`TlsError`].
+pub fn fleet_client_config(
+    identity: &Identity,
+    anchors: &[CertificateDer<'static>],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let config = client_config(identity, anchors)?;
+    let mut config = Arc::unwrap_or_clone(config);
+    config.alpn_protocols = vec![proto::ALPN_FLEET.to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// For a controller's enrolment: it shows its certificate (the chain must hold the CA's) and
@@ -160,14 +199,22 @@ fn root_store(anchors: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsE
     Ok(roots)
 }
 
-/// Accepts guests' certificates, and expired ones that were right until they expired; whoever
-/// accepts the connection looks at the dates again and limits what it may do.
-#[derive(Debug)]
-struct GuestVerifier {
-    inner: Arc<dyn ClientCertVerifier>,
+/// Whose certificates are accepted.
+#[derive(Debug, Clone, Copy)]
+enum Role {
+    Guest,
+    Appliance,
 }
 
-impl ClientCertVerifier for GuestVerifier {
+/// Accepts certificates of one role. Of guests expired ones too, that were right until they
+/// expired; whoever accepts the connection looks at the dates again and limits what it may do.
+#[derive(Debug)]
+struct RoleVerifier {
+    inner: Arc<dyn ClientCertVerifier>,
+    role: Role,
+}
+
+impl ClientCertVerifier for RoleVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.inner.root_hint_subjects()
     }
@@ -178,7 +225,11 @@ impl ClientCertVerifier for GuestVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        if pki::guest_id_of(end_entity).is_err() {
+        let is_of_role = match self.role {
+            Role::Guest => pki::guest_id_of(end_entity).is_ok(),
+            Role::Appliance => pki::appliance_name_of(end_entity).is_ok(),
+        };
+        if !is_of_role {
             return Err(CertificateError::ApplicationVerificationFailure.into());
         }
         let verify = |at| self.inner.verify_client_cert(end_entity, intermediates, at);
@@ -186,6 +237,9 @@ impl ClientCertVerifier for GuestVerifier {
             Ok(verified) => return Ok(verified),
             Err(refused) => refused,
         };
+        if matches!(self.role, Role::Appliance) {
+            return Err(refused);
+        }
         // Whatever else is wrong with it is wrong at the last moment of its life too.
         match last_moment_if_expired(end_entity, now) {
             Some(last) => verify(last),

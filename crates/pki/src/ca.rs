@@ -161,20 +161,27 @@ impl Ca {
     /// # Errors
     /// [`SignError`].
     pub fn issue_appliance(&self, name: &str, validity: Validity) -> Result<Identity, SignError> {
-        let printable = name.bytes().all(|byte| (0x20..0x7f).contains(&byte));
-        if !printable || !(1..=64).contains(&name.len()) {
-            return Err(SignError::Name(name.chars().take(80).collect()));
-        }
         let key = KeyPair::generate().map_err(SignError::Sign)?;
-        let mut params = leaf_params(name, validity)?;
-        let dns = APPLIANCE_NAME.try_into().map_err(SignError::Sign)?;
-        params.subject_alt_names = vec![SanType::DnsName(dns)];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let cert = self.sign(&params, &key)?;
+        let cert = self.sign(&appliance_params(name, validity)?, &key)?;
         Ok(Identity {
             chain: vec![cert, self.cert.clone()],
             key: PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der())),
         })
+    }
+
+    /// Signs the next certificate of an appliance; of the request only the key is used.
+    ///
+    /// # Errors
+    /// [`SignError`].
+    pub fn sign_appliance(
+        &self,
+        csr_der: &[u8],
+        name: &str,
+        validity: Validity,
+    ) -> Result<Vec<CertificateDer<'static>>, SignError> {
+        let key = key_of_csr(csr_der)?;
+        let cert = self.sign(&appliance_params(name, validity)?, &key)?;
+        Ok(vec![cert, self.cert.clone()])
     }
 
     fn sign(
@@ -200,6 +207,22 @@ fn self_signed(key: &KeyPair) -> Result<CertificateDer<'static>, CaError> {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let cert = params.self_signed(key).map_err(CaError::Generate)?;
     Ok(cert.der().clone())
+}
+
+fn appliance_params(name: &str, validity: Validity) -> Result<CertificateParams, SignError> {
+    let printable = name.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    if !printable || !(1..=64).contains(&name.len()) {
+        return Err(SignError::Name(name.chars().take(80).collect()));
+    }
+    let mut params = leaf_params(name, validity)?;
+    let dns = APPLIANCE_NAME.try_into().map_err(SignError::Sign)?;
+    params.subject_alt_names = vec![SanType::DnsName(dns)];
+    // It serves guests, and is a client of the controller.
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    Ok(params)
 }
 
 fn leaf_params(common_name: &str, validity: Validity) -> Result<CertificateParams, SignError> {

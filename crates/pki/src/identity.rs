@@ -45,11 +45,17 @@ impl Identity {
     /// # Errors
     /// [`FileError::Io`]; the file is then unchanged.
     pub fn save(&self, path: &Path) -> Result<(), FileError> {
+        write_atomic(path, 0o600, self.to_pem().as_bytes())
+    }
+
+    /// Key and certificates as [`Self::save`] writes them: a secret.
+    #[must_use]
+    pub fn to_pem(&self) -> String {
         let mut text = pem("PRIVATE KEY", self.key.secret_der());
         for cert in &self.chain {
             text.push_str(&pem("CERTIFICATE", cert));
         }
-        write_atomic(path, 0o600, text.as_bytes())
+        text
     }
 
     /// Reads what [`Self::save`] wrote.

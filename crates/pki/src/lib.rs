@@ -1,7 +1,7 @@
 //! Keys and certificates of a fleet: the CA, join tokens, certificate requests, lifetimes.
 //!
-//! Roles never mix. An appliance's certificate carries the DNS name [`APPLIANCE_NAME`] and may
-//! only serve; a guest's carries one URI `lazaret:guest:<32 hex>` and may only be a client. A
+//! Roles never mix. An appliance's certificate carries the DNS name [`APPLIANCE_NAME`]; it serves
+//! guests, and shows itself to the controller; a guest's carries one URI `lazaret:guest:<32 hex>` and may only be a client. A
 //! request's subject and extensions are ignored: the signer names the guest, the request gives
 //! nothing but a public key and the proof that its sender holds the private half.
 //!
@@ -21,7 +21,8 @@ pub use guest_key::{CSR_MAX_BYTES, GuestKey, KeyError};
 pub use identity::{Identity, load_anchors, save_anchors};
 pub use lifetime::{BACK_DATE, CA_LIFETIME, LIFETIME, RENEW_GRACE, Validity, renew_after};
 pub use names::{
-    APPLIANCE_NAME, CertError, Fingerprint, guest_id_of, is_same_key, not_after_of, validity_of,
+    APPLIANCE_NAME, CertError, Fingerprint, appliance_name_of, guest_id_of, is_same_key,
+    not_after_of, validity_of,
 };
 pub use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 pub use token::{JoinToken, Secret, SecretHash, TokenError};

@@ -24,6 +24,9 @@ pub enum CertError {
     /// It is not that of a guest.
     #[error("not a guest's certificate")]
     NotAGuest,
+    /// It is not that of an appliance.
+    #[error("not an appliance's certificate")]
+    NotAnAppliance,
 }
 
 /// SHA-256 of a certificate's DER, as `openssl x509 -fingerprint -sha256` prints it but for
@@ -78,6 +81,32 @@ pub fn guest_id_of(cert_der: &[u8]) -> Result<GuestId, CertError> {
             .and_then(GuestId::from_hex)
             .ok_or(CertError::NotAGuest),
         _ => Err(CertError::NotAGuest),
+    }
+}
+
+/// What an appliance's certificate calls it. Says nothing about who signed it.
+///
+/// # Errors
+/// [`CertError::NotAnAppliance`] unless its only name is that of appliances and it may be a
+/// client: whatever is ambiguous has no role.
+pub fn appliance_name_of(cert_der: &[u8]) -> Result<String, CertError> {
+    let cert = parse(cert_der)?;
+    let usage = cert.extended_key_usage().ok().flatten();
+    let usage = usage.ok_or(CertError::NotAnAppliance)?.value;
+    let names = cert.subject_alternative_name().ok().flatten();
+    let names = names.ok_or(CertError::NotAnAppliance)?;
+    let is_one = matches!(
+        names.value.general_names[..],
+        [GeneralName::DNSName(APPLIANCE_NAME)]
+    );
+    if !is_one || !usage.client_auth || !usage.server_auth {
+        return Err(CertError::NotAnAppliance);
+    }
+    let mut called = cert.subject().iter_common_name();
+    let name = called.next().and_then(|name| name.as_str().ok());
+    match (name, called.next()) {
+        (Some(name), None) if !name.is_empty() => Ok(name.to_owned()),
+        _ => Err(CertError::NotAnAppliance),
     }
 }
 

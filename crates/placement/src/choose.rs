@@ -1,6 +1,7 @@
 //! The choice for one VM.
 
-use crate::fleet::{Cause, Fleet, Location, Vm};
+use crate::fleet::{Fleet, Location, Vm};
+use crate::lists::Cause;
 use crate::rules::Rule;
 use crate::{Availability, LIST_LEN, VmId};
 
@@ -190,25 +191,29 @@ impl Wish<'_> {
     /// are any, for a host may die with its appliance.
     pub(crate) fn list(&self, fleet: &Fleet, first: Slot) -> Vec<Slot> {
         let mut list = vec![first];
-        let mut shares_a_host = Vec::new();
-        for level in self.levels() {
-            for slot in self.ranked(fleet, level, Readiness::Busy) {
-                if list.len() == LIST_LEN {
-                    return list;
-                }
-                let host = fleet.appliances[slot].location.host;
-                let is_there =
-                    |other: &Slot| host.is_some() && fleet.appliances[*other].location.host == host;
-                if slot == first {
-                } else if list.iter().any(is_there) {
-                    shares_a_host.push(slot);
-                } else {
-                    list.push(slot);
+        // One that drains is better than nobody, and goes before it is switched off.
+        for worst in [Readiness::Busy, Readiness::Draining] {
+            let mut shares_a_host = Vec::new();
+            for level in self.levels() {
+                for slot in self.ranked(fleet, level, worst) {
+                    if list.len() == LIST_LEN {
+                        return list;
+                    }
+                    let host = fleet.appliances[slot].location.host;
+                    let is_there = |other: &Slot| {
+                        host.is_some() && fleet.appliances[*other].location.host == host
+                    };
+                    if list.contains(&slot) {
+                    } else if list.iter().any(is_there) {
+                        shares_a_host.push(slot);
+                    } else {
+                        list.push(slot);
+                    }
                 }
             }
+            list.extend(shares_a_host);
+            list.truncate(LIST_LEN);
         }
-        list.extend(shares_a_host);
-        list.truncate(LIST_LEN);
         list
     }
 }

@@ -10,21 +10,26 @@
 //!
 //! Why it is made so: `docs/decisions/0017-placement.md`.
 
+mod appliances;
 mod choose;
 mod explain;
 mod facts;
 mod fleet;
+mod hosts;
 mod ids;
+mod lists;
 mod rendezvous;
 mod rules;
 mod settings;
 mod settle;
 mod storm;
+mod vms;
 
 pub use explain::{Considered, Explanation, Standing};
 pub use facts::{ApplianceFacts, Availability, HostFacts, VmFacts};
-pub use fleet::{ApplianceView, Cause, Fleet, Placement, Totals};
+pub use fleet::Fleet;
 pub use ids::{ApplianceId, Epoch, HostId, VmId};
+pub use lists::{ApplianceView, Cause, Placement, Totals};
 pub use rules::{Condition, ConditionError, Rule};
 pub use settings::{SettingError, Settings};
 pub use storm::{

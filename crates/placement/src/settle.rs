@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::choose::{Choice, Readiness, Slot};
-use crate::fleet::{Cause, Fleet};
+use crate::fleet::Fleet;
+use crate::lists::Cause;
 use crate::{Availability, VmId};
 
 impl Fleet {
@@ -11,11 +12,23 @@ impl Fleet {
     pub fn tick(&mut self, now: Duration) -> bool {
         self.at(now);
         self.refill();
+        self.take_in_homeless();
         let drains_left = self.drain();
         self.shed();
         self.bring_home();
         self.renew_lists();
         drains_left || !self.stale_lists.is_empty()
+    }
+
+    /// Whoever has no appliance gets one as soon as there is any.
+    fn take_in_homeless(&mut self) {
+        let is_there = |slot| self.availability(slot) != Availability::Down;
+        if self.homeless.is_empty() || !(0..self.appliances.len()).any(is_there) {
+            return;
+        }
+        for vm in std::mem::take(&mut self.homeless) {
+            self.place(vm, Cause::Started);
+        }
     }
 
     fn refill(&mut self) {

@@ -21,6 +21,8 @@ pub use frame::{FRAME_MAX_BYTES, FrameError, HEADER_BYTES, decode, encode, encod
 pub const ALPN_LINK: &[u8] = b"lazaret/1";
 /// ALPN of enrolment, version 1.
 pub const ALPN_ENROL: &[u8] = b"lazaret-enrol/1";
+/// ALPN of the streams between appliances and the controller, version 1.
+pub const ALPN_FLEET: &[u8] = b"lazaret-fleet/1";
 /// The protocol versions this build speaks, lowest and highest.
 pub const VERSIONS: (u32, u32) = (1, 1);
 /// Most bytes in one `Data` frame, so that an urgent frame never waits behind more.

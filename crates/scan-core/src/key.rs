@@ -93,6 +93,20 @@ impl CacheKey {
         out[64..].copy_from_slice(&self.settings.0);
         out
     }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote; `None` for any other length.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        let (digest, rest) = bytes.split_first_chunk()?;
+        let (context, rest) = rest.split_first_chunk()?;
+        let (generation, rest) = rest.split_first_chunk()?;
+        Some(Self {
+            digest: Digest(*digest),
+            context: ContextClass(*context),
+            generation: Generation(*generation),
+            settings: Settings(rest.try_into().ok()?),
+        })
+    }
 }
 
 fn first_16(hasher: &blake3::Hasher) -> [u8; 16] {

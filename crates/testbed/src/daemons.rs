@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Netns, Process, Spawn, run, wait_until};
 
@@ -151,13 +152,7 @@ impl Server {
     pub fn restart(&mut self) -> Result<()> {
         let log = self.dir.join("lazaret.log");
         let program = binary("lazaret")?;
-        let spawn = match &self.netns {
-            Some(netns) => Spawn::new("lazaret", "ip", log)
-                .args(["netns", "exec", netns])
-                .arg(program),
-            None => Spawn::new("lazaret", program, log),
-        };
-        let process = spawn
+        let process = spawn_in(self.netns.as_deref(), "lazaret", &program, &log)
             .args(["up", "--config"])
             .arg(self.config())
             .start_ready(self.patience)?;
@@ -203,6 +198,12 @@ impl Server {
         self.dir.join("lazaret.toml")
     }
 
+    /// The socket that it answers administrators on.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.dir.join("run/admin.sock")
+    }
+
     /// Runs a `lazaret` command against it and gives its standard output.
     ///
     /// # Errors
@@ -222,6 +223,126 @@ impl Server {
     }
 }
 
+/// How to run an appliance apart.
+#[derive(Debug, Clone)]
+pub struct ApartOptions {
+    /// The address to listen on.
+    pub address: String,
+    /// Where the controller listens for appliances, host:port.
+    pub controller: String,
+    /// Runs in this network namespace, on ports of its own choice.
+    pub netns: Option<String>,
+    /// Further lines of the `[fleet]` table.
+    pub fleet_extra: String,
+}
+
+impl ApartOptions {
+    /// On this machine, for the controller at that address.
+    #[must_use]
+    pub fn of(controller: &str) -> Self {
+        Self {
+            address: "127.0.0.1".to_owned(),
+            controller: controller.to_owned(),
+            netns: None,
+            fleet_extra: String::new(),
+        }
+    }
+}
+
+/// A running `lazaret appliance`, whose controller is a [`Server`] with `controller.listen`.
+#[derive(Debug)]
+pub struct Apart {
+    process: Option<Process>,
+    dir: PathBuf,
+    netns: Option<String>,
+    /// Where agents connect, host:port.
+    pub link: String,
+}
+
+impl Apart {
+    /// Makes an identity at the controller, configures and starts an appliance in `dir` (made
+    /// where it is missing).
+    ///
+    /// # Errors
+    /// Where it is not ready within a minute; the message holds the end of its log.
+    pub fn start(dir: &Path, name: &str, server: &Server, options: &ApartOptions) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let identity = server.cli(&["fleet", "identity", name])?;
+        let path = dir.join("identity.pem");
+        std::fs::write(&path, identity)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        let address = &options.address;
+        let [link, metrics] = match &options.netns {
+            // A namespace made for it: nobody else listens there.
+            Some(_) => [7443, 9640],
+            None => [free_port_on(address)?, free_port_on("127.0.0.1")?],
+        };
+        let link = format!("{address}:{link}");
+        let text = format!(
+            "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\n\
+             [listen]\nlink = \"{link}\"\nmetrics = \"127.0.0.1:{metrics}\"\n\n\
+             [engine.yara]\nrules = {:?}\n\n\
+             [fleet]\ncontrollers = [\"{}\"]\nidentity = {path:?}\n{}",
+            [rules_dir()],
+            options.controller,
+            options.fleet_extra,
+            dir = dir.display(),
+        );
+        std::fs::write(dir.join("lazaret.toml"), text)?;
+        let mut apart = Self {
+            process: None,
+            dir: dir.to_owned(),
+            netns: options.netns.clone(),
+            link,
+        };
+        apart.restart()?;
+        Ok(apart)
+    }
+
+    /// Starts it again after [`kill`](Self::kill), same address and state.
+    ///
+    /// # Errors
+    /// Where it is not ready within a minute.
+    pub fn restart(&mut self) -> Result<()> {
+        let (program, log) = (binary("lazaret")?, self.dir.join("appliance.log"));
+        let process = spawn_in(self.netns.as_deref(), "appliance", &program, &log)
+            .args(["appliance", "--config"])
+            .arg(self.dir.join("lazaret.toml"))
+            .start_ready(PATIENCE)?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Ends it by SIGKILL.
+    ///
+    /// # Errors
+    /// Where it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(process) = self.process.take() {
+            process.kill()?;
+        }
+        Ok(())
+    }
+}
+
+/// A program in a network namespace, where one is named.
+fn spawn_in(netns: Option<&str>, name: &str, program: &Path, log: &Path) -> Spawn {
+    match netns {
+        Some(netns) => Spawn::new(name, "ip", log)
+            .args(["netns", "exec", netns])
+            .arg(program),
+        None => Spawn::new(name, program, log),
+    }
+}
+
+/// A free address of this machine alone, host:port.
+///
+/// # Errors
+/// Where there is none.
+pub fn free_address() -> Result<String> {
+    Ok(format!("127.0.0.1:{}", free_port_on("127.0.0.1")?))
+}
+
 /// How to run an agent.
 #[derive(Debug, Clone, Default)]
 pub struct AgentOptions {
@@ -231,6 +352,10 @@ pub struct AgentOptions {
     pub extra: String,
     /// Further lines of the `[guard]` table.
     pub guard_extra: String,
+    /// One process instead of two: what a supervisor prevents, and what it costs.
+    pub unsupervised: bool,
+    /// In a mount namespace of its own, as `PrivateTmp=yes` makes one.
+    pub private_mounts: bool,
 }
 
 /// A running `lazaret-agent run`.
@@ -238,6 +363,10 @@ pub struct AgentOptions {
 pub struct Agent {
     process: Option<Process>,
     dir: PathBuf,
+    unsupervised: bool,
+    private_mounts: bool,
+    /// A process that we did not start has taken over.
+    is_adopted: bool,
     /// Where metrics are served, host:port, in the agent's network namespace.
     pub metrics: String,
 }
@@ -272,6 +401,9 @@ impl Agent {
         let agent = Self {
             process: None,
             dir: dir.to_owned(),
+            unsupervised: options.unsupervised,
+            private_mounts: options.private_mounts,
+            is_adopted: false,
             metrics: format!("127.0.0.1:{}", free_port_on("127.0.0.1")?),
         };
         let text = format!(
@@ -307,12 +439,17 @@ impl Agent {
         let log = self.dir.join("agent.log");
         let spawn = match netns {
             Some(net) => net.spawn("agent", &program, &log),
+            None if self.private_mounts => Spawn::new("agent", "unshare", &log)
+                .args(["--mount", "--propagation", "slave", "--"])
+                .arg(&program),
             None => Spawn::new("agent", &program, &log),
         };
         let process = spawn
             // As its systemd unit does: its memory is measured as it ships.
             .env("MALLOC_ARENA_MAX", "2")
-            .args(["run", "--config"])
+            .arg("run")
+            .args(self.unsupervised.then_some("--unsupervised"))
+            .arg("--config")
             .arg(self.config())
             .start_ready(PATIENCE)?;
         self.process = Some(process);
@@ -357,14 +494,71 @@ impl Agent {
         run(&mut command)
     }
 
-    /// Ends it by SIGKILL.
+    /// Ends both its processes by SIGKILL: nobody guards any more.
     ///
     /// # Errors
-    /// Where it cannot be waited for.
+    /// Where they cannot be found or waited for.
     pub fn kill(&mut self) -> Result<()> {
-        if let Some(process) = self.process.take() {
+        if let Some(mut process) = self.process.take() {
+            // Stopped first, so that neither brings the other back.
+            process.freeze()?;
+            for worker in children_of(process.pid())? {
+                kill_process(worker, Signal::KILL)?;
+            }
             process.kill()?;
         }
+        Ok(())
+    }
+
+    /// The processes of the agent now: supervisor and worker.
+    ///
+    /// # Errors
+    /// Where the agent does not answer.
+    pub fn pids(&self) -> Result<AgentPids> {
+        let status = self.status()?;
+        let pid = |key: &str| {
+            let number = status["supervisor"][key]
+                .as_i64()
+                .context("no supervisor")?;
+            Pid::from_raw(i32::try_from(number)?).context("no process")
+        };
+        Ok(AgentPids {
+            supervisor: pid("pid")?,
+            worker: pid("worker_pid")?,
+        })
+    }
+
+    /// Kills the supervisor alone. Its worker goes on, and another supervisor takes over, which
+    /// is no child of ours.
+    ///
+    /// # Errors
+    /// Where it cannot be killed.
+    pub fn kill_supervisor(&mut self) -> Result<()> {
+        let supervisor = self.pids()?.supervisor;
+        if let Some(process) = self.process.take() {
+            process.kill()?;
+        } else {
+            kill_process(supervisor, Signal::KILL)?;
+        }
+        self.is_adopted = true;
+        Ok(())
+    }
+
+    fn stop_adopted(&mut self) -> Result<()> {
+        self.is_adopted = false;
+        let mut pids = None;
+        // One that is just starting answers soon.
+        wait_until(PATIENCE, || {
+            pids = self.pids().ok();
+            pids.is_some()
+        });
+        let pids = pids.context("the agent does not answer")?;
+        kill_process(pids.supervisor, Signal::TERM)?;
+        let is_gone = |pid: Pid| !Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists();
+        let gone = wait_until(PATIENCE, || {
+            is_gone(pids.supervisor) && is_gone(pids.worker)
+        });
+        ensure!(gone, "the agent does not end");
         Ok(())
     }
 
@@ -377,8 +571,37 @@ impl Agent {
             let status = process.stop()?;
             ensure!(status.success(), "lazaret-agent ended with {status}");
         }
+        if self.is_adopted {
+            self.stop_adopted()?;
+        }
         Ok(())
     }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if self.is_adopted
+            && let Err(error) = self.stop_adopted()
+        {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// The two processes of an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentPids {
+    /// Holds the group.
+    pub supervisor: Pid,
+    /// Judges.
+    pub worker: Pid,
+}
+
+fn children_of(pid: u32) -> Result<Vec<Pid>> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let pids = children.split_whitespace().map(str::parse);
+    let pids: Vec<i32> = pids.collect::<Result<_, _>>()?;
+    Ok(pids.into_iter().filter_map(Pid::from_raw).collect())
 }
 
 /// The project's own rules.

@@ -49,3 +49,13 @@ pub(crate) fn differential(arguments: &[String]) -> Result<bool> {
     let program = bin_dir()?.join("lazaret-bench");
     Ok(build_programs()? && succeeds(Command::new(program).arg("differential").args(arguments))?)
 }
+
+/// Builds everything and plays the fleet.
+pub(crate) fn sim(seeds: u64, from: u64) -> Result<bool> {
+    if !build_programs()? {
+        return Ok(false);
+    }
+    let mut sim = Command::new(bin_dir()?.join("lazaret-sim"));
+    sim.args(["--seeds", &seeds.to_string(), "--from", &from.to_string()]);
+    succeeds(&mut sim)
+}

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-const FILES: [&str; 6] = ["types", "link", "enrol", "engine", "admin", "store"];
+const FILES: [&str; 7] = [
+    "types", "link", "enrol", "engine", "admin", "fleet", "store",
+];
 
 /// Generates the code; with `check`, only compares it with what is committed.
 pub(crate) fn run(check: bool) -> Result<()> {

@@ -54,6 +54,8 @@ pub(crate) struct Tally {
     pub(crate) hashed_files: Count,
     pub(crate) hashed_bytes: Count,
     pub(crate) content_bytes_sent: Count,
+    /// Processes killed for having opened what a late verdict called malicious.
+    pub(crate) openers_killed: Count,
     pub(crate) orders_done: Count,
     pub(crate) orders_refused: Count,
     /// Programs that were run from memory.
@@ -64,6 +66,8 @@ pub(crate) struct Tally {
     pub(crate) swept: Count,
     /// Files of allowlists that could not be taken.
     pub(crate) allowlists_refused: Count,
+    /// Lists of appliances that were stale or no lists.
+    pub(crate) lists_refused: Count,
     answers: [[[Count; OUTCOMES]; SOURCES.len()]; DISPOSITIONS.len()],
     /// Set where metrics are served.
     waits: OnceLock<Histogram>,

@@ -271,6 +271,7 @@ fn connect(setup: &Setup, shelf: Option<Arc<Shelf>>) -> Result<Session, ScanErro
         tls: credentials.tls()?,
         seed: credentials.seed(),
         appliances: credentials.appliances,
+        epoch: 0,
         hello,
         limits: setup.link.clone(),
     };

@@ -2,6 +2,7 @@
 //! checked while they are read, so that an error names file, line and key.
 
 mod engines;
+mod fleet;
 mod limits;
 mod policy;
 mod sightings;
@@ -13,11 +14,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use allowlist::PublicKey;
+use connectors::ConnectorConfig;
 use serde::Deserialize;
 
 use crate::chunk_store::ChunkLimits;
 
 pub use engines::{ClamdConfig, EngineLimits, EnginesConfig, UnpackConfig, YaraConfig};
+pub use fleet::{ControllerConfig, FleetConfig, RuleConfig, SiteConfig};
 pub use limits::Limits;
 pub use policy::{PolicyConfig, RemovalAction, RemovalConfig};
 pub use sightings::SightingsConfig;
@@ -54,6 +57,12 @@ pub struct Config {
     pub engine: EnginesConfig,
     /// Limits of unpacking.
     pub unpack: UnpackConfig,
+    /// This appliance's place in the fleet.
+    pub fleet: FleetConfig,
+    /// The controller that runs beside it.
+    pub controller: ControllerConfig,
+    /// What tells that controller where VMs are.
+    pub connector: Vec<ConnectorConfig>,
     /// Every other limit.
     pub limits: Limits,
 }

@@ -19,8 +19,9 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::appliance::build;
 use crate::config::Config;
 use crate::engines::{EngineSet, SharedEngine};
+use crate::fleet::NoFleet;
 use crate::guests::Arrival;
-use crate::identity::Identity;
+use crate::identity::{Identity, RenewAnswer};
 use crate::session::{Breach, Outbox, Session};
 use crate::shared::Shared;
 use crate::state_dir::StateDir;
@@ -135,11 +136,11 @@ impl Engine<Content> for Double {
 pub(super) struct NoController;
 
 impl Identity for NoController {
-    fn renew(&self, _: GuestId, csr_der: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    fn renew(&self, _: GuestId, csr_der: &[u8], answer: RenewAnswer) {
         if csr_der.is_empty() {
-            return Err("no request".into());
+            return answer(Err("no request".into()));
         }
-        Ok(vec![csr_der.to_vec()])
+        answer(Ok(vec![csr_der.to_vec()]));
     }
     fn is_revoked(&self, _: GuestId) -> bool {
         false
@@ -280,8 +281,8 @@ impl Rig {
             settings: config.unpack.settings(),
         };
         let registry = Registry::new();
-        let identity = Arc::new(NoController);
-        let shared = build(&config, &state, engines, identity, &registry).unwrap();
+        let controller = (Arc::new(NoController) as _, Arc::new(NoFleet) as _);
+        let shared = build(&config, &state, engines, controller, &registry).unwrap();
         Self {
             shared,
             double,
@@ -328,6 +329,7 @@ impl Rig {
             hostname: "host".into(),
             address: ([127, 0, 0, 1], 1).into(),
             is_gate,
+            placement_epoch: 0,
             outbox: mailbox.clone(),
         };
         Guest {

@@ -77,8 +77,8 @@ impl EngineSource for Doubles {
 struct Controller;
 
 impl Identity for Controller {
-    fn renew(&self, _: GuestId, _: &[u8]) -> Result<Vec<Vec<u8>>, String> {
-        Err("not today".into())
+    fn renew(&self, _: GuestId, _: &[u8], answer: appliance::RenewAnswer) {
+        answer(Err("not today".into()));
     }
     fn is_revoked(&self, guest: GuestId) -> bool {
         guest == REVOKED
@@ -109,6 +109,7 @@ impl Fleet {
             state: StateDir::open(&state_dir).unwrap(),
             engines: Arc::new(Doubles(Mutex::new(0))),
             identity: Arc::new(Controller),
+            fleet: Arc::new(appliance::NoFleet),
             tls: link::tls::server_config(&identity, &[ca.cert().clone()]).unwrap(),
             registry: daemon::metrics::Registry::new(),
             progress: daemon::notify::Progress::new(),
@@ -123,7 +124,13 @@ impl Fleet {
                 generation.map_err(|error| error.to_string())
             })
         });
-        let admin = AdminServer::start(&socket, appliance.clone(), reload).unwrap();
+        let admin = AdminServer::start(
+            &socket,
+            appliance.clone(),
+            reload,
+            Arc::new(|_| Box::pin(async { Err("no fleet".to_owned()) })),
+        )
+        .unwrap();
         Self {
             appliance,
             socket,
@@ -185,6 +192,7 @@ impl Agent {
         let (sender, events) = channel();
         let config = link::client::Config {
             appliances: vec![address.to_string()],
+            epoch: 0,
             tls,
             hello: v1::Hello {
                 agent_version: "test".into(),

@@ -1,6 +1,9 @@
 //! `./x bench fleet`: placement in a fleet of 100,000 VMs, against what products do, over one
-//! trace; how long the evacuation of a host takes to place.
+//! trace; how long the evacuation of a host takes to place; how long a controller that was killed
+//! takes until it knows of all agents again.
 
+mod crowd;
+mod reconnect;
 mod rivals;
 mod trace;
 
@@ -11,6 +14,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::report::Report;
+use reconnect::Scale;
 use rivals::{Lazaret, LocalElse, Pick, Placer};
 use trace::{Phase, Size, World};
 
@@ -23,6 +27,9 @@ pub(crate) struct Options {
     /// A tenth of the fleet.
     #[arg(long)]
     quick: bool,
+    /// Only how agents come back to a controller.
+    #[arg(long)]
+    reconnect: bool,
     /// Copies the report to docs/bench/.
     #[arg(long)]
     publish: bool,
@@ -36,6 +43,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Size::of(2000, 1000, 100_000)
     };
     let mut report = Report::new("fleet");
+    let scale = Scale {
+        hosts: size.hosts,
+        vms: size.vms,
+        agents: size.vms / 2,
+        appliances: size.appliances / 5,
+    };
+    reconnect::run(scale, &mut report)?;
+    if !options.reconnect {
+        place(size, &mut report)?;
+    }
+    report.write(None, options.publish)
+}
+
+/// The trace, and evacuations.
+fn place(size: Size, report: &mut Report) -> Result<()> {
     report.note("trace", "start; 5 % of the VMs migrate within their cluster; one host is evacuated; 1 % of the appliances die and return; one cluster works four times as hard");
     report.note(
         "far",
@@ -46,20 +68,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         json!({"hosts": size.hosts, "appliances": size.appliances, "vms": size.vms}),
     );
     let world = World::new(size);
-    let ours = evaluate("lazaret", &world, &mut Lazaret::new(&world), &mut report);
+    let ours = evaluate("lazaret", &world, &mut Lazaret::new(&world), report);
     let fewest = evaluate(
         "fewest_agents",
         &world,
         &mut LocalElse::new(&world, Pick::Fewest),
-        &mut report,
+        report,
     );
     let two = evaluate(
         "two_choices",
         &world,
         &mut LocalElse::new(&world, Pick::BetterOfTwo),
-        &mut report,
+        report,
     );
-    let evacuate_ms = evacuate(&world, &mut report)?;
+    let evacuate_ms = evacuate(&world, report)?;
     report.ratio(
         "moves_vs_fewest_agents",
         ours.moves as f64 / fewest.moves as f64,
@@ -68,7 +90,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     report.ratio("max_over_mean", ours.max_over_mean);
     report.ratio("max_over_mean_fewest_agents", fewest.max_over_mean);
     report.ratio("max_over_mean_two_choices", two.max_over_mean);
-    report.write(None, options.publish)?;
     println!(
         "evacuate_ms {evacuate_ms:.2}; moves_vs_fewest_agents {:.3}; max_over_mean {:.2}",
         ours.moves as f64 / fewest.moves as f64,

@@ -29,6 +29,10 @@ pub(super) struct Tally {
 const INIT: &str = r#"
 ip addr add 10.77.0.50/24 dev eth0; ip link set eth0 up
 mkdir -p /data; mount -t tmpfs -o size=64m data /data
+until lazaret-agent enrol --controller $(cat /etc/controller) --token $(cat /etc/token) \
+    --config /etc/agent.toml >/tmp/enrol.log 2>&1; do
+  echo "LZ-ENROL $(cat /tmp/enrol.log)"; sleep 1
+done
 lazaret-agent run --config /etc/agent.toml >/tmp/agent.log 2>&1 &
 until lazaret-agent status --json --config /etc/agent.toml 2>/dev/null | grep -q '"link": *"up"'; do
   sleep 1
@@ -60,13 +64,12 @@ impl Guest {
     pub(super) fn boot(dir: &Path, hosts: &Hosts) -> Result<Self> {
         let tree = GuestTree::new(&dir.join("guest"), INIT)?;
         tree.copy_program(&binary("lazaret-agent")?, "bin/lazaret-agent")?;
-        tree.copy_folder(&hosts.agent_state, "var/agent")?;
-        let config = format!(
-            "state_dir = \"/var/agent\"\nruntime_dir = \"/run/agent\"\n\n\
-             [appliance]\naddresses = {:?}\n\n[guard]\ninclude = [\"/data\"]\n",
-            hosts.links
-        );
+        // No addresses: it follows the lists of the placer, from its enrolment on.
+        let config = "state_dir = \"/var/agent\"\nruntime_dir = \"/run/agent\"\n\n\
+                      [guard]\ninclude = [\"/data\"]\n";
         tree.write("etc/agent.toml", config, 0o644)?;
+        tree.write("etc/controller", &hosts.server.enrol, 0o644)?;
+        tree.write("etc/token", hosts.server.token()?, 0o600)?;
         tree.write("etc/sample", samples::eicar(), 0o644)?;
         let image = tree.pack()?;
 

@@ -1,23 +1,27 @@
-//! The two hosts, and an appliance on each.
+//! The two hosts, an appliance on each, and the controller that watches both through its connector.
 
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::fmt::Write as _;
+use std::path::Path;
 
-use anyhow::{Context, Result};
-use testbed::{HostNet, LibvirtHost, LibvirtListen, Server, ServerOptions, binary, run};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use testbed::{
+    Apart, ApartOptions, HostNet, LibvirtHost, LibvirtListen, Server, ServerOptions, wait_until,
+};
 
 const DRIVER: &str = "qemu:///system";
+/// Where the controller listens for appliances, in a namespace of its own.
+const STREAMS_PORT: u16 = 7445;
 
 /// Two hosts that a guest moves between.
 pub(super) struct Hosts {
     pub(super) machines: [LibvirtHost; 2],
-    /// Where each appliance listens.
-    pub(super) links: [String; 2],
-    /// The enrolled agent's state, for the guest.
-    pub(super) agent_state: PathBuf,
-    /// Ended before their network is.
-    _servers: [Server; 2],
+    /// The controller, and the first host's appliance.
+    pub(super) server: Server,
+    /// What the appliance on each host is called.
+    pub(super) appliances: [String; 2],
+    /// Ended before the network is.
+    _second: Apart,
     net: HostNet,
 }
 
@@ -30,21 +34,27 @@ impl Hosts {
             LibvirtHost::start(&home, i as u8 + 1, netns, &LibvirtListen::OpenTcp)
         };
         let machines = [machine(0)?, machine(1)?];
-        let homes = [dir.join("appliance0"), dir.join("appliance1")];
-        let options = |i: usize| ServerOptions {
-            address: net.address(i),
-            netns: Some(net.host(i).to_owned()),
+        let streams = format!("{}:{STREAMS_PORT}", net.address(0));
+        let options = ServerOptions {
+            address: net.address(0),
+            netns: Some(net.host(0).to_owned()),
+            extra: controller(&streams, &machines)?,
             ..ServerOptions::default()
         };
-        let first = Server::start(&homes[0], &options(0))?;
-        let agent_state = enrol(dir, &net, &first)?;
-        share_identities(&homes)?;
-        let second = Server::start(&homes[1], &options(1))?;
+        let server = Server::start(&dir.join("appliance0"), &options)?;
+        let options = ApartOptions {
+            address: net.address(1),
+            netns: Some(net.host(1).to_owned()),
+            fleet_extra: format!("host = \"{}\"\n", host_name(1)),
+            ..ApartOptions::of(&streams)
+        };
+        let second = Apart::start(&dir.join("appliance1"), "second", &server, &options)?;
+        let appliances = both_in_place(&server)?;
         Ok(Self {
             machines,
-            links: [first.link.clone(), second.link.clone()],
-            agent_state,
-            _servers: [first, second],
+            server,
+            appliances,
+            _second: second,
             net,
         })
     }
@@ -61,35 +71,61 @@ impl Hosts {
         let how = ["migrate", "--live", "--p2p", domain, &uri];
         self.machines[1 - to].virsh(DRIVER, &how).map(drop)
     }
+
+    /// What `lazaret fleet …` says.
+    pub(super) fn fleet(&self, args: &[&str]) -> Result<Value> {
+        fleet(&self.server, args)
+    }
 }
 
-/// Enrols an agent from the first host's network, for the guest to start with.
-fn enrol(dir: &Path, net: &HostNet, server: &Server) -> Result<PathBuf> {
-    let state = dir.join("agent-state");
-    let config = dir.join("enrol.toml");
-    std::fs::write(&config, format!("state_dir = {state:?}\n"))?;
-    let mut command = Command::new("ip");
-    command
-        .args(["netns", "exec", net.host(0)])
-        .arg(binary("lazaret-agent")?)
-        .args(["enrol", "--controller", &server.enrol, "--token"])
-        .arg(server.token()?)
-        .arg("--config")
-        .arg(&config);
-    run(&mut command)?;
-    Ok(state)
+fn host_name(index: usize) -> String {
+    format!("host{index}")
 }
 
-/// Both appliances belong to one fleet: the second starts with the CA of the first.
-fn share_identities(homes: &[PathBuf; 2]) -> Result<()> {
-    let state = homes[1].join("state");
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&state)?;
-    run(Command::new("cp")
-        .arg("-a")
-        .arg(homes[0].join("state/pki"))
-        .arg(state.join("pki")))
-    .map(drop)
+/// The configuration of the controller, of its connector, and of the appliance beside it.
+fn controller(streams: &str, machines: &[LibvirtHost; 2]) -> Result<String> {
+    let mut text = format!(
+        "[controller]\nlisten = \"{streams}\"\n\n[fleet]\nhost = \"{}\"\n\n\
+         [[connector]]\nname = \"kvm\"\n[connector.libvirt]\nhosts = [\n",
+        host_name(0)
+    );
+    for (i, machine) in machines.iter().enumerate() {
+        let socket = machine.socket();
+        writeln!(
+            text,
+            "  {{ uri = \"qemu+unix:///system?socket={}\", name = \"{}\" }},",
+            socket.display(),
+            host_name(i)
+        )?;
+    }
+    text.push_str("]\n");
+    Ok(text)
+}
+
+/// Waits until the controller has placed an appliance on each host; their names.
+fn both_in_place(server: &Server) -> Result<[String; 2]> {
+    let named = |host: &str| -> Option<String> {
+        let all = fleet(server, &["appliances"]).ok()?;
+        let there = all
+            .as_array()?
+            .iter()
+            .find(|it| it["host"] == host && it["availability"] == "up")?;
+        Some(there["name"].as_str()?.to_owned())
+    };
+    let both = || Some([named(&host_name(0))?, named(&host_name(1))?]);
+    let found = wait_until(super::PATIENCE, || both().is_some());
+    ensure!(
+        found,
+        "no appliance on each host: {}\n{}",
+        fleet(server, &["appliances"])?,
+        fleet(server, &["events"])?
+    );
+    both().context("an appliance has gone")
+}
+
+fn fleet(server: &Server, args: &[&str]) -> Result<Value> {
+    let mut all = vec!["fleet"];
+    all.extend(args);
+    all.push("--json");
+    Ok(serde_json::from_str(&server.cli(&all)?)?)
 }

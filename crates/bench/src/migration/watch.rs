@@ -1,119 +1,98 @@
-//! What the connector tells of the migrations, beside what libvirt itself says.
+//! What becomes of each migration: when libvirt itself says that the guest has switched, when the
+//! controller's connector says so, and when the guest is connected to the appliance beside it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use daemon::metrics::{Counter, Registry};
-use hypervisor::{
-    Change, HostId, MovePhase, Pace, RateLimit, WatchMetrics, WatchOptions, Watcher, watch,
-};
-use hypervisor_libvirt::{HostConfig, LibvirtConfig, LibvirtConnector};
-use hypervisor_transport::Trust;
+use proto::v1;
+use proto::v1::admin_reply::Body as Reply;
+use proto::v1::admin_request::Body as Request;
+use proto::v1::fleet_request::Ask;
 use testbed::{LibvirtHost, Process, Spawn, run, wait_until};
-use tokio::runtime::Runtime;
 
 use super::guest::NAME;
 use super::hosts::Hosts;
 
-/// libvirtd answers thousands of requests a second.
-const LIMIT: RateLimit = RateLimit {
-    requests_per_s: 200,
-    burst: 400,
-};
+/// Between two looks at where the guest is connected: what is measured is late by up to this.
+const LOOK: Duration = Duration::from_millis(10);
 
-/// Watches both hosts through the connector, and through virsh.
+/// An appliance that the guest came to, and when.
+type Arrival = (SystemTime, String);
+
+/// Watches both hosts through virsh, and the guest's connection through the controller.
 pub(super) struct Lookout {
-    runtime: Runtime,
-    watcher: Watcher,
-    /// When the connector told of each switch.
-    told_at: Vec<SystemTime>,
-    virsh: [Process; 2],
+    arrivals: Arc<Mutex<Vec<Arrival>>>,
+    stop: Arc<AtomicBool>,
+    looking: Option<JoinHandle<()>>,
+    /// They end with this.
+    _virsh: [Process; 2],
     logs: [PathBuf; 2],
 }
 
+/// Milliseconds from libvirt's own time of each switch.
+pub(super) struct Lags {
+    /// To the controller's knowledge of it.
+    pub(super) event_ms: Vec<f64>,
+    /// To the guest's session with the other appliance, as the controller sees it.
+    pub(super) redirect_ms: Vec<f64>,
+}
+
 impl Lookout {
-    pub(super) fn start(hosts: &Hosts) -> Result<Self> {
-        let dir = hosts.agent_state.parent().context("no folder")?;
+    pub(super) fn start(dir: &Path, hosts: &Hosts) -> Result<Self> {
         let logs = [dir.join("events0.log"), dir.join("events1.log")];
         let listen = |i: usize| listen(&hosts.machines[i], &logs[i]);
         let virsh = [listen(0)?, listen(1)?];
-        let host = |i: usize| -> Result<HostConfig> {
-            let socket = hosts.machines[i].socket();
-            Ok(HostConfig {
-                uri: format!("qemu+unix:///system?socket={}", socket.display()).parse()?,
-                name: Some(host_name(i)),
-                cluster: None,
-            })
-        };
-        let config = LibvirtConfig {
-            hosts: vec![host(0)?, host(1)?],
-            trust: Trust::System,
-            client_certificate: None,
-            user: None,
-            password: None,
-            allow_tags: false,
-        };
-        let pace = Arc::new(Pace::new(LIMIT, Counter::default()));
-        let connector = LibvirtConnector::new(config, pace)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
-        let metrics = WatchMetrics::new(&Registry::new());
-        let watcher = {
-            let _inside = runtime.enter();
-            watch(
-                "bench",
-                Arc::new(connector),
-                WatchOptions::default(),
-                metrics,
-            )
-        };
-        let mut lookout = Self {
-            runtime,
-            watcher,
-            told_at: Vec::new(),
-            virsh,
+        let (arrivals, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
+        let socket = hosts.server.admin_socket();
+        let (seen, told) = (Arc::clone(&arrivals), Arc::clone(&stop));
+        let looking = std::thread::spawn(move || look(&socket, &seen, &told));
+        Ok(Self {
+            arrivals,
+            stop,
+            looking: Some(looking),
+            _virsh: virsh,
             logs,
-        };
-        lookout.until(Duration::from_secs(60), |change| *change == Change::Synced)?;
-        Ok(lookout)
+        })
     }
 
-    /// Waits until the connector has told that the guest runs on this host now.
-    pub(super) fn switched(&mut self, to: usize, patience: Duration) -> Result<()> {
-        let to = HostId::new(&host_name(to))?;
-        let seen_at = self.until(patience, |change| {
-            matches!(
-                change,
-                Change::VmMoved { to: Some(host), phase: MovePhase::Switched, .. } if *host == to
-            )
-        })?;
-        self.told_at.push(seen_at);
+    /// Waits until the guest is connected to this appliance.
+    pub(super) fn arrives(&self, hosts: &Hosts, to: usize, patience: Duration) -> Result<()> {
+        let name = &hosts.appliances[to];
+        let arrived = wait_until(patience, || {
+            let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+            arrivals.last().is_some_and(|(_, at)| at == name)
+        });
+        ensure!(
+            arrived,
+            "the guest is not at {name}: {}\n{}",
+            hosts.fleet(&["vms"])?,
+            hosts.fleet(&["events"])?
+        );
         Ok(())
     }
 
-    fn until(&mut self, patience: Duration, is_it: impl Fn(&Change) -> bool) -> Result<SystemTime> {
-        let watcher = &mut self.watcher;
-        let found = async {
-            loop {
-                let event = watcher.next().await?;
-                if is_it(&event.change) {
-                    return Some(SystemTime::now() - event.seen_at.elapsed());
-                }
-            }
-        };
-        let found = self
-            .runtime
-            .block_on(async { tokio::time::timeout(patience, found).await });
-        found.ok().flatten().context("the connector does not tell")
+    /// What was measured, one of each for each migration.
+    pub(super) fn lags(mut self, hosts: &Hosts, migrations: usize) -> Result<Lags> {
+        self.stop.store(true, Ordering::Relaxed);
+        let looking = self.looking.take().context("stopped twice")?;
+        ensure!(looking.join().is_ok(), "the lookout panicked");
+        let happened_at = self.switches(migrations)?;
+        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        // The first was to where it started.
+        let redirected_at = arrivals.iter().skip(1).map(|(at, _)| *at);
+        Ok(Lags {
+            event_ms: lags_ms(&happened_at, &told_at(hosts)?)?,
+            redirect_ms: lags_ms(&happened_at, &redirected_at.collect::<Vec<_>>())?,
+        })
     }
 
-    /// Milliseconds from libvirt's own time of each switch to the connector's word.
-    pub(super) fn lags_ms(self, migrations: usize) -> Result<Vec<f64>> {
+    /// When libvirt says that the guest has switched.
+    fn switches(&self, migrations: usize) -> Result<Vec<SystemTime>> {
         let all = || -> Result<Vec<SystemTime>> {
             let mut all = [switches(&self.logs[0])?, switches(&self.logs[1])?].concat();
             all.sort();
@@ -122,27 +101,66 @@ impl Lookout {
         wait_until(Duration::from_secs(10), || {
             all().is_ok_and(|all| all.len() >= migrations)
         });
-        let happened_at = all()?;
-        ensure!(
-            happened_at.len() == migrations && self.told_at.len() == migrations,
-            "libvirt tells of {} switches, the connector of {}",
-            happened_at.len(),
-            self.told_at.len()
-        );
-        for process in self.virsh {
-            process.kill()?;
-        }
-        let lag = |(happened, told): (&SystemTime, &SystemTime)| {
-            // Clocks are one; a connector that is quicker than virsh has no lag.
-            let lag = told.duration_since(*happened).unwrap_or_default();
-            lag.as_secs_f64() * 1000.0
-        };
-        Ok(happened_at.iter().zip(&self.told_at).map(lag).collect())
+        all()
     }
 }
 
-fn host_name(index: usize) -> String {
-    format!("host{index}")
+impl Drop for Lookout {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn lags_ms(happened_at: &[SystemTime], seen_at: &[SystemTime]) -> Result<Vec<f64>> {
+    ensure!(
+        happened_at.len() == seen_at.len(),
+        "libvirt tells of {} switches, {} were seen",
+        happened_at.len(),
+        seen_at.len()
+    );
+    let lag = |(happened, seen): (&SystemTime, &SystemTime)| {
+        // Clocks are one; who is quicker than virsh has no lag.
+        let lag = seen.duration_since(*happened).unwrap_or_default();
+        lag.as_secs_f64() * 1000.0
+    };
+    Ok(happened_at.iter().zip(seen_at).map(lag).collect())
+}
+
+/// When the controller says that the guest has moved.
+fn told_at(hosts: &Hosts) -> Result<Vec<SystemTime>> {
+    let events = hosts.fleet(&["events", "--limit", "5000"])?;
+    let events = events.as_array().context("no list of events")?;
+    let moved = events.iter().filter(|event| event["kind"] == "vm_moved");
+    moved
+        .map(|event| {
+            let at_ms = event["at_ms"].as_u64().context("an event without a time")?;
+            Ok(SystemTime::UNIX_EPOCH + Duration::from_millis(at_ms))
+        })
+        .collect()
+}
+
+/// Notes each appliance that the guest comes to.
+fn look(socket: &Path, arrivals: &Mutex<Vec<Arrival>>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        if let Some(at) = connected_to(socket) {
+            let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+            if arrivals.last().is_none_or(|(_, last)| *last != at) {
+                arrivals.push((SystemTime::now(), at));
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The appliance that the guest is connected to, as the controller sees it; `None`: to none now.
+fn connected_to(socket: &Path) -> Option<String> {
+    let vms = Ask::Vms(v1::FleetList::default());
+    let request = Request::Fleet(v1::FleetRequest { ask: Some(vms) });
+    let Ok(Reply::Fleet(reply)) = appliance::admin_call(socket, request) else {
+        return None;
+    };
+    let guest = reply.vms.into_iter().find(|vm| vm.name == NAME)?;
+    (!guest.connected_to.is_empty()).then_some(guest.connected_to)
 }
 
 /// A virsh that prints this host's lifecycle events with their times.

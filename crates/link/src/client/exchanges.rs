@@ -107,10 +107,17 @@ impl Exchanges {
         self.open.remove(&request_id).is_some()
     }
 
-    /// The session is over.
-    pub(crate) fn end(&mut self) {
-        self.open.clear();
+    /// Whether it is under way here.
+    pub(crate) fn has(&self, request_id: u64) -> bool {
+        self.open.contains_key(&request_id)
+    }
+
+    /// The session is over; the first time, what was not answered.
+    pub(crate) fn end(&mut self) -> Vec<u64> {
         self.is_over = true;
+        let mut unanswered: Vec<u64> = self.open.drain().map(|(id, _)| id).collect();
+        unanswered.sort_unstable();
+        unanswered
     }
 
     pub(crate) fn is_over(&self) -> bool {

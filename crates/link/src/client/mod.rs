@@ -3,7 +3,9 @@
 mod backoff;
 pub(crate) mod connect;
 mod exchanges;
+mod route;
 mod run;
+mod serve;
 pub(crate) mod session;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +16,7 @@ use bytes::Bytes;
 use proto::v1;
 
 use crate::Priority;
+pub use route::{ROUTE_LEN_MAX, Route, RouteRefused};
 use run::Shared;
 
 /// How a link behaves.
@@ -21,6 +24,8 @@ use run::Shared;
 pub struct Config {
     /// Appliances as host:port, best first. Never empty.
     pub appliances: Vec<String>,
+    /// The epoch of that list; 0: no placer made it.
+    pub epoch: u64,
     /// From [`crate::tls::client_config`].
     pub tls: Arc<rustls::ClientConfig>,
     /// Says who we are; the link fills in the versions.
@@ -44,12 +49,17 @@ pub struct Limits {
     pub backoff_max: Duration,
     /// Silence before a ping while something is outstanding. 5 s.
     pub ping_busy_after: Duration,
-    /// Silence before a ping otherwise. 15 s.
+    /// Silence before a ping otherwise: the kernel's keep-alive finds dead machines sooner. 300 s.
     pub ping_idle_after: Duration,
     /// Silence after a ping that means death. 5 s.
     pub dead_after: Duration,
     /// After Goodbye, time to finish what is under way. 3 s.
     pub goodbye_linger: Duration,
+    /// After a move to another appliance, time to finish what is under way where it is. 60 s.
+    pub leave_linger: Duration,
+    /// Pause before a better appliance that could not be reached is tried again, doubled each
+    /// time. 5 s.
+    pub move_retry: Duration,
     /// Bytes of frames that may wait to be sent, besides file data. 4 MiB.
     pub queue_bytes_max: usize,
     /// Frames that may wait to be sent. 8192.
@@ -66,9 +76,11 @@ impl Default for Limits {
             backoff_min: Duration::from_millis(200),
             backoff_max: Duration::from_secs(10),
             ping_busy_after: Duration::from_secs(5),
-            ping_idle_after: Duration::from_secs(15),
+            ping_idle_after: Duration::from_secs(300),
             dead_after: Duration::from_secs(5),
             goodbye_linger: Duration::from_secs(3),
+            leave_linger: Duration::from_secs(60),
+            move_retry: Duration::from_secs(5),
             queue_bytes_max: 4 << 20,
             queue_frames_max: 8192,
             data_bytes_max: 256 << 10,
@@ -76,13 +88,26 @@ impl Default for Limits {
     }
 }
 
-/// What the link tells its owner, always from the link's one receiving thread and without any
-/// lock held, so a handler may send. A handler that blocks keeps frames from being received.
+/// What the link tells its owner, always from a receiving thread of the link and without any lock
+/// held, so a handler may send. A handler that blocks keeps frames from being received. While the
+/// link moves to another appliance there are two such threads: what was asked of the one that is
+/// left is answered by it.
 pub trait Handler: Send + Sync {
     /// An appliance welcomed us; its Welcome has been checked.
     fn up(&self, welcome: &v1::Welcome);
     /// The session is over. Exactly once for each `up`, after its last `frame`.
     fn down(&self, why: &str);
+    /// Another appliance has taken the place of the one before, which still answers what it was
+    /// asked; new requests go to the new one. Who does not care asks everything anew.
+    fn moved(&self, welcome: &v1::Welcome) {
+        self.down("moved to another appliance");
+        self.up(welcome);
+    }
+    /// The appliance that was left has gone without answering these requests. They are to be
+    /// asked anew.
+    fn lost(&self, request_ids: &[u64]) {
+        let _ = request_ids;
+    }
     /// A frame that is for the owner; the link keeps Ping, Pong, Credit and Goodbye to itself.
     /// `Need` has been noted when it comes, so that `send_data` may be called.
     fn frame(&self, envelope: v1::Envelope);
@@ -146,7 +171,7 @@ impl Client {
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("link".into())
-            .spawn(move || theirs.run(&*handler))?;
+            .spawn(move || theirs.run(&handler))?;
         let thread = Mutex::new(Some(thread));
         Ok(Self {
             running: Arc::new(Running { shared, thread }),
@@ -164,7 +189,7 @@ impl Client {
     /// # Errors
     /// [`SendError`]; the frame is then dropped.
     pub fn send(&self, priority: Priority, envelope: v1::Envelope) -> Result<(), SendError> {
-        let session = self.running.shared.session();
+        let session = self.running.shared.session_for(&envelope);
         let session = session.ok_or(SendError::NotConnected)?;
         if session.is_lingering() && opens_an_exchange(&envelope) {
             return Err(SendError::NotConnected);
@@ -186,7 +211,7 @@ impl Client {
         bytes: Bytes,
         give_up: Instant,
     ) -> Result<(), SendDataError> {
-        let session = self.running.shared.session();
+        let session = self.running.shared.session_with(request_id);
         let session = session.ok_or(SendDataError::NotConnected)?;
         let mut sent = 0;
         while sent < bytes.len() {
@@ -220,9 +245,30 @@ impl Client {
     /// `send_data` with `NotWanted`, and tells the appliance where it knows of the request. No
     /// reply to it reaches the handler after this returns, but for one that it has in hand.
     pub fn cancel(&self, request_id: u64) {
-        if let Some(session) = self.running.shared.session() {
+        if let Some(session) = self.running.shared.session_with(request_id) {
             session.cancel(request_id);
         }
+    }
+
+    /// Follows another list of appliances. Where its first is not the one that is connected, that
+    /// is connected to, and only then the other one left.
+    ///
+    /// # Errors
+    /// [`RouteRefused`]; the old list counts then.
+    pub fn set_route(&self, epoch: u64, appliances: &[String]) -> Result<(), RouteRefused> {
+        self.running.shared.set_route(epoch, appliances)
+    }
+
+    /// The list that is followed.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        self.running.shared.route()
+    }
+
+    /// The appliance that is connected, as its list names it.
+    #[must_use]
+    pub fn connected_to(&self) -> Option<String> {
+        self.running.shared.connected_to()
     }
 
     /// Uses another certificate from the next connection on.
@@ -259,9 +305,11 @@ impl Client {
 impl Running {
     fn stop(&self) {
         self.shared.stop(Instant::now() + GOODBYE_WRITE_MAX);
+        let is_handler = self.shared.is_own_thread();
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take()
             && thread.thread().id() != std::thread::current().id()
+            && !is_handler
         {
             // It catches its handler's panics; should it have died, it is over too.
             let _ = thread.join();
@@ -293,6 +341,8 @@ pub struct Stats {
     pub frames_sent: u64,
     /// Sessions that came up.
     pub sessions: u64,
+    /// Of those, moves from one appliance to another.
+    pub moves: u64,
     /// Attempts that failed.
     pub attempts_failed: u64,
     /// Frames refused for want of room.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -28,6 +28,8 @@ pub(crate) struct Session {
     data_waiters: AtomicUsize,
     keeper: Mutex<Keeper>,
     keeper_wakes: Condvar,
+    /// The keeper has gone to sleep with nothing outstanding.
+    is_keeper_idle: AtomicBool,
     pub(crate) backpressure: AtomicU64,
 }
 
@@ -42,6 +44,8 @@ struct Keeper {
     ended: Option<String>,
     /// It ends because we want it to.
     is_ours: bool,
+    /// What was not answered when it ended.
+    unanswered: Vec<u64>,
 }
 
 impl Session {
@@ -63,8 +67,10 @@ impl Session {
                 linger_until: None,
                 ended: None,
                 is_ours: false,
+                unanswered: Vec::new(),
             }),
             keeper_wakes: Condvar::new(),
+            is_keeper_idle: AtomicBool::new(false),
             backpressure: AtomicU64::new(0),
         }
     }
@@ -112,7 +118,20 @@ impl Session {
             });
         }
         self.pump();
+        self.wake_idle_keeper();
         Ok(())
+    }
+
+    /// What is outstanding now is to be watched more closely. At most once for each of the
+    /// keeper's sleeps: a busy link does not wake it with every frame.
+    fn wake_idle_keeper(&self) {
+        if self.is_keeper_idle.load(Ordering::SeqCst)
+            && self.is_keeper_idle.swap(false, Ordering::SeqCst)
+        {
+            // The keeper holds the lock from its look until it sleeps.
+            drop(self.keeper());
+            self.keeper_wakes.notify_one();
+        }
     }
 
     /// Sends as much of `bytes` as credit and room allow, waiting for both until `give_up`; the
@@ -277,9 +296,13 @@ impl Session {
 
     /// Ends the session: the receiving thread finds the socket shut. The first reason counts.
     pub(crate) fn end(&self, why: &str) {
-        self.keeper().ended.get_or_insert_with(|| why.to_owned());
+        let unanswered = self.exchanges().end();
+        {
+            let mut keeper = self.keeper();
+            keeper.ended.get_or_insert_with(|| why.to_owned());
+            keeper.unanswered.extend(unanswered);
+        }
         self.keeper_wakes.notify_one();
-        self.exchanges().end();
         self.may_send_data.notify_all();
         // Fails only where it is shut already.
         let _ = self.tcp.shutdown(Shutdown::Both);
@@ -303,13 +326,38 @@ impl Session {
         self.end_if_finished();
     }
 
+    /// Another appliance has taken its place: it ends when all is answered, at the latest at
+    /// `until`.
+    pub(crate) fn leave(&self, until: Instant) {
+        self.keeper().is_ours = true;
+        self.linger(until);
+    }
+
+    /// Whether this request is under way here.
+    pub(crate) fn has(&self, request_id: u64) -> bool {
+        self.exchanges().has(request_id)
+    }
+
+    /// What was not answered, once the session has ended.
+    pub(crate) fn take_unanswered(&self) -> Vec<u64> {
+        std::mem::take(&mut self.keeper().unanswered)
+    }
+
     pub(crate) fn is_lingering(&self) -> bool {
         self.keeper().linger_until.is_some()
     }
 
+    fn why_lingering(&self) -> &'static str {
+        if self.was_left() {
+            "moved to another appliance"
+        } else {
+            "the appliance said goodbye"
+        }
+    }
+
     fn end_if_finished(&self) {
         if self.is_lingering() && self.exchanges().open_count() == 0 {
-            self.end("the appliance said goodbye");
+            self.end(self.why_lingering());
         }
     }
 
@@ -348,9 +396,14 @@ impl Session {
             let now = Instant::now();
             if keeper.linger_until.is_some_and(|until| now >= until) {
                 drop(keeper);
-                return self.end("the appliance said goodbye");
+                return self.end(self.why_lingering());
             }
+            // Before the look: what comes after it finds the keeper idle and wakes it.
+            self.is_keeper_idle.store(true, Ordering::SeqCst);
             let is_busy = keeper.is_wanted || self.exchanges().open_count() > 0;
+            if is_busy {
+                self.is_keeper_idle.store(false, Ordering::SeqCst);
+            }
             let next = match keeper.liveness.pulse(now, is_busy) {
                 Pulse::Wait(next) => next,
                 Pulse::Ping => {

@@ -105,7 +105,8 @@ impl AgentRules {
             Body::OrderResult(_)
             | Body::LedgerReport(_)
             | Body::Alert(_)
-            | Body::FetchAllowlist(_) => Ok(Pass::Deliver),
+            | Body::FetchAllowlist(_)
+            | Body::Nearness(_) => Ok(Pass::Deliver),
             Body::Hello(_) => Err(Violation("a second Hello")),
             _ => Err(Violation("a frame that only appliances send")),
         }

@@ -3,5 +3,6 @@
 mod failure;
 mod flow;
 mod hostile;
+mod moves;
 mod rig;
 mod trust;

@@ -68,6 +68,7 @@ impl Fleet {
     pub(crate) fn config(&self, appliances: &[SocketAddr]) -> Config {
         Config {
             appliances: appliances.iter().map(ToString::to_string).collect(),
+            epoch: 0,
             tls: self.client_tls(),
             hello: v1::Hello {
                 agent_version: "test".into(),
@@ -87,6 +88,8 @@ impl Fleet {
 #[derive(Debug)]
 pub(crate) enum Event {
     Up(v1::Welcome),
+    Moved,
+    Lost(Vec<u64>),
     Down(String),
     Frame(v1::Envelope),
     Unreachable(String),
@@ -105,6 +108,12 @@ impl Recorder {
 impl Handler for Recorder {
     fn up(&self, welcome: &v1::Welcome) {
         self.tell(Event::Up(welcome.clone()));
+    }
+    fn moved(&self, _welcome: &v1::Welcome) {
+        self.tell(Event::Moved);
+    }
+    fn lost(&self, request_ids: &[u64]) {
+        self.tell(Event::Lost(request_ids.to_vec()));
     }
     fn down(&self, why: &str) {
         self.tell(Event::Down(why.to_owned()));

@@ -330,3 +330,16 @@ fn every_appliance_has_a_reason() {
     assert_eq!(world.fleet.explain(VmId(999), 1), None);
     assert_eq!(world.hosts_per_cluster, 4);
 }
+
+/// Found by the simulation: a list that was written down empty, read back while an appliance is
+/// taken to be up.
+#[test]
+fn who_had_none_before_a_restart_gets_one_after_it() {
+    let mut world = World::new(1, 1, 2, 1);
+    world.fleet.restore(at(1), VmId(1), on(0), &[], Epoch(5));
+    assert_eq!(world.fleet.totals().homeless, 1);
+    world.fleet.tick(at(2));
+    assert_eq!(world.first(1), Some(0));
+    assert!(world.fleet.placement(VmId(1)).unwrap().epoch > Epoch(5));
+    assert_eq!(world.fleet.totals().homeless, 0);
+}

@@ -153,6 +153,9 @@ pub struct Policy {
     /// Scan when a writer closes a file, so that the next open finds a verdict. Unset: no.
     #[prost(bool, tag = "11")]
     pub scan_on_close: bool,
+    /// What is done about an opener that was let through before a malicious verdict. Unset: REPORT.
+    #[prost(enumeration = "LateAction", tag = "45")]
+    pub on_late_malicious: i32,
     /// Agents may compress content. Unset: no.
     #[prost(bool, tag = "30")]
     pub compress: bool,
@@ -356,6 +359,39 @@ impl Disposition {
         }
     }
 }
+/// What is done about an opener that policy let through before its file's verdict was malicious.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LateAction {
+    /// Report.
+    Unspecified = 0,
+    /// Tell.
+    Report = 1,
+    /// Tell, and kill the process.
+    Kill = 2,
+}
+impl LateAction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LATE_ACTION_UNSPECIFIED",
+            Self::Report => "LATE_ACTION_REPORT",
+            Self::Kill => "LATE_ACTION_KILL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LATE_ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "LATE_ACTION_REPORT" => Some(Self::Report),
+            "LATE_ACTION_KILL" => Some(Self::Kill),
+            _ => None,
+        }
+    }
+}
 /// One frame.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Envelope {
@@ -366,7 +402,7 @@ pub struct Envelope {
     /// What it carries. Absent or unknown: the receiver ignores the frame and counts it.
     #[prost(
         oneof = "envelope::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 35"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 35, 50, 51"
     )]
     pub body: ::core::option::Option<envelope::Body>,
 }
@@ -427,6 +463,10 @@ pub mod envelope {
         AllowlistPart(super::AllowlistPart),
         #[prost(message, tag = "35")]
         Manifest(super::Manifest),
+        #[prost(message, tag = "50")]
+        Placement(super::Placement),
+        #[prost(message, tag = "51")]
+        Nearness(super::Nearness),
     }
 }
 /// First frame of an agent.
@@ -450,6 +490,9 @@ pub struct Hello {
     /// The guest's boot id (16 bytes): tells a restart from a reconnect. Unset: unknown.
     #[prost(bytes = "vec", tag = "6")]
     pub boot_id: ::prost::alloc::vec::Vec<u8>,
+    /// Epoch of the list of appliances that the agent follows. Unset: it was never given one.
+    #[prost(uint64, tag = "50")]
+    pub placement_epoch: u64,
 }
 /// Answer to Hello.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -841,6 +884,35 @@ pub struct Renewed {
     #[prost(string, tag = "2")]
     pub refused: ::prost::alloc::string::String,
 }
+/// The appliances that this guest uses from now on. Sent whole, never merged. The agent refuses an
+/// epoch that is not later than the one it has. Where the first is not the one it is connected to, it
+/// connects there first and then leaves: what is under way is finished where it is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Placement {
+    /// Rises with every list of this guest. Never 0.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// As host:port, first the best; 1 to 8.
+    #[prost(string, repeated, tag = "2")]
+    pub appliances: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// How near the agent finds the appliances of its list; at most 8, and at most one frame each 10 s
+/// counts.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Nearness {
+    #[prost(message, repeated, tag = "1")]
+    pub round_trips: ::prost::alloc::vec::Vec<RoundTrip>,
+}
+/// How long a connection to one appliance took to be made.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RoundTrip {
+    /// As it is in the list.
+    #[prost(string, tag = "1")]
+    pub appliance: ::prost::alloc::string::String,
+    /// Microseconds. Never 0.
+    #[prost(uint32, tag = "2")]
+    pub rtt_us: u32,
+}
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1142,7 +1214,7 @@ pub struct ScanReport {
 /// One request.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AdminRequest {
-    #[prost(oneof = "admin_request::Body", tags = "1, 2, 3, 4, 5, 6, 40")]
+    #[prost(oneof = "admin_request::Body", tags = "1, 2, 3, 4, 5, 6, 40, 50")]
     pub body: ::core::option::Option<admin_request::Body>,
 }
 /// Nested message and enum types in `AdminRequest`.
@@ -1170,12 +1242,15 @@ pub mod admin_request {
         /// Which guests hold a content.
         #[prost(message, tag = "40")]
         Holders(super::HoldersRequest),
+        /// Look at the fleet, or change it.
+        #[prost(message, tag = "50")]
+        Fleet(super::FleetRequest),
     }
 }
 /// One reply.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AdminReply {
-    #[prost(oneof = "admin_reply::Body", tags = "1, 2, 3, 4, 5, 6, 7, 40")]
+    #[prost(oneof = "admin_reply::Body", tags = "1, 2, 3, 4, 5, 6, 7, 40, 50")]
     pub body: ::core::option::Option<admin_reply::Body>,
 }
 /// Nested message and enum types in `AdminReply`.
@@ -1199,6 +1274,8 @@ pub mod admin_reply {
         Reload(super::ReloadReply),
         #[prost(message, tag = "40")]
         Holders(super::HoldersReply),
+        #[prost(message, tag = "50")]
+        Fleet(super::FleetReply),
     }
 }
 /// How are you?
@@ -1352,6 +1429,249 @@ pub struct ReloadReply {
     #[prost(bytes = "vec", tag = "1")]
     pub generation: ::prost::alloc::vec::Vec<u8>,
 }
+/// Look at the fleet, or change it. Only the controller that places can answer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetRequest {
+    #[prost(oneof = "fleet_request::Ask", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub ask: ::core::option::Option<fleet_request::Ask>,
+}
+/// Nested message and enum types in `FleetRequest`.
+pub mod fleet_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Ask {
+        /// Every host.
+        #[prost(message, tag = "1")]
+        Hosts(super::FleetList),
+        /// VMs.
+        #[prost(message, tag = "2")]
+        Vms(super::FleetList),
+        /// Every appliance.
+        #[prost(message, tag = "3")]
+        Appliances(super::FleetList),
+        /// Why this VM uses its appliances; its name, id, number or guest's id.
+        #[prost(string, tag = "4")]
+        Why(::prost::alloc::string::String),
+        /// Move guests away, or stop doing so.
+        #[prost(message, tag = "5")]
+        Drain(super::FleetDrain),
+        /// What happened.
+        #[prost(message, tag = "6")]
+        Events(super::FleetEvents),
+        /// Make the identity of an appliance that runs apart from the controller.
+        #[prost(string, tag = "7")]
+        ApplianceIdentity(::prost::alloc::string::String),
+    }
+}
+/// One kind of thing, in pages.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetList {
+    /// VMs of this host only. Unset: of all.
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    /// Leave out so many first ones.
+    #[prost(uint64, tag = "2")]
+    pub skip: u64,
+}
+/// Move guests away.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetDrain {
+    /// From this appliance. Unset: from the appliances of a host.
+    #[prost(string, tag = "1")]
+    pub appliance: ::prost::alloc::string::String,
+    /// From the appliances of this host, which goes into maintenance.
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    /// Stop doing so. Unset: do it.
+    #[prost(bool, tag = "3")]
+    pub undo: bool,
+}
+/// What happened.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetEvents {
+    /// After this one. Unset: from the oldest that is kept.
+    #[prost(uint64, tag = "1")]
+    pub after: u64,
+    /// At most so many, the latest. Unset: 100.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+}
+/// What was asked for. Names come from hypervisors and guests: hostile text.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FleetReply {
+    #[prost(message, repeated, tag = "1")]
+    pub hosts: ::prost::alloc::vec::Vec<FleetHost>,
+    #[prost(message, repeated, tag = "2")]
+    pub vms: ::prost::alloc::vec::Vec<FleetVm>,
+    #[prost(message, repeated, tag = "3")]
+    pub appliances: ::prost::alloc::vec::Vec<FleetAppliance>,
+    #[prost(message, optional, tag = "4")]
+    pub why: ::core::option::Option<FleetWhy>,
+    #[prost(message, repeated, tag = "5")]
+    pub events: ::prost::alloc::vec::Vec<FleetEvent>,
+    /// There are more: ask again, leaving out those seen.
+    #[prost(bool, tag = "6")]
+    pub more: bool,
+    /// An appliance's identity, PEM: its key, its certificate, the CA's.
+    #[prost(string, tag = "7")]
+    pub identity: ::prost::alloc::string::String,
+}
+/// A host.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetHost {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The connector's id of it.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub connector: ::prost::alloc::string::String,
+    /// Unset: unknown.
+    #[prost(string, tag = "4")]
+    pub cluster: ::prost::alloc::string::String,
+    /// Unset: unknown.
+    #[prost(string, tag = "5")]
+    pub site: ::prost::alloc::string::String,
+    #[prost(bool, tag = "6")]
+    pub maintenance: bool,
+    #[prost(bool, tag = "7")]
+    pub reachable: bool,
+    /// VMs on it.
+    #[prost(uint64, tag = "8")]
+    pub vms: u64,
+    /// Those that run.
+    #[prost(uint64, tag = "9")]
+    pub vms_awake: u64,
+    /// Names of the appliances on it.
+    #[prost(string, repeated, tag = "10")]
+    pub appliances: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A VM.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetVm {
+    /// The controller's number of it.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// The connector's id of it.
+    #[prost(string, tag = "3")]
+    pub id: ::prost::alloc::string::String,
+    /// Unset: no connector knows it.
+    #[prost(string, tag = "4")]
+    pub connector: ::prost::alloc::string::String,
+    /// Its host's name. Unset: unknown.
+    #[prost(string, tag = "5")]
+    pub host: ::prost::alloc::string::String,
+    /// off, starting, running, migrating or paused.
+    #[prost(string, tag = "6")]
+    pub state: ::prost::alloc::string::String,
+    /// The agent in it, 16 bytes. Unset: none.
+    #[prost(bytes = "vec", tag = "7")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// Names of its appliances, first the best. Unset: none.
+    #[prost(string, repeated, tag = "8")]
+    pub appliances: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "9")]
+    pub epoch: u64,
+    /// Why it has that list.
+    #[prost(string, tag = "10")]
+    pub cause: ::prost::alloc::string::String,
+    /// 0 same host, 1 same cluster, 2 same site, 3 anywhere. Absent: it has no appliance.
+    #[prost(uint32, optional, tag = "11")]
+    pub tier: ::core::option::Option<u32>,
+    /// The appliance that its agent is connected to. Unset: none.
+    #[prost(string, tag = "12")]
+    pub connected_to: ::prost::alloc::string::String,
+}
+/// An appliance.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetAppliance {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// How guests reach it.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    /// Its host's name. Unset: unknown.
+    #[prost(string, tag = "3")]
+    pub host: ::prost::alloc::string::String,
+    /// up, draining or down.
+    #[prost(string, tag = "4")]
+    pub availability: ::prost::alloc::string::String,
+    /// Its stream to the controller is up.
+    #[prost(bool, tag = "5")]
+    pub connected: bool,
+    /// 1000 for each average VM.
+    #[prost(uint64, tag = "6")]
+    pub load: u64,
+    /// What it takes at most now.
+    #[prost(uint64, tag = "7")]
+    pub bound: u64,
+    /// Average VMs that it can carry.
+    #[prost(uint64, tag = "8")]
+    pub capacity: u64,
+    /// VMs whose first appliance it is.
+    #[prost(uint64, tag = "9")]
+    pub vms: u64,
+    /// How long its queue holds scans up.
+    #[prost(uint32, tag = "10")]
+    pub queue_ms: u32,
+    #[prost(string, repeated, tag = "11")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Why a VM uses its appliances.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FleetWhy {
+    #[prost(message, optional, tag = "1")]
+    pub vm: ::core::option::Option<FleetVm>,
+    /// Where measured round trips say it is. Unset: where the inventory says.
+    #[prost(string, tag = "2")]
+    pub measured_host: ::prost::alloc::string::String,
+    /// The rule that fits it. Unset: none.
+    #[prost(string, tag = "3")]
+    pub rule: ::prost::alloc::string::String,
+    /// Appliances as they were weighed, nearest first.
+    #[prost(message, repeated, tag = "4")]
+    pub considered: ::prost::alloc::vec::Vec<FleetConsidered>,
+    /// How many more there are.
+    #[prost(uint64, tag = "5")]
+    pub omitted: u64,
+}
+/// One appliance as it was weighed.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FleetConsidered {
+    #[prost(string, tag = "1")]
+    pub appliance: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub tier: u32,
+    #[prost(bool, tag = "3")]
+    pub in_scope: bool,
+    /// Higher is better within a tier.
+    #[prost(double, tag = "4")]
+    pub rank: f64,
+    #[prost(uint64, tag = "5")]
+    pub load: u64,
+    #[prost(uint64, tag = "6")]
+    pub bound: u64,
+    /// Unset: not measured.
+    #[prost(uint32, tag = "7")]
+    pub rtt_us: u32,
+    /// first, backup, over_bound, busy, draining, down, farther, ranks_lower or not_worth_a_move.
+    #[prost(string, tag = "8")]
+    pub standing: ::prost::alloc::string::String,
+}
+/// Something that happened.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetEvent {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Milliseconds since 1970 UTC.
+    #[prost(uint64, tag = "2")]
+    pub at_ms: u64,
+    #[prost(string, tag = "3")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
+}
 /// Which guests hold a content.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HoldersRequest {
@@ -1388,6 +1708,220 @@ pub struct HolderRecord {
     pub first_seen_s: u64,
     #[prost(uint64, tag = "4")]
     pub last_seen_s: u64,
+}
+/// Appliance to controller.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FleetSaid {
+    /// Absent or unknown: ignored.
+    #[prost(oneof = "fleet_said::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    pub body: ::core::option::Option<fleet_said::Body>,
+}
+/// Nested message and enum types in `FleetSaid`.
+pub mod fleet_said {
+    /// Absent or unknown: ignored.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Body {
+        #[prost(message, tag = "1")]
+        Hello(super::FleetHello),
+        #[prost(message, tag = "2")]
+        GuestsUp(super::GuestsUp),
+        /// A guest's session is over: its id, 16 bytes.
+        #[prost(bytes, tag = "3")]
+        GuestDown(::prost::alloc::vec::Vec<u8>),
+        #[prost(message, tag = "4")]
+        Nearness(super::GuestNearness),
+        /// How long the queue holds scans up, in milliseconds. Sent every few seconds: it says too that
+        /// the appliance is alive.
+        #[prost(uint32, tag = "5")]
+        QueueMs(u32),
+        #[prost(message, tag = "6")]
+        Warmth(super::Warmth),
+        #[prost(message, tag = "7")]
+        RenewGuest(super::RenewGuest),
+        /// A certificate request for the appliance's own next certificate, DER.
+        #[prost(bytes, tag = "8")]
+        RenewSelf(::prost::alloc::vec::Vec<u8>),
+        /// The appliance stops: its guests go elsewhere at once. Always true.
+        #[prost(bool, tag = "9")]
+        Leaving(bool),
+    }
+}
+/// Controller to appliance.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FleetOrder {
+    /// Absent or unknown: ignored.
+    #[prost(oneof = "fleet_order::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    pub body: ::core::option::Option<fleet_order::Body>,
+}
+/// Nested message and enum types in `FleetOrder`.
+pub mod fleet_order {
+    /// Absent or unknown: ignored.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Body {
+        #[prost(message, tag = "1")]
+        Welcome(super::FleetWelcome),
+        #[prost(message, tag = "2")]
+        Elsewhere(super::FleetElsewhere),
+        #[prost(message, tag = "3")]
+        Place(super::PlaceGuest),
+        #[prost(message, tag = "4")]
+        Warm(super::WarmGuest),
+        /// What another appliance knows, for a guest that will come.
+        #[prost(message, tag = "5")]
+        Warmth(super::Warmth),
+        #[prost(message, tag = "6")]
+        Renewal(super::Renewal),
+        /// A guest is revoked: its session ends. Its id, 16 bytes.
+        #[prost(bytes, tag = "7")]
+        Revoked(::prost::alloc::vec::Vec<u8>),
+        /// Certificates of the appliance, leaf first; empty: refused.
+        #[prost(message, tag = "8")]
+        RenewedSelf(super::Renewal),
+        /// Nothing to say. Sent every few seconds: the controller is alive. Always true.
+        #[prost(bool, tag = "9")]
+        Alive(bool),
+    }
+}
+/// First frame of an appliance. Its name is the one in its certificate.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetHello {
+    /// How guests reach it, as host:port.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// The host it runs on, by the name or id that a connector gives it. Unset: unknown.
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    /// Where it is, if no host says so. Unset: unknown.
+    #[prost(string, tag = "3")]
+    pub cluster: ::prost::alloc::string::String,
+    /// Where it is, if no host says so. Unset: unknown.
+    #[prost(string, tag = "4")]
+    pub site: ::prost::alloc::string::String,
+    /// Average VMs that it can carry. Never 0.
+    #[prost(uint64, tag = "5")]
+    pub capacity: u64,
+    /// What rules call it.
+    #[prost(string, repeated, tag = "6")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Answer to FleetHello.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetWelcome {
+    /// Guests that are revoked, 16 bytes each. Complete.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub revoked: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+/// Another controller is the placer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetElsewhere {
+    /// How it is reached, as host:port. Unset: unknown; try again.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+}
+/// Guests that have a session, at most 1000 in one frame.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GuestsUp {
+    #[prost(message, repeated, tag = "1")]
+    pub guests: ::prost::alloc::vec::Vec<GuestUp>,
+}
+/// A guest that has a session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GuestUp {
+    /// Its id, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// What it says its name is; hostile text.
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    /// Where it connects from.
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    /// Epoch of the list that it follows. Unset: it has none.
+    #[prost(uint64, tag = "4")]
+    pub placement_epoch: u64,
+}
+/// What a guest measured.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GuestNearness {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// As the guest calls the appliance, host:port.
+    #[prost(string, tag = "2")]
+    pub appliance: ::prost::alloc::string::String,
+    /// Microseconds.
+    #[prost(uint32, tag = "3")]
+    pub rtt_us: u32,
+}
+/// A guest's list is to be sent to it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlaceGuest {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// As host:port, first the best.
+    #[prost(string, repeated, tag = "3")]
+    pub appliances: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// A guest will go elsewhere: say what is known of its contents.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WarmGuest {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// The appliance's name where it will be.
+    #[prost(string, tag = "2")]
+    pub appliance: ::prost::alloc::string::String,
+}
+/// Verdicts on what a guest asked about lately. They count for the generation that they name alone.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Warmth {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// For whom: an appliance's name. Empty from the controller.
+    #[prost(string, tag = "2")]
+    pub appliance: ::prost::alloc::string::String,
+    /// At most 1024.
+    #[prost(message, repeated, tag = "3")]
+    pub verdicts: ::prost::alloc::vec::Vec<WarmVerdict>,
+}
+/// One verdict of a cache, under all that it depends on.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WarmVerdict {
+    /// The cache's key, as the appliances write it.
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub verdict: ::core::option::Option<Verdict>,
+}
+/// A guest asks for a new certificate.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewGuest {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// Returned with the answer.
+    #[prost(uint64, tag = "2")]
+    pub ticket: u64,
+    /// PKCS#10 request, DER.
+    #[prost(bytes = "vec", tag = "3")]
+    pub csr: ::prost::alloc::vec::Vec<u8>,
+}
+/// A new certificate, or none.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Renewal {
+    /// From RenewGuest.
+    #[prost(uint64, tag = "1")]
+    pub ticket: u64,
+    /// Certificates, leaf first, DER. Unset: refused.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// Why it was refused, for people. Unset: not refused.
+    #[prost(string, tag = "3")]
+    pub refused: ::prost::alloc::string::String,
 }
 /// A verdict as it is kept: clean or malicious, of content that an appliance has proved.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -59,8 +59,9 @@ fn variants(generated: &str) -> BTreeMap<String, Vec<String>> {
         let name = body.split("pub enum ").nth(1).unwrap_or("");
         let name = name.split(' ').next().unwrap_or("");
         let variant = |line: &str| {
-            let (variant, _) = line.trim().split_once("(super::")?;
-            Some(variant.to_owned())
+            let (variant, _) = line.trim().strip_suffix("),")?.split_once('(')?;
+            let is_name = variant.starts_with(|c: char| c.is_ascii_uppercase());
+            is_name.then(|| variant.to_owned())
         };
         let list = body.lines().filter_map(variant).collect();
         all.insert(format!("{module}::{name}"), list);

@@ -16,6 +16,7 @@ fn hello() -> v1::Hello {
         role: v1::SessionRole::Scan as i32,
         hostname: "web-1".into(),
         boot_id: vec![0x55; 16],
+        placement_epoch: 5,
     }
 }
 

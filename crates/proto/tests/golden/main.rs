@@ -7,6 +7,7 @@
 mod administration;
 mod engines;
 mod fields;
+mod fleet;
 mod link;
 mod stored;
 mod types;
@@ -40,6 +41,7 @@ fn all() -> Golden {
     engines::add(&mut golden);
     administration::add(&mut golden);
     stored::add(&mut golden);
+    fleet::add(&mut golden);
     golden
 }
 

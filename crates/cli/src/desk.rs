@@ -1,0 +1,245 @@
+//! Answers of the controller about its fleet.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use appliance::FleetDesk;
+use controller::Authority;
+use controller::fleet::Fleet;
+use fleet_core::{ApplianceRow, Core, HostRow, VmRow, Why, WhyAppliance};
+use pki::Validity;
+use placement::Availability;
+use proto::v1;
+use proto::v1::fleet_request::Ask;
+
+/// Rows in one reply, which must fit a frame.
+const PAGE: usize = 1000;
+/// Appliances weighed that are shown besides those of the list.
+const CONSIDERED_MAX: usize = 12;
+const EVENTS_DEFAULT: u32 = 100;
+const EVENTS_MAX: u32 = 5000;
+
+type Answer = Pin<Box<dyn Future<Output = Result<v1::FleetReply, String>> + Send>>;
+
+/// Answers for a controller in this process.
+pub(crate) fn of(fleet: Fleet, authority: Arc<Authority>) -> Arc<FleetDesk> {
+    Arc::new(move |request| {
+        let (fleet, authority) = (fleet.clone(), authority.clone());
+        let answer: Answer = Box::pin(async move { answer(fleet, authority, request).await });
+        answer
+    })
+}
+
+/// For an appliance without a controller in its process.
+pub(crate) fn elsewhere() -> Arc<FleetDesk> {
+    Arc::new(|_| {
+        let answer: Answer = Box::pin(async {
+            Err("this is an appliance alone: ask where its controller runs".to_owned())
+        });
+        answer
+    })
+}
+
+async fn answer(
+    fleet: Fleet,
+    authority: Arc<Authority>,
+    request: v1::FleetRequest,
+) -> Result<v1::FleetReply, String> {
+    let ask = request
+        .ask
+        .ok_or("not a question that this version knows")?;
+    if let Ask::ApplianceIdentity(name) = &ask {
+        return identity(&authority, name);
+    }
+    let answered = fleet.with(move |lead, clock| match ask {
+        Ask::Hosts(list) => Ok(page(&lead.core.host_rows(), list.skip, |reply, row| {
+            reply.hosts.push(host(row));
+        })),
+        Ask::Vms(list) => {
+            let only = (!list.host.is_empty()).then_some(list.host.as_str());
+            let skip = usize::try_from(list.skip).unwrap_or(usize::MAX);
+            // One more than is shown: whether there are more.
+            let rows = lead.core.vm_rows(only, skip, PAGE + 1);
+            Ok(page(&rows, 0, |reply, row| reply.vms.push(vm(row))))
+        }
+        Ask::Appliances(list) => Ok(page(
+            &lead.core.appliance_rows(),
+            list.skip,
+            |reply, row| {
+                reply.appliances.push(appliance_row(row));
+            },
+        )),
+        Ask::Why(text) => why(&lead.core, &text),
+        Ask::Drain(drain) => self::drain(&mut lead.core, clock, &drain),
+        Ask::Events(events) => Ok(events_after(&lead.core, &events)),
+        Ask::ApplianceIdentity(_) => Err("answered before".to_owned()),
+    });
+    answered.await.map_err(|error| error.to_string())?
+}
+
+fn identity(authority: &Authority, name: &str) -> Result<v1::FleetReply, String> {
+    let valid = Validity::starting(SystemTime::now(), pki::LIFETIME);
+    let identity = authority.ca().issue_appliance(name, valid);
+    let identity = identity.map_err(|error| error.to_string())?;
+    Ok(v1::FleetReply {
+        identity: identity.to_pem(),
+        ..v1::FleetReply::default()
+    })
+}
+
+fn page<T>(rows: &[T], skip: u64, put: impl Fn(&mut v1::FleetReply, &T)) -> v1::FleetReply {
+    let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+    let mut reply = v1::FleetReply::default();
+    let rest = rows.get(skip..).unwrap_or_default();
+    rest.iter().take(PAGE).for_each(|row| put(&mut reply, row));
+    reply.more = rest.len() > PAGE;
+    reply
+}
+
+fn host(row: &HostRow) -> v1::FleetHost {
+    let record = &row.stored.record;
+    v1::FleetHost {
+        name: record.name.clone(),
+        id: record.id.clone(),
+        connector: row.stored.connector.clone(),
+        cluster: record.cluster.clone().unwrap_or_default(),
+        site: row.stored.site.clone().unwrap_or_default(),
+        maintenance: record.maintenance || row.stored.ordered_maintenance,
+        reachable: record.reachable,
+        vms: row.vms as u64,
+        vms_awake: row.vms_awake as u64,
+        appliances: row.appliances.clone(),
+    }
+}
+
+fn vm(row: &VmRow) -> v1::FleetVm {
+    let record = &row.stored.record;
+    v1::FleetVm {
+        number: row.stored.id,
+        name: record.name.clone(),
+        id: record.id.clone(),
+        connector: row.stored.connector.clone(),
+        host: row.host.clone().unwrap_or_default(),
+        state: row.stored.state.name().to_owned(),
+        guest_id: row
+            .stored
+            .guest
+            .map_or_else(Vec::new, |guest| guest.0.to_vec()),
+        appliances: row.appliances.clone(),
+        epoch: row.epoch,
+        cause: row.cause.to_owned(),
+        tier: row.tier.map(u32::from),
+        connected_to: row.connected_to.clone().unwrap_or_default(),
+    }
+}
+
+fn appliance_row(row: &ApplianceRow) -> v1::FleetAppliance {
+    let availability = match row.availability {
+        Availability::Up => "up",
+        Availability::Draining => "draining",
+        Availability::Down => "down",
+    };
+    v1::FleetAppliance {
+        name: row.stored.name.clone(),
+        address: row.stored.address.clone(),
+        host: row.host.clone().unwrap_or_default(),
+        availability: availability.to_owned(),
+        connected: row.is_connected,
+        load: row.load,
+        bound: row.bound,
+        capacity: row.stored.capacity,
+        vms: row.vms as u64,
+        queue_ms: row.queue_ms,
+        labels: row.stored.labels.clone(),
+    }
+}
+
+fn why(core: &Core, text: &str) -> Result<v1::FleetReply, String> {
+    let id = match core.find_vms(text)[..] {
+        [only] => only,
+        [] => return Err(format!("no VM {text:?}")),
+        _ => {
+            return Err(format!(
+                "several VMs are called {text:?}; use the number of one"
+            ));
+        }
+    };
+    let Why {
+        vm: row,
+        measured_host,
+        rule,
+        considered,
+        omitted,
+    } = core.why(id, CONSIDERED_MAX).ok_or("the VM is gone")?;
+    let considered =
+        considered
+            .iter()
+            .map(|WhyAppliance { name, considered }| v1::FleetConsidered {
+                appliance: name.clone(),
+                tier: considered.tier.into(),
+                in_scope: considered.in_scope,
+                rank: considered.rank,
+                load: considered.load,
+                bound: considered.bound,
+                rtt_us: considered.rtt_us.unwrap_or(0),
+                standing: considered.standing.name().to_owned(),
+            });
+    let why = v1::FleetWhy {
+        vm: Some(vm(&row)),
+        measured_host: measured_host.unwrap_or_default(),
+        rule: rule.unwrap_or_default(),
+        considered: considered.collect(),
+        omitted: omitted as u64,
+    };
+    Ok(v1::FleetReply {
+        why: Some(why),
+        ..v1::FleetReply::default()
+    })
+}
+
+fn drain(
+    core: &mut Core,
+    clock: fleet_core::Clock,
+    drain: &v1::FleetDrain,
+) -> Result<v1::FleetReply, String> {
+    let on = !drain.undo;
+    if !drain.appliance.is_empty() {
+        let id = core.find_appliance(&drain.appliance);
+        let id = id.ok_or_else(|| format!("no appliance {:?}", drain.appliance))?;
+        core.order_drain(clock, id, on);
+        return Ok(v1::FleetReply::default());
+    }
+    match core.find_hosts(&drain.host)[..] {
+        [only] => {
+            core.order_maintenance(clock, only, on);
+            Ok(v1::FleetReply::default())
+        }
+        [] => Err(format!("no host {:?}", drain.host)),
+        _ => Err(format!(
+            "several hosts are called {:?}; use the id of one",
+            drain.host
+        )),
+    }
+}
+
+fn events_after(core: &Core, ask: &v1::FleetEvents) -> v1::FleetReply {
+    let limit = match ask.limit {
+        0 => EVENTS_DEFAULT,
+        limit => limit.min(EVENTS_MAX),
+    };
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let events = core
+        .events_after(ask.after, limit)
+        .into_iter()
+        .map(|event| v1::FleetEvent {
+            id: event.id,
+            at_ms: event.at_ms,
+            kind: event.kind,
+            text: event.text,
+        });
+    v1::FleetReply {
+        events: events.collect(),
+        ..v1::FleetReply::default()
+    }
+}

@@ -1,0 +1,267 @@
+//! The streams of appliances: what each says goes to the fleet, what the fleet wants goes back.
+//! The same for an appliance in this process and for one behind TLS.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use daemon::log::RateLimit;
+use fleet_core::{ApplianceHello, GuestFacts};
+use model::GuestId;
+use placement::ApplianceId;
+use proto::v1;
+use proto::v1::fleet_order::Body as Told;
+use proto::v1::fleet_said::Body as Said;
+use tokio::sync::mpsc;
+
+use super::service::{Fleet, NotLeading, Standing};
+use crate::Authority;
+
+/// An appliance says who it is within this.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// The controller says so often that it is there.
+pub(super) const ALIVE_EVERY: Duration = Duration::from_secs(3);
+/// An appliance that says nothing for so long has lost its stream.
+const SILENT_MAX: Duration = Duration::from_secs(12);
+/// Labels of one appliance, and bytes of each and of its other texts.
+const LABELS_MAX: usize = 64;
+const TEXT_MAX_BYTES: usize = 255;
+
+static LOG_ENDS: RateLimit = RateLimit::new(60);
+
+/// Serves one appliance, whose name its certificate has shown, until its stream ends or this
+/// controller is no longer the placer.
+pub async fn serve(
+    fleet: Fleet,
+    authority: Arc<Authority>,
+    name: String,
+    said: mpsc::Receiver<Said>,
+    told: mpsc::Sender<Told>,
+) {
+    let mut stream = Stream {
+        fleet,
+        authority,
+        name,
+        said,
+        told,
+    };
+    let why = stream.run().await;
+    if let Some(suppressed) = LOG_ENDS.allow(Instant::now()) {
+        tracing::info!(
+            appliance = stream.name,
+            why,
+            suppressed,
+            "an appliance's stream ended"
+        );
+    }
+}
+
+struct Stream {
+    fleet: Fleet,
+    authority: Arc<Authority>,
+    name: String,
+    said: mpsc::Receiver<Said>,
+    told: mpsc::Sender<Told>,
+}
+
+impl Stream {
+    async fn run(&mut self) -> &'static str {
+        let hello = tokio::time::timeout(HELLO_TIMEOUT, self.said.recv()).await;
+        let Ok(Some(Said::Hello(hello))) = hello else {
+            return "it did not say who it is";
+        };
+        let hello = match self.read(hello) {
+            Ok(hello) => hello,
+            Err(problem) => return problem,
+        };
+        let sink = self.told.clone();
+        let attached = self.fleet.with(move |lead, clock| {
+            let id = lead.core.appliance_up(clock, hello);
+            let sink = move |body| sink.try_send(body).is_ok();
+            (id, lead.attach(id, Box::new(sink)))
+        });
+        let (id, number) = match attached.await {
+            Ok(attached) => attached,
+            Err(NotLeading(address)) => {
+                let _ = self
+                    .told
+                    .send(Told::Elsewhere(v1::FleetElsewhere { address }))
+                    .await;
+                return "another controller is the placer";
+            }
+        };
+        let revoked = self.authority.revoked();
+        let revoked = revoked.iter().map(|guest| guest.0.to_vec()).collect();
+        let _ = self
+            .told
+            .send(Told::Welcome(v1::FleetWelcome { revoked }))
+            .await;
+        let (why, said_goodbye) = self.listen(id, number).await;
+        let detached = self.fleet.with(move |lead, clock| {
+            lead.detach(clock, id, number, said_goodbye);
+        });
+        // Who places now finds out by itself.
+        let _ = detached.await;
+        why
+    }
+
+    fn read(&self, hello: v1::FleetHello) -> Result<ApplianceHello, &'static str> {
+        let texts = [&hello.address, &hello.host, &hello.cluster, &hello.site];
+        let labels = &hello.labels;
+        let is_long = |text: &String| text.len() > TEXT_MAX_BYTES;
+        if texts.into_iter().any(is_long) || labels.len() > LABELS_MAX || labels.iter().any(is_long)
+        {
+            return Err("what it says of itself is too long");
+        }
+        if hello.address.is_empty() || hello.capacity == 0 {
+            return Err("it has no address or no capacity");
+        }
+        let some = |text: String| (!text.is_empty()).then_some(text);
+        Ok(ApplianceHello {
+            name: self.name.clone(),
+            address: hello.address,
+            host_name: some(hello.host),
+            cluster: some(hello.cluster),
+            site: some(hello.site),
+            capacity: hello.capacity,
+            labels: hello.labels,
+        })
+    }
+
+    /// Why it ended, and whether the appliance said that it stops.
+    async fn listen(&mut self, id: ApplianceId, number: u64) -> (&'static str, bool) {
+        let mut alive = tokio::time::interval(ALIVE_EVERY);
+        let mut heard = Instant::now();
+        loop {
+            tokio::select! {
+                said = self.said.recv() => {
+                    heard = Instant::now();
+                    match said {
+                        None => return ("it is gone", false),
+                        Some(Said::Leaving(_)) => return ("the appliance stops", true),
+                        Some(said) => if self.take(id, said).await.is_err() {
+                            return ("this controller is no longer the placer", false);
+                        },
+                    }
+                }
+                _ = alive.tick() => {
+                    if heard.elapsed() >= SILENT_MAX {
+                        return ("it says nothing", false);
+                    }
+                    if let Standing::Follows(address) = self.fleet.standing() {
+                        let _ = self.told.send(Told::Elsewhere(v1::FleetElsewhere { address })).await;
+                        return ("this controller is no longer the placer", false);
+                    }
+                    let newest = self.fleet.with(move |lead, _| lead.is_newest(id, number)).await;
+                    if newest != Ok(true) {
+                        return ("a newer stream has taken its place", false);
+                    }
+                    // Full: it is told other things enough, or reads nothing.
+                    let _ = self.told.try_send(Told::Alive(true));
+                }
+            }
+        }
+    }
+
+    async fn take(&self, id: ApplianceId, said: Said) -> Result<(), NotLeading> {
+        match said {
+            Said::GuestsUp(up) => {
+                let guests: Vec<_> = up.guests.iter().filter_map(|up| self.guest(up)).collect();
+                self.fleet
+                    .with(move |lead, clock| {
+                        for (guest, facts) in guests {
+                            lead.core.guest_up(clock, id, guest, facts);
+                        }
+                    })
+                    .await
+            }
+            Said::GuestDown(guest) => match GuestId::from_slice(&guest) {
+                Some(guest) => {
+                    self.fleet
+                        .with(move |lead, clock| lead.core.guest_down(clock, id, guest))
+                        .await
+                }
+                None => Ok(()),
+            },
+            Said::Nearness(near) => {
+                let guest = GuestId::from_slice(&near.guest_id);
+                self.fleet
+                    .with(move |lead, clock| {
+                        if let Some(guest) = guest {
+                            lead.core
+                                .measured(clock, guest, &near.appliance, near.rtt_us);
+                        }
+                    })
+                    .await
+            }
+            Said::QueueMs(queue_ms) => {
+                self.fleet
+                    .with(move |lead, clock| lead.core.appliance_queue(clock, id, queue_ms))
+                    .await
+            }
+            Said::Warmth(mut warmth) => {
+                self.fleet
+                    .with(move |lead, _| {
+                        let to = std::mem::take(&mut warmth.appliance);
+                        if let Some(to) = lead.core.find_appliance(&to) {
+                            lead.send(to, Told::Warmth(warmth));
+                        }
+                    })
+                    .await
+            }
+            Said::RenewGuest(renew) => {
+                self.renew_guest(&renew);
+                Ok(())
+            }
+            Said::RenewSelf(csr) => {
+                let renewed = self
+                    .authority
+                    .renew_appliance(&self.name, &csr, SystemTime::now());
+                let _ = self.told.try_send(Told::RenewedSelf(renewal(0, renewed)));
+                Ok(())
+            }
+            Said::Hello(_) | Said::Leaving(_) => Ok(()),
+        }
+    }
+
+    fn guest(&self, up: &v1::GuestUp) -> Option<(GuestId, GuestFacts)> {
+        let guest = GuestId::from_slice(&up.guest_id)?;
+        let enrolled = self.authority.guest(guest);
+        let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let facts = GuestFacts {
+            uuid: enrolled.and_then(|guest| guest.system_uuid),
+            address: up.address.parse().unwrap_or(unknown),
+            hostname: up.hostname.clone(),
+            epoch: up.placement_epoch,
+        };
+        Some((guest, facts))
+    }
+
+    fn renew_guest(&self, renew: &v1::RenewGuest) {
+        let Some(guest) = GuestId::from_slice(&renew.guest_id) else {
+            return;
+        };
+        let renewed = self.authority.renew(guest, &renew.csr, SystemTime::now());
+        let _ = self
+            .told
+            .try_send(Told::Renewal(renewal(renew.ticket, renewed)));
+    }
+}
+
+fn renewal(
+    ticket: u64,
+    renewed: Result<Vec<pki::CertificateDer<'static>>, crate::Refusal>,
+) -> v1::Renewal {
+    match renewed {
+        Ok(chain) => v1::Renewal {
+            ticket,
+            chain: chain.iter().map(|cert| cert.to_vec()).collect(),
+            refused: String::new(),
+        },
+        Err(refused) => v1::Renewal {
+            ticket,
+            chain: Vec::new(),
+            refused: refused.to_string(),
+        },
+    }
+}

@@ -1,0 +1,261 @@
+//! Guests: agents that are connected to an appliance, and the VMs they are in.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use model::GuestId;
+use placement::{ApplianceId, VmId};
+
+use crate::core::{Clock, Core};
+use crate::inventory::{Power, VmRecord};
+use crate::rows::Row;
+
+/// The connector of VMs that no connector knows: their agents alone tell of them. No connector
+/// has this name.
+pub(crate) const NO_CONNECTOR: &str = "";
+
+/// What an appliance says of a guest that came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestFacts {
+    /// What it says its SMBIOS UUID is, as it enrolled with.
+    pub uuid: Option<[u8; 16]>,
+    /// Where it connects from.
+    pub address: IpAddr,
+    /// What it says its name is; hostile text.
+    pub hostname: String,
+    /// Epoch of the list it has. 0: none.
+    pub epoch: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// The appliance it is connected to.
+    pub(crate) via: Option<ApplianceId>,
+    pub(crate) facts: GuestFacts,
+    /// Where it was told to go first, last.
+    pub(crate) told_first: Option<ApplianceId>,
+}
+
+/// An epoch that a guest claims counts up to this: beyond, it is a lie that would cost the guest
+/// its own lists.
+const EPOCH_CLAIM_MAX: u64 = u64::MAX / 4;
+
+impl Core {
+    /// A guest has a session on an appliance.
+    pub fn guest_up(&mut self, clock: Clock, via: ApplianceId, id: GuestId, facts: GuestFacts) {
+        self.absent.remove(&id);
+        let told_first = self.guests.get(&id).and_then(|guest| guest.told_first);
+        let guest = Guest {
+            via: Some(via),
+            facts: facts.clone(),
+            told_first,
+        };
+        self.guests.insert(id, guest);
+        let vm = self.vm_for(clock, id, &facts);
+        self.outrank(vm, facts.epoch);
+        let is_newer = self
+            .fleet
+            .placement(vm)
+            .is_some_and(|list| list.epoch.0 > facts.epoch);
+        if is_newer {
+            self.order_list(vm);
+        }
+    }
+
+    /// What a guest follows, or more, is not to be sent to it as something older.
+    fn outrank(&mut self, vm: VmId, epoch: u64) {
+        if epoch <= EPOCH_CLAIM_MAX {
+            self.fleet.outrank(vm, placement::Epoch(epoch));
+        }
+    }
+
+    /// A guest's session on an appliance is over. It may have another one by now.
+    pub fn guest_down(&mut self, clock: Clock, via: ApplianceId, id: GuestId) {
+        let Some(guest) = self.guests.get_mut(&id) else {
+            return;
+        };
+        if guest.via != Some(via) {
+            return;
+        }
+        guest.via = None;
+        let vm = self.vm_of_guest.get(&id).and_then(|vm| self.vms.get(vm));
+        if vm.is_some_and(|vm| vm.connector == NO_CONNECTOR) {
+            self.absent.insert(id, clock.now);
+        }
+    }
+
+    /// A round trip that a guest measured, to an appliance at this address.
+    pub fn measured(&mut self, clock: Clock, id: GuestId, address: &str, rtt_us: u32) {
+        let vm = self.vm_of_guest.get(&id).copied();
+        let appliance = self.by_address.get(address).copied();
+        if let (Some(vm), Some(appliance)) = (vm, appliance) {
+            self.fleet.measured(clock.now, vm, appliance, rtt_us);
+        }
+    }
+
+    /// Guests without a connector that stay away are off.
+    pub(crate) fn silent_guests(&mut self, clock: Clock) {
+        let limit = self.silence.guest;
+        let due = self
+            .absent
+            .iter()
+            .filter(|(_, since)| clock.now.saturating_sub(**since) >= limit);
+        let due: Vec<GuestId> = due.map(|(id, _)| *id).collect();
+        for id in due {
+            self.absent.remove(&id);
+            self.guests.remove(&id);
+            let vm = self.vm_of_guest.get(&id).and_then(|vm| self.vms.get(vm));
+            let own = vm.filter(|vm| vm.connector == NO_CONNECTOR);
+            if let Some(mut record) = own.map(|vm| vm.record.clone()) {
+                record.power = Power::Off;
+                self.put_vm(clock, NO_CONNECTOR, record);
+            }
+        }
+    }
+
+    /// The VM that a guest is in: the one that the inventory shows, else one of its own.
+    fn vm_for(&mut self, clock: Clock, id: GuestId, facts: &GuestFacts) -> VmId {
+        let known = self.vm_of_guest.get(&id).copied();
+        let is_real = known
+            .and_then(|vm| self.vms.get(&vm))
+            .is_some_and(|vm| vm.connector != NO_CONNECTOR);
+        if let (Some(vm), true) = (known, is_real) {
+            return vm;
+        }
+        if let Some(vm) = self.matching(facts.uuid, facts.address) {
+            self.bind(clock, id, vm, facts.epoch);
+            return vm;
+        }
+        let record = VmRecord {
+            id: id.to_string(),
+            name: facts.hostname.clone(),
+            host: None,
+            power: Power::Running,
+            migrating: false,
+            uuid: None,
+            addresses: BTreeSet::from([facts.address]),
+            tags: BTreeSet::new(),
+            pool: None,
+        };
+        self.put_vm(clock, NO_CONNECTOR, record);
+        let vm = self.vm_id(NO_CONNECTOR, &id.to_string());
+        // It was put there just now.
+        let vm = vm.unwrap_or(VmId(0));
+        self.bind(clock, id, vm, facts.epoch);
+        vm
+    }
+
+    /// The one VM of the inventory with this uuid; among several (a hypervisor that gives clones
+    /// one uuid) the one with this address. One that has an agent already is no candidate.
+    fn matching(&self, uuid: Option<[u8; 16]>, address: IpAddr) -> Option<VmId> {
+        let vms = self.by_uuid.get(&uuid?)?;
+        let free = vms.iter().filter_map(|id| Some((id, self.vms.get(id)?)));
+        let free: Vec<_> = free.filter(|(_, vm)| vm.guest.is_none()).collect();
+        match free[..] {
+            [(only, _)] => Some(*only),
+            _ => {
+                let mut there = free
+                    .iter()
+                    .filter(|(_, vm)| vm.record.addresses.contains(&address));
+                let (found, _) = there.next()?;
+                there.next().is_none().then_some(**found)
+            }
+        }
+    }
+
+    /// `epoch`: of the list that the guest follows.
+    fn bind(&mut self, clock: Clock, id: GuestId, vm: VmId, epoch: u64) {
+        let old = self.vm_of_guest.insert(id, vm);
+        if let Some(stored) = self.vms.get_mut(&vm)
+            && stored.guest != Some(id)
+        {
+            stored.guest = Some(id);
+            let stored = stored.clone();
+            self.write(Row::Vm(stored));
+        }
+        let mut follows = epoch;
+        if let Some(old) = old.filter(|old| *old != vm) {
+            // A VM of its own is of no use any more.
+            if let Some(stored) = self.vms.get_mut(&old) {
+                stored.guest = None;
+            }
+            let sent = self.fleet.placement(old).map(|list| list.epoch.0);
+            follows = follows.max(sent.unwrap_or(0));
+            self.vm_gone(clock, old);
+        }
+        if follows > 0 && old != Some(vm) {
+            // It was another VM's list, though the epoch may be the same.
+            self.outrank(vm, follows + 1);
+        }
+    }
+
+    /// A VM appeared or changed: a guest that was without one may be in it.
+    pub(crate) fn match_guest_of(&mut self, clock: Clock, vm: VmId) {
+        let Some(stored) = self.vms.get(&vm) else {
+            return;
+        };
+        if stored.guest.is_some() || stored.connector == NO_CONNECTOR {
+            return;
+        }
+        let Some(uuid) = stored.record.uuid else {
+            return;
+        };
+        let mut own = self.guests.iter().filter(|(id, guest)| {
+            let of = self.vm_of_guest.get(id).and_then(|vm| self.vms.get(vm));
+            guest.facts.uuid == Some(uuid) && of.is_none_or(|vm| vm.connector == NO_CONNECTOR)
+        });
+        let Some((id, facts)) = own.next().map(|(id, guest)| (*id, guest.facts.clone())) else {
+            return;
+        };
+        if self.matching(facts.uuid, facts.address) == Some(vm) {
+            self.bind(clock, id, vm, facts.epoch);
+        }
+    }
+
+    /// The VM that a guest was in was deleted; if the guest is still there it gets another.
+    pub(crate) fn vm_of_guest_gone(&mut self, clock: Clock, id: GuestId, epoch: u64) {
+        self.vm_of_guest.remove(&id);
+        if let Some(guest) = self.guests.get_mut(&id) {
+            guest.facts.epoch = guest.facts.epoch.max(epoch);
+        }
+        self.absent.remove(&id);
+        let Some(guest) = self.guests.get(&id) else {
+            return;
+        };
+        match guest.via {
+            Some(via) => {
+                let facts = guest.facts.clone();
+                self.guest_up(clock, via, id, facts);
+            }
+            None => {
+                self.guests.remove(&id);
+            }
+        }
+    }
+
+    /// Whom a guest should ask that has no list yet: those of its VM, else the least used.
+    #[must_use]
+    pub fn suggest(&self, uuid: Option<[u8; 16]>, address: IpAddr) -> Vec<String> {
+        let vm = self.matching(uuid, address);
+        let list = vm.and_then(|vm| self.fleet.placement(vm));
+        let listed = list
+            .map(|list| self.addresses(&list.appliances))
+            .unwrap_or_default();
+        if !listed.is_empty() {
+            return listed;
+        }
+        let up = self
+            .connected
+            .iter()
+            .filter_map(|id| self.fleet.appliance(*id));
+        let up = up.filter(|view| view.availability == placement::Availability::Up);
+        let mut up: Vec<_> = up.collect();
+        up.sort_by_key(|view| (view.load * 1000 / view.capacity.max(1), view.id));
+        let ids: Vec<ApplianceId> = up
+            .iter()
+            .map(|view| view.id)
+            .take(placement::LIST_LEN)
+            .collect();
+        self.addresses(&ids)
+    }
+}

@@ -1,0 +1,23 @@
+//! The controller's picture of the fleet. What connectors, appliances and administrators say comes
+//! in; rows to write down and lists to send out come out. No I/O, no clock: `now` comes in.
+//!
+//! The order is the caller's to keep: first [`Core::take_writes`] on disk, then what
+//! [`Core::take_orders`] gave with them on the wire. So a list that an agent has seen is never
+//! forgotten, and a restart at any moment goes on from what was written.
+
+mod appliances;
+mod core;
+mod guests;
+mod inventory;
+mod look;
+mod orders;
+mod rows;
+mod sites;
+
+pub use appliances::ApplianceHello;
+pub use core::{Clock, Core, CoreSettings, Loaded, Order, SilenceLimits};
+pub use guests::GuestFacts;
+pub use inventory::{HostRecord, InventoryChange, MovePhase, Power, VmRecord, VmState};
+pub use look::{ApplianceRow, HostRow, VmRow, Why, WhyAppliance};
+pub use rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
+pub use sites::{SiteRule, SiteRules, SiteRulesError};

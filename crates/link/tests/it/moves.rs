@@ -1,0 +1,152 @@
+//! From one appliance to another, without a moment between.
+
+use std::time::Duration;
+
+use link::Priority;
+use link::client::RouteRefused;
+use link::server;
+use proto::v1;
+use proto::v1::envelope::Body;
+
+use crate::rig::{Agent, Event, Fleet, blocking, check, eventually, reply, welcome};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_new_link_is_up_before_the_old_one_is_left() {
+    let fleet = Fleet::new();
+    let mut first = fleet.listener(server::Limits::default()).await;
+    let mut second = fleet.listener(server::Limits::default()).await;
+    let addresses = [&second, &first].map(|it| it.local_addr().to_string());
+    let agent = Agent::start(fleet.config(&[first.local_addr()]));
+    let mut old = first.accept().await.welcome(welcome());
+    agent.up();
+    let under_way = agent.client.next_request_id();
+    agent
+        .client
+        .send(Priority::Open, check(under_way, None))
+        .unwrap();
+    assert_eq!(old.recv().await.unwrap().unwrap().request_id, under_way);
+
+    agent.client.set_route(5, &addresses).unwrap();
+    let accepted = second.accept().await;
+    assert_eq!(accepted.hello.placement_epoch, 5);
+    assert!(
+        agent.client.is_up(),
+        "the old link is up until the new one is"
+    );
+    let mut new = accepted.welcome(welcome());
+    let agent = blocking(move || {
+        assert!(matches!(agent.next(), Event::Moved));
+        agent
+    })
+    .await;
+    assert_eq!(agent.client.connected_to().as_ref(), Some(&addresses[0]));
+
+    // New questions go to the new one, and the old one answers what it was asked.
+    let next = agent.client.next_request_id();
+    agent
+        .client
+        .send(Priority::Open, check(next, None))
+        .unwrap();
+    assert_eq!(new.recv().await.unwrap().unwrap().request_id, next);
+    old.sender().send(Priority::Open, reply(under_way)).unwrap();
+    let agent = blocking(move || {
+        assert_eq!(agent.frame().request_id, under_way);
+        agent
+    })
+    .await;
+    // Nothing is under way there any more: it is left.
+    assert!(matches!(old.recv().await, Ok(None) | Err(_)));
+    new.sender().send(Priority::Open, reply(next)).unwrap();
+    let agent = blocking(move || {
+        assert_eq!(agent.frame().request_id, next);
+        agent
+    })
+    .await;
+    let stats = agent.client.stats();
+    assert_eq!((stats.sessions, stats.moves), (2, 1));
+    blocking(move || {
+        agent.client.stop();
+        let rest = agent.rest();
+        assert!(matches!(rest[..], [Event::Down(_)]), "{rest:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_epoch_is_refused() {
+    let fleet = Fleet::new();
+    let mut first = fleet.listener(server::Limits::default()).await;
+    let second = fleet.listener(server::Limits::default()).await;
+    let mut config = fleet.config(&[first.local_addr()]);
+    config.epoch = 9;
+    let agent = Agent::start(config);
+    let _conn = first.accept().await.welcome(welcome());
+    agent.up();
+    let elsewhere = [second.local_addr().to_string()];
+    for epoch in [0, 8, 9] {
+        let refused = agent.client.set_route(epoch, &elsewhere).unwrap_err();
+        assert_eq!(
+            refused,
+            RouteRefused::Stale {
+                offered: epoch,
+                own: 9
+            }
+        );
+    }
+    let own = first.local_addr().to_string();
+    assert_eq!(agent.client.connected_to(), Some(own));
+    assert!(agent.rest().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_old_one_never_answered_is_told_to_be_lost() {
+    let fleet = Fleet::new();
+    let mut first = fleet.listener(server::Limits::default()).await;
+    let mut second = fleet.listener(server::Limits::default()).await;
+    let mut config = fleet.config(&[first.local_addr()]);
+    config.limits.leave_linger = Duration::from_millis(50);
+    let agent = Agent::start(config);
+    let mut old = first.accept().await.welcome(welcome());
+    agent.up();
+    let asked = agent.client.next_request_id();
+    agent
+        .client
+        .send(Priority::Open, check(asked, None))
+        .unwrap();
+    old.recv().await.unwrap().unwrap();
+    let to = [second.local_addr().to_string()];
+    agent.client.set_route(1, &to).unwrap();
+    let _new = second.accept().await.welcome(welcome());
+    blocking(move || {
+        assert!(matches!(agent.next(), Event::Moved));
+        match agent.next() {
+            Event::Lost(ids) => assert_eq!(ids, [asked]),
+            other => panic!("not lost: {other:?}"),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_appliance_that_cannot_be_reached_moves_nobody() {
+    let fleet = Fleet::new();
+    let mut first = fleet.listener(server::Limits::default()).await;
+    let gone = fleet.listener(server::Limits::default()).await;
+    let list = [gone.local_addr(), first.local_addr()].map(|it| it.to_string());
+    drop(gone);
+    let agent = Agent::start(fleet.config(&[first.local_addr()]));
+    let mut conn = first.accept().await.welcome(welcome());
+    agent.up();
+    agent.client.set_route(1, &list).unwrap();
+    eventually("it is tried", || agent.client.stats().attempts_failed > 0).await;
+    let id = agent.client.next_request_id();
+    agent.client.send(Priority::Open, check(id, None)).unwrap();
+    assert_eq!(conn.recv().await.unwrap().unwrap().request_id, id);
+    let alert = Body::Alert(v1::Alert::default());
+    let alert = v1::Envelope {
+        request_id: 0,
+        body: Some(alert),
+    };
+    agent.client.send(Priority::Control, alert).unwrap();
+    assert!(agent.client.is_up());
+}
