@@ -134,6 +134,13 @@ impl Ledger {
         paths
     }
 
+    /// Whether a file may be judged again at `now`.
+    #[must_use]
+    pub fn is_due(&self, now: Duration) -> bool {
+        let due = |entry: &Entry| !entry.under_way && entry.not_before <= now;
+        self.entries.values().any(due)
+    }
+
     /// Files under way.
     #[must_use]
     pub fn under_way(&self) -> usize {

@@ -26,7 +26,7 @@ use crate::gate::{Gate, timer};
 use crate::guard::everywhere;
 use crate::guard::marks::{GuardError, Marks};
 use crate::guard::scope::Scope;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, Turns};
 use crate::metrics::Published;
 use crate::orders::{Hands, open_vault};
 use crate::placed::{self, Placed};
@@ -157,12 +157,15 @@ impl Agent {
 
         let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
         let (renewed, renewed_end) = bounded(1);
+        // One for each kind of work.
+        let (turns, turns_end) = bounded(2);
         let peer = Arc::new(Mutex::new(Peer::default()));
         let follows_lists = config.appliance.follows_lists();
         let session = Session::new(
             Arc::clone(&gate),
             orders,
             renewed,
+            turns,
             Arc::clone(&peer),
             follows_lists,
         );
@@ -186,6 +189,7 @@ impl Agent {
             credentials,
             state_dir: config.state_dir.clone(),
             renewed: renewed_end,
+            turns: Turns::new(turns_end),
             metrics,
             reported: None,
             renewal: None,

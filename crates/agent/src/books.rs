@@ -85,6 +85,12 @@ impl Books {
         ledger.due(now, room)
     }
 
+    /// Whether a file is due, or under way.
+    pub(crate) fn has_work(&self, now: Duration) -> bool {
+        let ledger = &self.lock().ledger;
+        ledger.under_way() > 0 || ledger.is_due(now)
+    }
+
     /// Takes what changed since the last call; `None`: nothing.
     pub(crate) fn take_unwritten(&self) -> Option<Unwritten> {
         let mut inner = self.lock();

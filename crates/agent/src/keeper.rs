@@ -25,6 +25,7 @@ use crate::gate::content::Content;
 use crate::metrics::Published;
 use crate::orders::chain;
 use crate::placed::Placed;
+use crate::turns::Work;
 
 /// How often the keeper looks round.
 const ROUND: Duration = Duration::from_millis(250);
@@ -35,6 +36,53 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// How often the files of allowlists are looked at.
 const ALLOWLIST_PAUSE: Duration = Duration::from_secs(2);
 
+/// What a round of paying back takes at most, and within which time it is to be done.
+const SWEEP: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(60)];
+/// The same of fetching a list.
+const UPDATE: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(600)];
+
+/// The keeper's work that the guests of one host do in turns.
+pub(crate) struct Turns {
+    answers: Receiver<(u64, v1::Turn)>,
+    sweep: Work,
+    update: Work,
+}
+
+impl Turns {
+    pub(crate) fn new(answers: Receiver<(u64, v1::Turn)>) -> Self {
+        let work = |kind, [takes, within]: [Duration; 2]| Work::new(kind, takes, within);
+        Self {
+            answers,
+            sweep: work(v1::TurnKind::Sweep, SWEEP),
+            update: work(v1::TurnKind::ContentUpdate, UPDATE),
+        }
+    }
+
+    fn take_answers(&mut self) {
+        while let Ok((request_id, turn)) = self.answers.try_recv() {
+            let now = Instant::now();
+            self.sweep.answered(request_id, &turn, now);
+            self.update.answered(request_id, &turn, now);
+        }
+    }
+}
+
+/// Whether this work may be done now; asks where it has to.
+fn may(work: &mut Work, gate: &Gate) -> bool {
+    work.may(Instant::now(), |ask| {
+        let request_id = gate.new_request_id();
+        let sent = gate.send_control(request_id, Body::AskTurn(ask));
+        sent.then_some(request_id)
+    })
+}
+
+/// Gives back what was reserved.
+fn done(work: &mut Work, gate: &Gate) {
+    if let Some(turn_id) = work.done() {
+        gate.send_control(0, Body::TurnOver(v1::TurnOver { turn_id }));
+    }
+}
+
 /// Everything the keeper keeps.
 pub(crate) struct Keeper {
     pub(crate) gate: Arc<Gate>,
@@ -42,6 +90,7 @@ pub(crate) struct Keeper {
     pub(crate) credentials: Credentials,
     pub(crate) state_dir: std::path::PathBuf,
     pub(crate) renewed: Receiver<v1::Renewed>,
+    pub(crate) turns: Turns,
     pub(crate) metrics: Option<Published>,
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
     pub(crate) renewal: Option<(GuestKey, Instant)>,
@@ -68,9 +117,10 @@ impl Keeper {
         self.write_ledger();
         if self.gate.is_link_up() {
             self.report();
+            self.turns.take_answers();
             self.pay_back();
             self.renew();
-            self.gate.deliver(self.credentials.seed());
+            self.deliver();
         } else {
             self.reported = None;
         }
@@ -117,6 +167,12 @@ impl Keeper {
     fn pay_back(&mut self) {
         let gate = &self.gate;
         let now = gate.now();
+        if !gate.books.has_work(now) {
+            return done(&mut self.turns.sweep, gate);
+        }
+        if !may(&mut self.turns.sweep, gate) {
+            return;
+        }
         for path in gate.books.due(now, gate.limits.ledger_in_flight_max) {
             match open_to_judge(&path) {
                 Ok(Some(content)) => {
@@ -126,6 +182,15 @@ impl Keeper {
                 Ok(None) => gate.books.paid(&path),
                 Err(_) => gate.books.unpaid(&path, now),
             }
+        }
+    }
+
+    /// Fetches the lists that are wanted.
+    fn deliver(&mut self) {
+        let gate = &self.gate;
+        let update = &mut self.turns.update;
+        if !gate.deliver(self.credentials.seed(), || may(update, gate)) {
+            done(update, gate);
         }
     }
 

@@ -23,6 +23,7 @@ pub mod scan;
 mod session;
 mod status;
 mod transfer;
+mod turns;
 
 pub use agent::{Agent, GateFailed, StartError};
 pub use config::{

@@ -41,6 +41,8 @@ const RENEWALS_PER_MINUTE: u32 = 4;
 const FETCHES_PER_MINUTE: u32 = 1024;
 /// Frames with round trips of one guest that count in a minute, as the contract says.
 const NEARNESS_PER_MINUTE: u32 = 6;
+/// Frames about turns that one guest may send in a minute, as the contract says.
+const TURNS_PER_MINUTE: u32 = 120;
 
 /// How much one guest may ask of us, over all its sessions.
 #[derive(Debug)]
@@ -49,6 +51,7 @@ pub(crate) struct GuestRates {
     pub(crate) renewals: RateLimit,
     pub(crate) fetches: RateLimit,
     pub(crate) nearness: RateLimit,
+    pub(crate) turns: RateLimit,
 }
 
 /// Everybody who is connected.
@@ -126,6 +129,7 @@ impl Guests {
                 renewals: RateLimit::new(RENEWALS_PER_MINUTE),
                 fetches: RateLimit::new(FETCHES_PER_MINUTE),
                 nearness: RateLimit::new(NEARNESS_PER_MINUTE),
+                turns: RateLimit::new(TURNS_PER_MINUTE),
             }),
             recent: Arc::default(),
             placement_epoch: 0,

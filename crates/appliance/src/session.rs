@@ -136,6 +136,8 @@ impl Session {
             Some(Body::FetchAllowlist(fetch)) => self.fetch_allowlist(&fetch),
             Some(Body::Renew(renew)) => self.renew(request_id, &renew),
             Some(Body::Nearness(nearness)) => self.nearness(nearness),
+            Some(Body::AskTurn(ask)) => self.ask_turn(request_id, ask),
+            Some(Body::TurnOver(over)) => self.turn_over(over.turn_id),
             Some(Body::Hello(_) | Body::Ping(_) | Body::Pong(_) | Body::Goodbye(_)) | None => {
                 self.shared.metrics.guests.frames_ignored.inc();
             }
@@ -152,7 +154,8 @@ impl Session {
                 | Body::AllowlistPart(_)
                 | Body::Order(_)
                 | Body::Renewed(_)
-                | Body::Placement(_),
+                | Body::Placement(_)
+                | Body::Turn(_),
             ) => return Err(Breach::NotYours),
         }
         Ok(())

@@ -24,6 +24,7 @@ mod run;
 mod session;
 mod totals;
 mod tracker;
+mod turn;
 mod walk;
 
 use std::process::ExitCode;

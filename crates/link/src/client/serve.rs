@@ -157,7 +157,8 @@ impl Shared {
                 | Body::AllowlistPart(_)
                 | Body::Order(_)
                 | Body::Renewed(_)
-                | Body::Placement(_),
+                | Body::Placement(_)
+                | Body::Turn(_),
             ) if is_for_somebody => {
                 if !guarded("frame", || handler.frame(envelope)) {
                     return Err(Ending::of("the handler of a frame failed"));
