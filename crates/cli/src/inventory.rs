@@ -46,7 +46,8 @@ async fn keep(configs: Vec<ConnectorConfig>, mut fleet: Fleet, metrics: Connecto
             Ok(connectors) => connectors,
             Err(error) => {
                 // A file that was there at our start is there no more.
-                tracing::error!(error = crate::chain(&error), "connectors cannot be started");
+                let error = crate::chain(&error.into());
+                tracing::error!(error, "connectors cannot be started");
                 tokio::time::sleep(START_AGAIN).await;
                 continue;
             }

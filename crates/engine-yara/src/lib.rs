@@ -4,7 +4,9 @@
 
 mod context;
 mod delta;
+mod pe;
 mod planned;
+mod probes;
 mod program;
 mod rules;
 mod scan;

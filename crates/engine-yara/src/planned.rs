@@ -8,7 +8,7 @@
 
 mod ranged;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ use yara_x::{Compiler, Rules, ScanError, ScanResults, Scanner, SourceCode};
 pub use ranged::{HEAD_BYTES, Step, Why};
 
 use crate::context::{self, Names, Reads};
+use crate::pe::{Needs, Portable};
+use crate::probes::{Prober, Probes};
 use crate::scan::{MATCHES_MAX, TIMEOUT_DEFAULT};
 
 /// Rules of one shard, about: small ones are fast to run, many of them cost memory.
@@ -29,6 +31,7 @@ const RESIDENT_SHARD_RULES: usize = 6;
 struct Shard {
     rules: Rules,
     reads: Reads,
+    needs: Needs,
 }
 
 /// Compiled rules and their plan.
@@ -44,16 +47,6 @@ pub struct Planned {
     modules: Rules,
     /// By namespace and name, the order of the rules.
     order: HashMap<String, HashMap<String, RuleId>>,
-}
-
-/// Conditions that YARA-X decides without patterns.
-struct Probes {
-    rules: Rules,
-    reads: Reads,
-    /// By rule of `rules`, in order: the plan's probe.
-    ids: Vec<usize>,
-    /// By the plan's probe: it is among them.
-    asked: Vec<bool>,
 }
 
 /// What a file came to.
@@ -72,7 +65,9 @@ pub struct Stages {
     pub hits: usize,
     /// Rules open after the filter.
     pub open_after_filter: usize,
-    /// Rules open after the probes.
+    /// Groups of probes asked.
+    pub probes: usize,
+    /// Rules open after the probes and a close look.
     pub open: usize,
     /// Shards run.
     pub shards: usize,
@@ -154,9 +149,9 @@ impl Planned {
         &self.plan
     }
 
-    /// How many shards there are.
-    pub fn shards(&self) -> usize {
-        self.shards.len()
+    /// How many scanners a thread may come to need.
+    pub(crate) fn scanners(&self) -> usize {
+        self.shards.len() + self.probes.groups() + 1
     }
 
     /// A scanner, for one thread.
@@ -169,19 +164,26 @@ impl Planned {
 }
 
 /// Shards of whole groups. Rules that neither a literal nor a probe shuts are run most often,
-/// each for itself: they come in small ones.
+/// each for itself: they come in small ones. Rules without modules are not made to wait for one.
 fn divide(plan: &Plan) -> Vec<Vec<RuleId>> {
-    let is_resident = |group: &&Vec<RuleId>| {
-        group.iter().any(|rule| {
-            plan.residents().binary_search(rule).is_ok() && plan.probes_of(*rule).is_empty()
-        })
+    let is_resident = |rule: &RuleId| {
+        plan.residents().binary_search(rule).is_ok() && plan.probes_of(*rule).is_empty()
     };
-    let groups = plan.groups().iter();
-    let (residents, others): (Vec<_>, Vec<_>) = groups.partition(is_resident);
+    let has_module = |rule: &RuleId| !plan.imports_of(*rule).is_empty();
+    let mut parts: BTreeMap<(bool, bool), Vec<&Vec<RuleId>>> = BTreeMap::new();
+    for group in plan.groups() {
+        let part = (group.iter().any(is_resident), group.iter().any(has_module));
+        parts.entry(part).or_default().push(group);
+    }
     let mut shards: Vec<Vec<RuleId>> = Vec::new();
-    for (part, most) in [(residents, RESIDENT_SHARD_RULES), (others, SHARD_RULES)] {
+    for ((resident, _), groups) in parts {
+        let most = if resident {
+            RESIDENT_SHARD_RULES
+        } else {
+            SHARD_RULES
+        };
         let mut shard: Vec<RuleId> = Vec::new();
-        for group in part {
+        for group in groups {
             if !shard.is_empty() && shard.len() + group.len() > most {
                 shards.push(std::mem::take(&mut shard));
             }
@@ -208,7 +210,13 @@ fn compile_all(texts: &[Vec<(String, Vec<u8>)>]) -> Result<Vec<Shard>, Vec<Strin
             let Some(text) = texts.get(index) else {
                 return done;
             };
-            let shard = compile_whole(text).map(|(rules, reads)| Shard { rules, reads });
+            let shard = compile_whole(text).map(|(rules, reads)| Shard {
+                rules,
+                reads,
+                needs: text.iter().fold(Needs::default(), |needs, (_, text)| {
+                    needs.and(Needs::of(text))
+                }),
+            });
             done.push((index, shard));
         }
     };
@@ -239,40 +247,6 @@ pub(crate) fn compile_whole(sources: &Sources) -> Result<(Rules, Reads), Vec<Str
     Ok((compiler.build(), reads))
 }
 
-impl Probes {
-    fn compile(plan: &Plan) -> Result<Self, Vec<String>> {
-        let mut compiler = compiler()?;
-        let mut reads = Reads::default();
-        let mut ids = Vec::new();
-        let mut asked = vec![false; plan.probes().len()];
-        let cheap = plan
-            .probes()
-            .iter()
-            .enumerate()
-            .filter(|(_, probe)| !probe.expensive);
-        for (id, probe) in cheap {
-            let imports = probe
-                .imports
-                .iter()
-                .map(|name| format!("import \"{name}\"\n"));
-            let mut text = imports.collect::<String>();
-            text.push_str(&format!("rule p{id} {{ condition: {} }}\n", probe.text));
-            // One that does not stand by itself is not asked.
-            if compiler.add_source(text.as_str()).is_ok() {
-                reads.add(text.as_bytes());
-                ids.push(id);
-                asked[id] = true;
-            }
-        }
-        Ok(Self {
-            rules: compiler.build(),
-            reads,
-            ids,
-            asked,
-        })
-    }
-}
-
 /// A rule that imports what any rule does.
 fn compile_modules(plan: &Plan) -> Result<Rules, Vec<String>> {
     let mut compiler = compiler()?;
@@ -286,7 +260,7 @@ fn compile_modules(plan: &Plan) -> Result<Rules, Vec<String>> {
     Ok(compiler.build())
 }
 
-fn compiler<'a>() -> Result<Compiler<'a>, Vec<String>> {
+pub(crate) fn compiler<'a>() -> Result<Compiler<'a>, Vec<String>> {
     let mut compiler = Compiler::new();
     // A file that another includes would not be part of the generation.
     compiler.enable_includes(false);
@@ -299,14 +273,37 @@ pub struct PlannedScanner<'r> {
     planned: &'r Planned,
     /// Made when they are first needed.
     shards: Vec<Option<Scanner<'r>>>,
-    probes: Scanner<'r>,
+    prober: Prober<'r>,
     /// Made when it is first needed.
     modules: Option<Scanner<'r>>,
     hits: Hits,
-    answers: Vec<Option<bool>>,
 }
 
-fn scanner(rules: &Rules) -> Scanner<'_> {
+/// What a scanner is told before it scans a file, or the member of one at `inside`.
+pub(crate) struct Telling<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) names: &'a Names,
+    pub(crate) inside: &'a [Vec<u8>],
+    /// The time that is left.
+    pub(crate) left: &'a dyn Fn() -> Option<Duration>,
+}
+
+impl Telling<'_> {
+    pub(crate) fn tell(
+        &self,
+        scanner: &mut Scanner<'_>,
+        reads: Reads,
+        needs: Needs,
+        portable: &mut Portable,
+    ) -> Result<(), Stopped> {
+        scanner.set_timeout((self.left)().ok_or(Stopped::Timeout)?);
+        let told = self.names.tell(reads, scanner, self.inside, self.bytes);
+        told.and_then(|()| portable.tell(needs, scanner, self.bytes))
+            .map_err(Stopped::Failed)
+    }
+}
+
+pub(crate) fn scanner(rules: &Rules) -> Scanner<'_> {
     let mut scanner = Scanner::new(rules);
     scanner.max_matches_per_pattern(MATCHES_MAX);
     scanner
@@ -314,18 +311,20 @@ fn scanner(rules: &Rules) -> Scanner<'_> {
 
 impl<'r> PlannedScanner<'r> {
     fn new(planned: &'r Planned) -> Result<Self, String> {
-        let mut probes = scanner(&planned.probes.rules);
+        let mut shards: Vec<_> = planned.shards.iter().map(|_| None).collect();
         // The first scan with a time limit starts YARA-X's heartbeat thread, which a worker's
         // system call filter would not let it do later.
-        probes.set_timeout(TIMEOUT_DEFAULT);
-        probes.scan(b"").map_err(|e| format!("first scan: {e}"))?;
+        if let (Some(first), Some(shard)) = (shards.first_mut(), planned.shards.first()) {
+            let scanner: &mut Scanner<'r> = first.insert(scanner(&shard.rules));
+            scanner.set_timeout(TIMEOUT_DEFAULT);
+            scanner.scan(b"").map_err(|e| format!("first scan: {e}"))?;
+        }
         Ok(Self {
             planned,
-            shards: planned.shards.iter().map(|_| None).collect(),
-            probes,
+            shards,
+            prober: Prober::new(&planned.probes),
             modules: None,
             hits: Hits::default(),
-            answers: Vec::new(),
         })
     }
 
@@ -344,35 +343,31 @@ impl<'r> PlannedScanner<'r> {
             );
         };
         let left = || Some(TIMEOUT_DEFAULT);
-        let stages = self.run(bytes, &names, &[], &left, &mut take);
+        let telling = Telling {
+            bytes,
+            names: &names,
+            inside: &[],
+            left: &left,
+        };
+        let stages = self.run(&telling, &mut take);
         let stages = stages.map_err(|stopped| stopped.to_string())?;
         matches.sort();
         Ok(Judged { matches, stages })
     }
 
-    /// Runs the rules over the file of these names, or its member at `inside`; hands over the
-    /// results of each shard that ran. `left` tells the time that is left.
+    /// Runs the rules over the file, and hands over the results of each shard that ran.
     pub(crate) fn run(
         &mut self,
-        bytes: &[u8],
-        names: &Names,
-        inside: &[Vec<u8>],
-        left: &dyn Fn() -> Option<Duration>,
+        telling: &Telling<'_>,
         take: &mut dyn FnMut(&ScanResults<'_, '_>),
     ) -> Result<Stages, Stopped> {
         let planned = self.planned;
-        self.filter(bytes);
-        let open = self.open(bytes);
-        let mut stages = Stages {
-            hits: self.hits.len(),
-            open_after_filter: open.len(),
-            ..Stages::default()
-        };
-        let asked = planned.wants_probes(&open);
-        if asked {
-            self.probe(bytes, names, inside, left)?;
-        }
-        let open = self.still_open(bytes, &open, asked);
+        let mut portable = Portable::default();
+        let mut stages = Stages::default();
+        self.hits.clear();
+        planned.plan.search(telling.bytes, &mut self.hits);
+        stages.hits = self.hits.len();
+        let open = self.open(telling, &mut portable, &mut stages)?;
         stages.open = open.len();
         let mut shards: Vec<usize> = open.iter().map(|rule| planned.shard_of[*rule]).collect();
         shards.sort_unstable();
@@ -381,97 +376,49 @@ impl<'r> PlannedScanner<'r> {
         for index in shards {
             let shard = &planned.shards[index];
             let scanner = self.shards[index].get_or_insert_with(|| scanner(&shard.rules));
-            scanner.set_timeout(left().ok_or(Stopped::Timeout)?);
-            names
-                .tell(shard.reads, scanner, inside, bytes)
-                .map_err(Stopped::Failed)?;
-            take(&scanner.scan(bytes)?);
+            telling.tell(scanner, shard.reads, shard.needs, &mut portable)?;
+            take(&scanner.scan(telling.bytes)?);
         }
         Ok(stages)
     }
 
-    fn filter(&mut self, bytes: &[u8]) {
-        self.hits.clear();
-        let hits = &mut self.hits;
-        let _ = self
-            .planned
-            .plan
-            .filter()
-            .scan(bytes, &mut |literal, offset| {
-                hits.add(literal, offset as u64);
-                std::ops::ControlFlow::Continue(())
-            });
-    }
-
-    fn open(&self, bytes: &[u8]) -> Vec<RuleId> {
-        let known = Known {
-            size: bytes.len() as u64,
-            bytes: &bytes,
-            hits: &self.hits,
-            search: None,
-        };
-        self.planned.plan.open(&known, &|_| None)
-    }
-
-    /// With the probes' answers, where they were asked, and a closer look at the content.
-    fn still_open(&self, bytes: &[u8], open: &[RuleId], asked: bool) -> Vec<RuleId> {
-        let known = Known {
-            size: bytes.len() as u64,
-            bytes: &bytes,
-            hits: &self.hits,
-            search: None,
-        };
-        let answer = |probe: usize| match asked {
-            true => self.answers.get(probe).copied().flatten(),
-            false => None,
-        };
-        let plan = &self.planned.plan;
-        let open = plan.still_open(open, &known, &answer);
-        let known = Known {
-            search: Some(bytes),
-            ..known
-        };
-        plan.still_open(&open, &known, &answer)
-    }
-
-    fn probe(
+    /// The rules that YARA-X has to decide: by the hits, then by probes without modules, then by a
+    /// close look at the content, then by what modules say.
+    fn open(
         &mut self,
-        bytes: &[u8],
-        names: &Names,
-        inside: &[Vec<u8>],
-        left: &dyn Fn() -> Option<Duration>,
-    ) -> Result<(), Stopped> {
-        let probes = &self.planned.probes;
-        let scanner = &mut self.probes;
-        scanner.set_timeout(left().ok_or(Stopped::Timeout)?);
-        names
-            .tell(probes.reads, scanner, inside, bytes)
-            .map_err(Stopped::Failed)?;
-        let results = scanner.scan(bytes)?;
-        self.answers.clear();
-        self.answers.resize(probes.asked.len(), None);
-        for id in &probes.ids {
-            self.answers[*id] = Some(false);
-        }
-        for rule in results.matching_rules() {
-            let id = rule
-                .identifier()
-                .strip_prefix('p')
-                .and_then(|id| id.parse::<usize>().ok());
-            if let Some(answer) = id.and_then(|id| self.answers.get_mut(id)) {
-                *answer = Some(true);
+        telling: &Telling<'_>,
+        portable: &mut Portable,
+        stages: &mut Stages,
+    ) -> Result<Vec<RuleId>, Stopped> {
+        let Planned { plan, probes, .. } = self.planned;
+        let mut known = Known {
+            size: telling.bytes.len() as u64,
+            bytes: &telling.bytes,
+            hits: &self.hits,
+            search: None,
+        };
+        let mut open = plan.open(&known, &|_| None);
+        stages.open_after_filter = open.len();
+        self.prober.clear();
+        let mut next = 0;
+        loop {
+            let wanted = probes.wanted(plan, &open, next);
+            if known.search.is_none() && wanted.is_none_or(|group| probes.has_modules(group)) {
+                known.search = Some(telling.bytes);
+                open = plan.still_open(&open, &known, &|probe| self.prober.answer(probe));
+                continue;
             }
+            let Some(group) = wanted else {
+                return Ok(open);
+            };
+            self.prober.ask(group, telling, portable)?;
+            stages.probes += 1;
+            // The answers are news for those alone that asked.
+            let asks = |rule: &RuleId| probes.asks(plan, *rule, group);
+            let (asking, mut others): (Vec<_>, Vec<_>) = open.iter().copied().partition(asks);
+            others.extend(plan.still_open(&asking, &known, &|p| self.prober.answer(p)));
+            open = others;
+            next = group + 1;
         }
-        Ok(())
-    }
-}
-
-impl Planned {
-    /// Some of these rules have a part that a probe can decide.
-    fn wants_probes(&self, rules: &[RuleId]) -> bool {
-        let asked = |probe: usize| self.probes.asked.get(probe) == Some(&true);
-        rules
-            .iter()
-            .any(|rule| self.plan.probes_of(*rule).iter().any(|p| asked(*p)))
     }
 }

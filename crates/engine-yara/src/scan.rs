@@ -11,7 +11,7 @@ use unpack::{Budget, End, IncompleteKind, Limits, Member};
 use yara_x::ScanResults;
 
 use crate::context::Names;
-use crate::planned::{Planned, PlannedScanner, Stopped};
+use crate::planned::{Planned, PlannedScanner, Stopped, Telling};
 use crate::rules::RuleSet;
 
 /// The name in detections.
@@ -25,7 +25,7 @@ const RESERVED_BYTES: u64 = 256 << 20;
 
 /// Address space that a worker of these rules reserves and does not use.
 pub(crate) fn reserved_bytes(planned: &Planned) -> u64 {
-    let scanners = planned.shards() as u64 + 1;
+    let scanners = planned.scanners() as u64;
     RESERVED_BYTES + scanners * RESERVED_SHARD_BYTES
 }
 
@@ -115,10 +115,13 @@ impl FileScan<'_> {
                 beyond = beyond.take().or_else(|| beyond_matches(results));
             }
         };
-        let scanner = &mut self.worker.scanner;
-        let stopped = scanner
-            .run(bytes, &self.names, path, &left, &mut take)
-            .err();
+        let telling = Telling {
+            bytes,
+            names: &self.names,
+            inside: path,
+            left: &left,
+        };
+        let stopped = self.worker.scanner.run(&telling, &mut take).err();
         found.sort();
         for (_, name) in found {
             self.detect(name, path);

@@ -1,4 +1,5 @@
-use crate::{LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, POOL_MAX};
+use crate::filter::WHOLE_MIN;
+use crate::{LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, POOL_MAX, SHORT_MAX};
 
 /// Why a filter could not be built, read or updated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -8,6 +9,12 @@ pub enum FilterError {
     #[error("{count} literals; a filter has at most {LITERALS_MAX}")]
     TooMany {
         /// How many were given or announced.
+        count: u64,
+    },
+    /// More short literals than a filter may have.
+    #[error("{count} literals of less than {WHOLE_MIN} bytes; a filter has at most {SHORT_MAX}")]
+    TooManyShort {
+        /// How many were given before it was noticed.
         count: u64,
     },
     /// A literal is too short or too long.

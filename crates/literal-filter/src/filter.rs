@@ -1,20 +1,21 @@
 use std::ops::ControlFlow;
 
 use crate::FilterError;
-use crate::table::{CLASSES, Scan, Table};
+use crate::table::{Scan, Table};
 
 /// The shortest literal, in bytes.
-pub const LITERAL_MIN: usize = 4;
+pub const LITERAL_MIN: usize = 5;
 /// The longest literal, in bytes.
 pub const LITERAL_MAX: usize = 255;
 /// How many literals a filter may have.
 pub const LITERALS_MAX: usize = 1 << 18;
+/// How many literals a filter may have that are shorter than [`WHOLE_MIN`] bytes: they take more of
+/// its tables.
+pub const SHORT_MAX: usize = 1 << 13;
+/// From this length on, in bytes, a literal has a whole gram for every place of a look in it.
+pub const WHOLE_MIN: usize = 7;
 /// How many bytes all literals of a filter may have together.
 pub const POOL_MAX: usize = 16 << 20;
-
-/// Data is looked at in blocks of this size, by one table after the other, so that a block is
-/// in the first-level cache for all tables but the first.
-const BLOCK: usize = 16 << 10;
 
 /// A string of bytes to look for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +32,8 @@ pub(crate) struct Pool {
     pub(crate) bytes: Vec<u8>,
     /// For each literal where it starts in `bytes`, and whether case counts.
     pub(crate) spans: Vec<Span>,
+    /// How many of them are short.
+    short: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +64,12 @@ impl Pool {
         if self.bytes.len() + bytes.len() > POOL_MAX {
             return Err(FilterError::TooLarge { id });
         }
+        self.short += usize::from(bytes.len() < WHOLE_MIN);
+        if self.short > SHORT_MAX {
+            return Err(FilterError::TooManyShort {
+                count: self.short as u64,
+            });
+        }
         self.spans.push(Span {
             start: self.bytes.len() as u32,
             len,
@@ -88,8 +97,7 @@ impl Pool {
 #[derive(Debug, Default)]
 pub struct Filter {
     pool: Pool,
-    /// One for each class of lengths that has literals.
-    tables: Vec<Table>,
+    table: Table,
     /// The length of the longest literal, 0 without any.
     longest: usize,
 }
@@ -99,7 +107,7 @@ impl Filter {
     ///
     /// # Errors
     /// A literal's length is outside of [`LITERAL_MIN`]`..=`[`LITERAL_MAX`], or there are more
-    /// than [`LITERALS_MAX`] literals or [`POOL_MAX`] bytes.
+    /// than [`LITERALS_MAX`] literals, [`SHORT_MAX`] short ones or [`POOL_MAX`] bytes.
     pub fn build(literals: &[Literal]) -> Result<Filter, FilterError> {
         let mut pool = Pool::default();
         for literal in literals {
@@ -109,10 +117,7 @@ impl Filter {
     }
 
     pub(crate) fn from_pool(pool: Pool) -> Filter {
-        let tables = CLASSES
-            .iter()
-            .filter_map(|class| Table::build(*class, &pool))
-            .collect();
+        let table = Table::build(&pool);
         let longest = pool
             .spans
             .iter()
@@ -121,7 +126,7 @@ impl Filter {
             .unwrap_or(0);
         Filter {
             pool,
-            tables,
+            table,
             longest,
         }
     }
@@ -150,8 +155,8 @@ impl Filter {
     }
 
     /// Reports every occurrence of every literal exactly once, as the literal's id and the offset
-    /// of its first byte. Offsets rise only roughly: hits of one block of some KiB may come in
-    /// any order.
+    /// of its first byte. Offsets rise only roughly: hits within the length of a literal may come
+    /// in any order.
     ///
     /// Returns `Break` as soon as `on_hit` does.
     pub fn scan(
@@ -159,20 +164,11 @@ impl Filter {
         data: &[u8],
         on_hit: &mut dyn FnMut(u32, usize) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        let mut scan = Scan {
+        self.table.scan(&mut Scan {
             data,
             pool: &self.pool.bytes,
             on_hit,
-        };
-        let mut from = 0;
-        while from < data.len() {
-            let to = data.len().min(from + BLOCK);
-            for table in &self.tables {
-                table.scan(&mut scan, from, to)?;
-            }
-            from = to;
-        }
-        ControlFlow::Continue(())
+        })
     }
 
     /// What identifies the filter: BLAKE3 of [`Filter::to_bytes`].

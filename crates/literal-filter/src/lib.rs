@@ -1,16 +1,18 @@
 //! Finds which of many literals occur where, fast: the same filter runs in the agent and in the appliance. No I/O.
 //!
-//! **Method.** Of a literal that is long enough, not every position needs a look: if for each
-//! residue of the position modulo the stride one gram (3 or 4 bytes) of the literal is in the
-//! table, then looking at every `stride`-th position of the data meets each occurrence exactly
-//! once. So literals of 7 bytes and more are found by a look at every 4th position, those of 5
-//! and 6 bytes at every 2nd, those of 4 bytes at every 2nd with shorter grams. A look is a hash
-//! and one bit of a bitmap that stays in the cache; 64 looks are made without a branch. What
-//! passes goes through an exact table of grams and then through the comparison with the literal.
-//! The grams are the rarest ones by a static model of what files contain.
+//! **Method.** Not every position of the data needs a look: if for each residue of the position
+//! modulo four one gram of four bytes of the literal is in the table, then looking at every fourth
+//! position meets each occurrence exactly once. A literal of 7 bytes and more has such grams; of a
+//! shorter one some lie across an end, and stand there in all spellings of the byte that is not
+//! known. A look is two multiplications and two bits of one word of a bitmap that stays in the
+//! cache; 64 looks are made without a branch. What passes goes through buckets of literals and a
+//! comparison of four more bytes to that with the whole literal. Case is ignored in grams, so that
+//! literals of any spelling cost no more. The grams are the rarest ones, by the pairs of bytes that
+//! files were measured to have.
 //!
 //! The idea of sampled grams is that of Wu and Manber's multi-pattern search ("A fast algorithm
-//! for multi-pattern searching", 1994) with a fixed stride in place of the shift table.
+//! for multi-pattern searching", 1994) with a fixed stride in place of the shift table; that of two
+//! bits in one word is Putze, Sanders and Singler's blocked Bloom filter (2007).
 
 mod delta;
 mod error;
@@ -24,7 +26,10 @@ mod wire;
 
 pub use delta::{apply, delta};
 pub use error::FilterError;
-pub use filter::{Filter, LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, Literal, POOL_MAX};
+pub use filter::{
+    Filter, LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, Literal, POOL_MAX, SHORT_MAX, WHOLE_MIN,
+};
+pub use grams::rarity;
 pub use needles::{
     KEYS_MAX, NEEDLES_MAX, Needle, Needles, REACH_MAX, TOKENS_MAX, Token as NeedleToken,
 };

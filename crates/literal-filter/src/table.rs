@@ -1,49 +1,30 @@
-//! One class of literals: the bitmap, the exact grams behind it, the comparison.
+//! The bitmap of grams, the buckets behind it, the comparison.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use crate::filter::{Pool, Span};
-use crate::grams::{gram_at, rarity, spellings};
+use rustc_hash::FxHashMap;
 
-/// How literals of some lengths are looked for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Class {
-    /// Literals of `min..=max` bytes.
-    min: u8,
-    max: u8,
-    /// Every `stride`-th position is looked at.
-    stride: usize,
-    /// Bytes of a gram: 3 or 4. `width + stride - 1 <= min`.
-    width: usize,
-    /// The size of the largest bitmap, as a power of two, in bits.
-    max_bits: u32,
-}
+use crate::filter::{LITERAL_MIN, Pool, Span};
+use crate::grams::{FOLD, Place, WIDTH, gram_at, rarity};
 
-/// The classes. The bitmaps of all together should fit into the second-level cache.
-pub(crate) const CLASSES: [Class; 2] = [
-    Class {
-        min: 7,
-        max: 255,
-        stride: 4,
-        width: 4,
-        max_bits: 22,
-    },
-    Class {
-        min: 4,
-        max: 6,
-        stride: 2,
-        width: 3,
-        max_bits: 18,
-    },
-];
+/// Every fourth position is looked at.
+const STRIDE: usize = 4;
+/// Looks are made in groups of this many; each is a bit of the result.
+const LOOKS: usize = 64;
+/// Bytes that a group of looks reads.
+const WINDOW: usize = LOOKS * STRIDE;
+const _: () = assert!(STRIDE == WIDTH, "a look reads the bytes up to the next");
 
-/// Bits of the bitmap for each gram, at least.
-const BITS_PER_GRAM: usize = 32;
-/// 2^32 divided by the golden ratio, odd: Knuth's multiplicative hash.
-const GOLDEN: u32 = 0x9e37_79b1;
-/// Another odd multiplier, so that what collides in the bitmap does not collide in the buckets.
-const OTHER: u32 = 0x85eb_ca6b;
+/// The sizes of bitmaps, in words. The largest fits into the second-level cache.
+const SIZES: [usize; 4] = [1 << 10, 1 << 12, 1 << 14, 1 << 16];
+/// Where the bitmap may be as large: then one look in some hundreds passes for no reason.
+const GRAMS_PER_WORD: usize = 2;
+
+/// Odd multipliers that spread a gram over its high bits: one for the word of the bitmap, one for
+/// its bits in the word, one for the bucket.
+const WORD_FACTOR: u32 = 0x9e37_79b1;
+const BITS_FACTOR: u32 = 0x85eb_ca6b;
+const BUCKET_FACTOR: u32 = 0xc2b2_ae3d;
 
 /// A literal that has some gram.
 #[derive(Clone, Copy, Debug)]
@@ -57,93 +38,76 @@ struct Entry {
     fold: u32,
     /// Where they are in the literal.
     check_at: u8,
-    /// Where the gram is in the literal.
-    gram_at: u8,
+    /// Where the gram is, seen from the literal's first byte.
+    gram_at: i16,
     len: u8,
     nocase: bool,
 }
 
 impl Entry {
-    fn new(id: u32, span: &Span, literal: &[u8], gram_at: usize) -> Entry {
-        let fold = if span.nocase { 0x2020_2020 } else { 0 };
+    fn new(id: u32, span: &Span, literal: &[u8], place: Place) -> Entry {
+        let fold = if span.nocase { FOLD } else { 0 };
         // Far from the gram, which is known to match.
-        let worth =
-            |at: &usize| rarity(&literal[*at..*at + 4]) + 8 * at.abs_diff(gram_at).min(4) as i32;
+        let worth = |at: &usize| {
+            let far = (*at as i32).abs_diff(place.0).min(4) as i32;
+            rarity(&literal[*at..*at + 4]) + 16 * far
+        };
         let check_at = (0..=literal.len() - 4).max_by_key(worth).unwrap_or(0);
         Entry {
             id,
             start: span.start,
-            check: crate::grams::gram_at(literal, check_at) | fold,
+            check: gram_at(literal, check_at) | fold,
             fold,
             check_at: check_at as u8,
-            gram_at: gram_at as u8,
+            gram_at: place.0 as i16,
             len: span.len,
             nocase: span.nocase,
         }
     }
 }
 
-impl Class {
-    fn gram(&self, literal: &[u8], at: usize) -> u32 {
-        crate::grams::gram_at(literal, at) & (u32::MAX >> (32 - 8 * self.width))
-    }
-
-    /// Where the rarest gram is among those that a look can meet at this residue.
-    fn best_place(
-        &self,
-        literal: &[u8],
-        nocase: bool,
-        residue: usize,
-        users: &HashMap<u32, i32>,
-    ) -> Option<usize> {
-        let places = residue..=literal.len() - self.width;
-        places.step_by(self.stride).max_by_key(|at| {
-            let gram = &literal[*at..*at + self.width];
-            let letters = gram
-                .iter()
-                .filter(|byte| nocase && byte.is_ascii_alphabetic());
-            let known = users.get(&self.gram(literal, *at)).copied().unwrap_or(0);
-            rarity(gram) - known - 3 * letters.count() as i32
-        })
-    }
+/// Where the gram is that stands for a literal whose first byte is `residue` bytes before a look,
+/// modulo the stride: the rarest there, and one that is not used much.
+fn best_place(literal: &[u8], residue: usize, users: &FxHashMap<u32, i32>) -> Place {
+    let inside = (residue..=literal.len() - WIDTH).step_by(STRIDE);
+    let best = inside.map(|at| Place(at as i32)).max_by_key(|place| {
+        let gram = gram_at(literal, place.0 as usize) | FOLD;
+        place.rarity(literal) - 2 * users.get(&gram).copied().unwrap_or(0)
+    });
+    // A short literal has to do with a gram that lies across one of its ends.
+    best.unwrap_or_else(|| {
+        let behind = Place(residue as i32);
+        let before = Place(behind.0 - STRIDE as i32);
+        let worth = |place: &Place| (place.known(literal).len(), place.rarity(literal));
+        [before, behind]
+            .into_iter()
+            .max_by_key(worth)
+            .unwrap_or(behind)
+    })
 }
 
 /// Whether a literal cannot be found but by a gram that most files are full of, such as zeros:
 /// looking for it makes the filter slow.
 #[must_use]
 pub fn is_common(literal: &[u8]) -> bool {
-    let class = CLASSES
-        .iter()
-        .find(|class| usize::from(class.min) <= literal.len());
-    class.is_none_or(|class| {
-        (0..class.stride).any(|residue| {
-            let place = class.best_place(literal, false, residue, &HashMap::new());
-            place.is_none_or(|at| rarity(&literal[at..at + class.width]) < RARE_MIN)
+    literal.len() < LITERAL_MIN
+        || (0..STRIDE).any(|residue| {
+            best_place(literal, residue, &FxHashMap::default()).rarity(literal) < RARE_MIN
         })
-    })
 }
 
-/// Below this a gram is found everywhere.
-const RARE_MIN: i32 = 8;
+/// Below this, in quarters of a bit, a gram is found everywhere: once in some hundred bytes.
+const RARE_MIN: i32 = 4 * 9;
 
-/// A slot of the open hash table; `count` is 0 in an empty one.
-#[derive(Clone, Copy, Debug, Default)]
-struct Slot {
-    gram: u32,
-    first: u32,
-    count: u32,
-}
-
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Table {
-    stride: usize,
-    width: usize,
-    /// The bitmap has `1 << bits` bits.
-    bits: u32,
+    /// A word for some of the grams, of which each sets three bits there.
     bitmap: Box<[u64]>,
-    /// `1 << slot_bits` slots, at most half of them in use.
-    slots: Box<[Slot]>,
-    slot_bits: u32,
+    /// By a hash of the gram: the first of its uses. One more than there are hashes.
+    buckets: Box<[u32]>,
+    bucket_bits: u32,
+    /// In the order of the hashes: entries.
+    uses: Box<[u32]>,
     entries: Box<[Entry]>,
 }
 
@@ -155,194 +119,157 @@ pub(crate) struct Scan<'a> {
 }
 
 impl Table {
-    /// `None` if there are no literals of this class.
-    pub(crate) fn build(class: Class, pool: &Pool) -> Option<Table> {
-        let of_class = |len: u8| (class.min..=class.max).contains(&len);
-        let mut entries: Vec<(u32, Entry)> = Vec::new();
-        let mut users: HashMap<u32, i32> = HashMap::new();
-        for (id, (span, (literal, nocase))) in pool.spans.iter().zip(pool.iter()).enumerate() {
-            if !of_class(span.len) {
-                continue;
-            }
-            for residue in 0..class.stride {
-                let Some(at) = class.best_place(literal, nocase, residue, &users) else {
-                    continue;
-                };
-                let entry = Entry::new(id as u32, span, literal, at);
-                let gram = class.gram(literal, at);
-                let grams = if nocase { spellings(gram) } else { vec![gram] };
-                for gram in grams {
+    pub(crate) fn build(pool: &Pool) -> Table {
+        let mut entries: Vec<Entry> = Vec::new();
+        // Grams and the entries that they lead to.
+        let mut uses: Vec<(u32, u32)> = Vec::new();
+        let mut users: FxHashMap<u32, i32> = FxHashMap::default();
+        for (id, (span, (literal, _))) in pool.spans.iter().zip(pool.iter()).enumerate() {
+            for residue in 0..STRIDE {
+                let place = best_place(literal, residue, &users);
+                for gram in place.grams(literal) {
                     *users.entry(gram).or_default() += 1;
-                    entries.push((gram, entry));
+                    uses.push((gram, entries.len() as u32));
                 }
+                entries.push(Entry::new(id as u32, span, literal, place));
             }
         }
-        (!entries.is_empty()).then(|| Table::from_entries(class, users.len(), entries))
+        Table::from_uses(users.len(), uses, entries)
     }
 
-    fn from_entries(class: Class, grams: usize, mut entries: Vec<(u32, Entry)>) -> Table {
-        entries.sort_by_key(|(gram, entry)| (*gram, entry.id, entry.gram_at));
-        let wanted = (grams * BITS_PER_GRAM).next_power_of_two().ilog2();
-        let bits = SIZES
-            .into_iter()
-            .find(|bits| *bits >= wanted)
-            .unwrap_or(u32::MAX);
-        let bits = bits.min(class.max_bits);
-        let slot_bits = (grams * 2).next_power_of_two().ilog2().max(1);
+    fn from_uses(grams: usize, mut uses: Vec<(u32, u32)>, entries: Vec<Entry>) -> Table {
+        let wanted = grams.div_ceil(GRAMS_PER_WORD);
+        let words = SIZES.into_iter().find(|words| *words >= wanted);
+        let words = words.unwrap_or(SIZES[SIZES.len() - 1]);
+        let bucket_bits = grams.next_power_of_two().ilog2().clamp(1, 17);
         let mut table = Table {
-            stride: class.stride,
-            width: class.width,
-            bits,
-            bitmap: vec![0; 1 << (bits - 6)].into(),
-            slots: vec![Slot::default(); 1 << slot_bits].into(),
-            slot_bits,
-            entries: entries.iter().map(|(_, entry)| *entry).collect(),
+            bitmap: vec![0; words].into(),
+            buckets: vec![0; (1 << bucket_bits) + 1].into(),
+            bucket_bits,
+            uses: Box::default(),
+            entries: entries.into(),
         };
-        let mut first = 0;
-        for run in entries.chunk_by(|a, b| a.0 == b.0) {
-            let gram = run[0].0;
-            let hash = gram.wrapping_mul(table.multiplier()) >> (32 - bits);
-            table.bitmap[(hash >> 6) as usize] |= 1 << (hash & 63);
-            let mut at = table.slot_of(gram);
-            while table.slots[at].count > 0 {
-                at = (at + 1) & (table.slots.len() - 1);
-            }
-            table.slots[at] = Slot {
-                gram,
-                first,
-                count: run.len() as u32,
-            };
-            first += run.len() as u32;
+        for (gram, _) in &uses {
+            table.bitmap[word_of(*gram, words.ilog2())] |= MASKS[mask_of(*gram)];
         }
+        let bucket = |gram: u32| bucket_of(gram, bucket_bits);
+        uses.sort_by_key(|(gram, entry)| (bucket(*gram), *entry));
+        // Spellings of one gram that share a bucket would report an occurrence twice.
+        uses.dedup_by_key(|(gram, entry)| (bucket(*gram), *entry));
+        for (gram, _) in &uses {
+            table.buckets[bucket(*gram) + 1] += 1;
+        }
+        let mut before = 0;
+        for bucket in &mut table.buckets {
+            before += *bucket;
+            *bucket = before;
+        }
+        table.uses = uses.into_iter().map(|(_, entry)| entry).collect();
         table
     }
 
-    /// The high bytes that are not part of a gram fall out of the product.
-    fn multiplier(&self) -> u32 {
-        GOLDEN << (32 - 8 * self.width as u32)
-    }
-
-    fn slot_of(&self, gram: u32) -> usize {
-        (gram.wrapping_mul(OTHER) >> (32 - self.slot_bits)) as usize
-    }
-
-    /// Reports the literals whose gram is looked at in `from..to`; `from` is a multiple of 256.
-    pub(crate) fn scan(&self, scan: &mut Scan, from: usize, to: usize) -> ControlFlow<()> {
-        match self.stride {
-            4 => self.scan_stride::<4, 256>(scan, from, to),
-            _ => self.scan_stride::<2, 130>(scan, from, to),
+    /// Reports the literals whose gram is looked at in `data`.
+    pub(crate) fn scan(&self, scan: &mut Scan) -> ControlFlow<()> {
+        if self.entries.is_empty() {
+            return ControlFlow::Continue(());
         }
-    }
-
-    fn scan_stride<const STRIDE: usize, const WINDOW: usize>(
-        &self,
-        scan: &mut Scan,
-        from: usize,
-        to: usize,
-    ) -> ControlFlow<()> {
-        match self.bits {
-            16 => self.scan_sized::<STRIDE, WINDOW, 16, { 1 << 10 }>(scan, from, to),
-            18 => self.scan_sized::<STRIDE, WINDOW, 18, { 1 << 12 }>(scan, from, to),
-            20 => self.scan_sized::<STRIDE, WINDOW, 20, { 1 << 14 }>(scan, from, to),
-            _ => self.scan_sized::<STRIDE, WINDOW, 22, { 1 << 16 }>(scan, from, to),
+        match self.bitmap.len() {
+            0x400 => self.scan_sized::<0x400>(scan),
+            0x1000 => self.scan_sized::<0x1000>(scan),
+            0x4000 => self.scan_sized::<0x4000>(scan),
+            _ => self.scan_sized::<0x10000>(scan),
         }
     }
 
     /// All sizes are constants here, so that the compiler can drop the bounds checks.
-    fn scan_sized<const STRIDE: usize, const WINDOW: usize, const BITS: u32, const WORDS: usize>(
-        &self,
-        scan: &mut Scan,
-        from: usize,
-        to: usize,
-    ) -> ControlFlow<()> {
+    fn scan_sized<const WORDS: usize>(&self, scan: &mut Scan) -> ControlFlow<()> {
         let Some(bitmap) = self.bitmap.first_chunk::<WORDS>() else {
-            unreachable!("a bitmap of {BITS} bits has {WORDS} words");
+            unreachable!("bitmaps are as large as SIZES say");
         };
-        let multiplier = self.multiplier();
-        let mut padded = [0; WINDOW];
-        for at in (from..to).step_by(STRIDE * LOOKS) {
-            let rest = &scan.data[at..];
-            let window = rest.first_chunk::<WINDOW>().unwrap_or_else(|| {
-                padded[..rest.len()].copy_from_slice(rest);
-                padded[rest.len()..].fill(0);
-                &padded
-            });
-            let looks = look::<STRIDE, WINDOW, BITS, WORDS>(bitmap, window, multiplier);
+        let (windows, rest) = scan.data.as_chunks::<WINDOW>();
+        let mut base = 0;
+        for window in windows {
+            let looks = look(bitmap, window);
             if looks != 0 {
-                self.resolve(scan, at, STRIDE, looks)?;
+                self.resolve(scan, base, looks)?;
             }
+            base += WINDOW;
         }
-        ControlFlow::Continue(())
+        let mut padded = [0; WINDOW];
+        padded[..rest.len()].copy_from_slice(rest);
+        let beyond = u64::MAX.unbounded_shl(rest.len().div_ceil(STRIDE) as u32);
+        self.resolve(scan, base, look(bitmap, &padded) & !beyond)
     }
 
     /// Goes from bits to occurrences.
-    fn resolve(
-        &self,
-        scan: &mut Scan,
-        base: usize,
-        stride: usize,
-        mut looks: u64,
-    ) -> ControlFlow<()> {
-        let keep = u32::MAX >> (32 - 8 * self.width);
+    fn resolve(&self, scan: &mut Scan, base: usize, mut looks: u64) -> ControlFlow<()> {
         while looks != 0 {
-            let at = base + stride * looks.trailing_zeros() as usize;
+            let at = base + STRIDE * looks.trailing_zeros() as usize;
             looks &= looks - 1;
-            let gram = gram_at(scan.data, at) & keep;
-            let mut slot = self.slot_of(gram);
-            loop {
-                let Slot {
-                    gram: found,
-                    first,
-                    count,
-                } = self.slots[slot];
-                if count == 0 {
-                    break;
-                }
-                if found == gram {
-                    let first = first as usize;
-                    for entry in &self.entries[first..first + count as usize] {
-                        compare(scan, entry, at)?;
-                    }
-                    break;
-                }
-                slot = (slot + 1) & (self.slots.len() - 1);
+            let bucket = bucket_of(gram_at(scan.data, at) | FOLD, self.bucket_bits);
+            let first = self.buckets[bucket] as usize;
+            let end = self.buckets[bucket + 1] as usize;
+            for entry in &self.uses[first..end] {
+                compare(scan, &self.entries[*entry as usize], at)?;
             }
         }
         ControlFlow::Continue(())
     }
 }
 
-/// Looks are made in groups of this many; each is a bit of the result.
-const LOOKS: usize = 64;
-/// The sizes of bitmaps, as powers of two.
-const SIZES: [u32; 4] = [16, 18, 20, 22];
-
-/// Looks at every `STRIDE`-th position of a window: bit n is set if there may be a gram at
-/// `n * STRIDE`.
+/// Looks at every fourth position of a window: bit n is set if there may be a gram at 4 * n.
 #[inline(always)]
-fn look<const STRIDE: usize, const WINDOW: usize, const BITS: u32, const WORDS: usize>(
-    bitmap: &[u64; WORDS],
-    window: &[u8; WINDOW],
-    multiplier: u32,
-) -> u64 {
+fn look<const WORDS: usize>(bitmap: &[u64; WORDS], window: &[u8; WINDOW]) -> u64 {
+    let (grams, _) = window.as_chunks::<STRIDE>();
     let mut looks = 0;
-    for n in (0..LOOKS).rev() {
-        let at = n * STRIDE;
-        let Some(bytes) = window[at..].first_chunk::<4>() else {
-            unreachable!("a window has 3 bytes more than its looks");
-        };
-        let gram = u32::from_le_bytes(*bytes);
-        let hash = gram.wrapping_mul(multiplier) >> (32 - BITS);
-        let bit = bitmap[(hash >> 6) as usize] >> (hash & 63) & 1;
-        looks = looks << 1 | bit;
+    for bytes in grams.iter().rev() {
+        let gram = u32::from_le_bytes(*bytes) | FOLD;
+        let word = bitmap[word_of(gram, WORDS.ilog2())];
+        let mask = MASKS[mask_of(gram)];
+        looks = looks << 1 | u64::from(word & mask == mask);
     }
     looks
 }
 
-/// Compares one literal that has the gram at `at` with the data.
+/// The word of a bitmap of `1 << bits` words.
+#[inline(always)]
+fn word_of(gram: u32, bits: u32) -> usize {
+    (gram.wrapping_mul(WORD_FACTOR) >> (32 - bits)) as usize
+}
+
+/// Which of [`MASKS`] has the bits of a gram.
+#[inline(always)]
+fn mask_of(gram: u32) -> usize {
+    (gram.wrapping_mul(BITS_FACTOR) >> 24) as usize
+}
+
+/// Words with some three bits each: a table is faster than shifts.
+static MASKS: [u64; 256] = {
+    let mut masks = [0; 256];
+    let (mut index, mut state) = (0, 1u64);
+    while index < masks.len() {
+        // Knuth's linear congruential generator, as good as any.
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let mask: u64 = 1 << (state >> 58) | 1 << (state >> 52 & 63) | 1 << (state >> 46 & 63);
+        // Three different ones.
+        if mask.count_ones() == 3 {
+            masks[index] = mask;
+            index += 1;
+        }
+    }
+    masks
+};
+
+fn bucket_of(gram: u32, bits: u32) -> usize {
+    (gram.wrapping_mul(BUCKET_FACTOR) >> (32 - bits)) as usize
+}
+
+/// Compares one literal that may have a gram at `at` with the data.
 #[inline]
 fn compare(scan: &mut Scan, entry: &Entry, at: usize) -> ControlFlow<()> {
-    let Some(start) = at.checked_sub(usize::from(entry.gram_at)) else {
+    let Some(start) = at.checked_add_signed(-isize::from(entry.gram_at)) else {
         return ControlFlow::Continue(());
     };
     let Some(found) = scan.data.get(start..start + usize::from(entry.len)) else {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::fleet::{Fleet, Host, Location};
+use crate::fleet::{Fleet, Location};
 use crate::lists::Cause;
 use crate::{HostFacts, HostId};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::choose::Slot;
 use crate::fleet::{Fleet, Measured, Vm};
 use crate::lists::Cause;
-use crate::{ApplianceId, Epoch, HostId, VmFacts, VmId};
+use crate::{ApplianceId, Epoch, HostId, LIST_LEN, VmFacts, VmId};
 
 /// Round trips kept for one VM.
 const MEASURED_MAX: usize = 4;

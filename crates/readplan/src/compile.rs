@@ -11,12 +11,14 @@ use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{AST, Expr as Ast, Rule, RuleFlags};
 use yara_x_parser::cst::{Event, SyntaxKind};
 
-use crate::eval::Presence;
-use crate::expr::{Converter, Expr, Probe};
+use crate::class::Class;
+use crate::expr::{Converter, Expr};
+use crate::filters::Classes;
 use crate::hidden::Hidden;
-use crate::known::{Bytes, Hits, View};
-use crate::look::{Look, Side, Sought};
-use crate::pattern::{self, Exact, Part, PatternInfo};
+use crate::known::Hits;
+use crate::look::{Look, Side};
+use crate::pattern::{self, PatternInfo};
+use crate::probe::Probe;
 
 /// A rule of a plan, by its position: files in the order given, rules as they stand there.
 pub type RuleId = usize;
@@ -41,6 +43,8 @@ pub(crate) struct RuleEntry {
     pub(crate) first_pattern: usize,
     /// In its condition, by index into the plan's probes.
     probes: Vec<usize>,
+    /// Modules that its condition names.
+    imports: Vec<String>,
     /// Its text within the file.
     span: Range<usize>,
 }
@@ -56,7 +60,7 @@ struct FileEntry {
 #[derive(Debug)]
 pub(crate) struct PatternEntry {
     pub(crate) info: PatternInfo,
-    rule: RuleId,
+    pub(crate) rule: RuleId,
 }
 
 /// A rule set, compiled into what of a file can still change its verdict.
@@ -68,6 +72,8 @@ pub struct Plan {
     patterns: Vec<PatternEntry>,
     /// What the appliance looks for, and what an agent does.
     looks: [Look; 2],
+    /// What the appliance looks for in files of each class.
+    classes: Classes,
     /// For each rule, the rules that refer to it.
     dependants: Vec<Vec<RuleId>>,
     probes: Vec<Probe>,
@@ -121,6 +127,10 @@ impl Plan {
             Side::Appliance => appliance,
             Side::Agent => agent,
         }
+    }
+
+    pub(crate) fn classes(&self) -> &Classes {
+        &self.classes
     }
 
     pub(crate) fn patterns(&self) -> &[PatternEntry] {
@@ -185,6 +195,21 @@ impl Plan {
         &self.rule(rule).probes
     }
 
+    /// The rule may match a small file in which no literal occurs, of whatever kind.
+    pub fn is_always_open(&self, rule: RuleId) -> bool {
+        let mut smallest = Class::all().filter(|class| class.sizes().0 == 0);
+        smallest.all(|class| self.classes.residents(class).binary_search(&rule).is_ok())
+    }
+
+    /// Modules that a rule's condition names.
+    pub fn imports_of(&self, rule: RuleId) -> &[String] {
+        &self.rule(rule).imports
+    }
+
+    fn names(&self, rule: RuleId, module: &str) -> bool {
+        self.imports_of(rule).iter().any(|name| name == module)
+    }
+
     /// Sets of rules that refer to each other, or are bound by global rules: each is compiled as
     /// a whole or not at all.
     pub fn groups(&self) -> &[Vec<RuleId>] {
@@ -214,7 +239,9 @@ impl Plan {
             }
             rules.sort_unstable();
             let mut text = Vec::new();
-            for import in &file.imports {
+            // A module that no rule here names would be run for nothing.
+            let named = |import: &&String| rules.iter().any(|rule| self.names(*rule, import));
+            for import in file.imports.iter().filter(named) {
                 text.extend_from_slice(format!("import \"{import}\"\n").as_bytes());
             }
             for rule in rules {
@@ -248,96 +275,15 @@ impl Plan {
         self.patterns.get(pattern)?.info.fixed.as_deref()
     }
 
-    /// What the hits say of a pattern. `bytes` tell what adjoins them.
-    pub(crate) fn presence(&self, pattern: usize, hits: &Hits, bytes: &dyn Bytes) -> Presence {
-        let Some(sought) = self.sought(pattern, hits) else {
-            return Presence::Maybe(None);
-        };
-        let (mut sure, mut open, mut more) = (0u32, 0u32, false);
-        for (part, literal) in sought.parts.iter().zip(sought.ids) {
-            let offsets = hits.of(*literal);
-            more |= offsets.len() > crate::known::HITS_MAX;
-            for offset in offsets {
-                match sought.exact {
-                    Exact::Yes => sure += 1,
-                    Exact::No => open += 1,
-                    Exact::Fullword => match is_full_word(*offset, part, bytes) {
-                        Some(true) => sure += 1,
-                        Some(false) => {}
-                        None => open += 1,
-                    },
-                }
-            }
-        }
-        let counts = sought.exact != Exact::No && !more;
-        let most = counts.then_some(sure + open);
-        match (sure, open, more) {
-            (0, 0, false) => Presence::Absent,
-            (0, _, _) => Presence::Maybe(most),
-            _ => Presence::Present(most),
-        }
-    }
-
-    /// What was looked for to find a pattern; `None`: it was not looked for.
-    pub(crate) fn sought(&self, pattern: usize, hits: &Hits) -> Option<Sought<'_>> {
-        let entry = self.patterns.get(pattern)?;
-        self.look(hits.side()).sought(pattern, &entry.info)
-    }
-
-    /// Bytes of a pattern's longest match; `None`: no bound.
-    pub(crate) fn longest(&self, pattern: usize) -> Option<u64> {
-        self.patterns.get(pattern)?.info.longest
-    }
-
-    /// Looks for a pattern in the content itself.
-    pub(crate) fn look_for(&self, pattern: usize, content: &[u8]) -> Presence {
-        let Some(entry) = self.patterns.get(pattern) else {
-            return Presence::Maybe(None);
-        };
-        if let Some(verifier) = &entry.info.verifier {
-            return match verifier.is_in(content) {
-                Some(false) => Presence::Absent,
-                Some(true) | None => Presence::Maybe(None),
-            };
-        }
-        match (entry.info.is_in(content), entry.info.exact) {
-            (Some(false), _) => Presence::Absent,
-            (Some(true), Exact::Yes) => Presence::Present(None),
-            (Some(true), Exact::No | Exact::Fullword) | (None, _) => Presence::Maybe(None),
-        }
-    }
-
-    /// Looks at the places in a view where a hex pattern may match: false where it matches at
-    /// none of them, `None` where that cannot be told.
-    pub(crate) fn look_on_view(
-        &self,
-        pattern: usize,
-        hits: &Hits,
-        view: &View<'_>,
-    ) -> Option<bool> {
-        let sought = self.sought(pattern, hits)?;
-        let verifier = self.patterns.get(pattern)?.info.verifier.as_ref()?;
-        for (part, literal) in sought.parts.iter().zip(sought.ids) {
-            let offsets = hits.of(*literal);
-            if offsets.len() > crate::known::HITS_MAX {
-                return None;
-            }
-            for offset in offsets {
-                let start = offset.saturating_sub(part.before?);
-                let end = offset + part.bytes.len() as u64 + part.after?;
-                let window = view.get(start, usize::try_from(end - start).ok()?)?;
-                if verifier.is_in(window)? {
-                    return Some(true);
-                }
-            }
-        }
-        Some(false)
-    }
-
-    /// Rules that the hits or nothing at all can make match, themselves or through others.
-    pub(crate) fn candidates(&self, hits: &Hits) -> Vec<RuleId> {
+    /// Rules that the hits or nothing at all can make match in a file of this class, themselves or
+    /// through others. What an agent found tells nothing by classes: it looks for everything.
+    pub(crate) fn candidates(&self, hits: &Hits, class: Option<Class>) -> Vec<RuleId> {
         let look = self.look(hits.side());
-        let mut found: FxHashSet<RuleId> = look.residents().iter().copied().collect();
+        let residents = match (hits.side(), class) {
+            (Side::Appliance, Some(class)) => self.classes.residents(class),
+            (Side::Appliance, None) | (Side::Agent, _) => look.residents(),
+        };
+        let mut found: FxHashSet<RuleId> = residents.iter().copied().collect();
         let mut todo = Vec::new();
         for literal in hits.literals() {
             for pattern in look.users(literal) {
@@ -358,24 +304,6 @@ impl Plan {
         all.sort_unstable();
         all
     }
-}
-
-/// Whether no letter or digit adjoins a match of the whole literal; `None`: not known.
-pub(crate) fn is_full_word(offset: u64, part: &Part, bytes: &dyn Bytes) -> Option<bool> {
-    let end = offset + part.bytes.len() as u64;
-    let unit = if part.wide { 2 } else { 1 };
-    let letter = |unit: &[u8]| match unit {
-        [byte] => byte.is_ascii_alphanumeric(),
-        [byte, 0] => byte.is_ascii_alphanumeric(),
-        _ => false,
-    };
-    let before = match offset.checked_sub(unit) {
-        Some(start) => letter(bytes.get(start, unit as usize)?),
-        None => false,
-    };
-    let after = bytes.get(end, unit as usize)?;
-    let after = after.len() == unit as usize && letter(after);
-    Some(!before && !after)
 }
 
 #[derive(Default)]
@@ -432,15 +360,13 @@ impl Building {
         let id = self.rules.len();
         let first_pattern = self.patterns.len();
         let patterns = rule.patterns.as_deref().unwrap_or_default();
-        for pattern in patterns {
-            self.patterns.push(PatternEntry {
-                info: pattern::analyse(pattern),
-                rule: id,
-            });
-        }
+        let infos = patterns.iter().map(pattern::analyse);
+        self.patterns
+            .extend(infos.map(|info| PatternEntry { info, rule: id }));
         self.note_references(&rule.condition, id, file);
         let by_name = &self.by_name;
         let (probes, probe_ids) = (&mut self.probes, &mut self.probe_ids);
+        let entries = &mut self.patterns;
         let names = patterns
             .iter()
             .map(|p| p.identifier().name.trim_start_matches('$'));
@@ -458,6 +384,10 @@ impl Building {
                 used.push(id);
                 id
             },
+            literals: &mut |info| {
+                entries.push(PatternEntry { info, rule: id });
+                entries.len() - 1 - first_pattern
+            },
             variables: Vec::new(),
             hidden: Hidden::default(),
         };
@@ -470,6 +400,7 @@ impl Building {
             hidden,
             first_pattern,
             probes: used,
+            imports: named_imports(&rule.condition, imports),
             span,
         });
         if rule.flags.contains(RuleFlags::Global) {
@@ -502,11 +433,13 @@ impl Building {
             by_name: self.by_name,
             patterns: self.patterns,
             looks: Default::default(),
+            classes: Classes::default(),
             dependants,
             probes: self.probes,
             groups,
         };
         plan.looks = [Look::of_appliance(&plan)?, Look::of_agent(&plan)?];
+        plan.classes = Classes::of(&plan)?;
         Ok(plan)
     }
 
@@ -546,6 +479,20 @@ impl Building {
         groups.retain(|group| !group.is_empty());
         groups
     }
+}
+
+/// The modules among `imports` that a condition names; a variable called like one counts, too.
+fn named_imports(condition: &Ast<'_>, imports: &[&str]) -> Vec<String> {
+    let mut named: Vec<String> = Vec::new();
+    for event in DFSIter::new(condition) {
+        if let DFSEvent::Enter(Ast::Ident(ident)) = event
+            && imports.contains(&ident.name)
+            && !named.iter().any(|name| name == ident.name)
+        {
+            named.push(ident.name.to_owned());
+        }
+    }
+    named
 }
 
 /// Where each rule stands in the text, in order.

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use crate::class::Kind;
 use crate::compile::{Plan, RuleId};
 use crate::expr::{Anchor, Comparison, Expr, ModuleItem, Operator, Quantifier, Read};
 use crate::known::Bytes;
@@ -65,8 +66,10 @@ impl From<Truth> for Value {
 /// One file, as seen by one evaluation.
 pub(crate) struct Evaluation<'a> {
     pub(crate) plan: &'a Plan,
-    /// `None`: any size.
-    pub(crate) size: Option<u64>,
+    /// The least and the largest size that the file may have, in bytes.
+    pub(crate) sizes: (u64, u64),
+    /// What the file is by its first bytes, if that is known.
+    pub(crate) kind: Option<Kind>,
     pub(crate) bytes: &'a dyn Bytes,
     /// By index of the plan's patterns.
     pub(crate) presence: &'a dyn Fn(usize) -> Presence,
@@ -106,10 +109,10 @@ impl Evaluation<'_> {
             Expr::TextTest(left, right) => {
                 text_test(self.value(left, scope), self.value(right, scope))
             }
-            Expr::Filesize => match self.size.map(i64::try_from) {
-                Some(Ok(size)) => Value::Int(size, size),
-                _ => Value::Int(0, i64::MAX),
-            },
+            Expr::Filesize => {
+                let number = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
+                Value::Int(number(self.sizes.0), number(self.sizes.1))
+            }
             Expr::Pattern(index, anchor) => self.matched(*index, anchor, scope).into(),
             Expr::LoopPattern(anchor) => match scope.looped {
                 Some(index) => self.matched(index, anchor, scope).into(),
@@ -124,8 +127,15 @@ impl Evaluation<'_> {
                 _ => Value::Unknown,
             },
             Expr::Read(read, at) => self.read(*read, self.value(at, scope)),
+            Expr::Module { kind, .. } if *kind == ModuleItem::Signatures && self.is_unsigned() => {
+                Value::Falsy
+            }
             Expr::Module { module, kind } => self.module(module, *kind),
             Expr::Call { module, .. } => self.module(module, ModuleItem::Field),
+            Expr::Needing(index, _) if self.presence_of(*index, scope) == Presence::Absent => {
+                Value::Falsy
+            }
+            Expr::Needing(_, inner) => self.value(inner, scope),
             Expr::Rule(name) => match self.plan.find(scope.rule, name) {
                 Some(rule) => self.reference(rule),
                 None => Value::Unknown,
@@ -139,11 +149,18 @@ impl Evaluation<'_> {
                 Value::Falsy | Value::Unknown => Value::Unknown,
             },
             Expr::Arithmetic(operator, operands) => self.arithmetic(*operator, operands, scope),
-            Expr::Compare(comparison, left, right) => compare(
-                *comparison,
-                self.value(left, scope),
-                self.value(right, scope),
-            ),
+            Expr::Compare(comparison, left, right) => {
+                match compare(
+                    *comparison,
+                    self.value(left, scope),
+                    self.value(right, scope),
+                ) {
+                    Value::Unknown if *comparison == Comparison::Eq => {
+                        self.compare_head(left, right, scope)
+                    }
+                    value => value,
+                }
+            }
             Expr::OfPatterns(quantifier, patterns, anchor) => {
                 let truths = patterns
                     .iter()
@@ -171,6 +188,24 @@ impl Evaluation<'_> {
                 known => known,
             },
             Expr::Opaque => Value::Unknown,
+        }
+    }
+
+    /// `uint16(0) == 0x5a4d` where only the kind of file is known.
+    fn compare_head(&self, left: &Expr, right: &Expr, scope: Scope) -> Value {
+        let (Some(kind), Expr::Read(read, at)) = (self.kind, left) else {
+            return Value::Unknown;
+        };
+        let (at, value) = (self.value(at, scope), self.value(right, scope));
+        let (Value::Int(at, at_end), Value::Int(value, value_end)) = (at, value) else {
+            return Value::Unknown;
+        };
+        let denied = at == at_end
+            && value == value_end
+            && u64::try_from(at).is_ok_and(|at| kind.denies_number(at, *read, value));
+        match denied {
+            true => Value::Falsy,
+            false => Value::Unknown,
         }
     }
 
@@ -268,6 +303,7 @@ impl Evaluation<'_> {
         };
         match self.bytes.get(offset, fixed.len()) {
             Some(found) if found != fixed => Truth::False,
+            None if self.kind.is_some_and(|kind| kind.denies(offset, fixed)) => Truth::False,
             _ => Truth::Unknown,
         }
     }
@@ -275,7 +311,7 @@ impl Evaluation<'_> {
     /// No byte is at `offset` or behind.
     fn is_beyond(&self, offset: i64) -> bool {
         let offset = u64::try_from(offset).unwrap_or(0);
-        self.size.is_some_and(|size| offset >= size)
+        offset >= self.sizes.1
     }
 
     fn count(&self, index: Option<usize>, scope: Scope) -> Value {
@@ -299,10 +335,7 @@ impl Evaluation<'_> {
         let Ok(offset) = u64::try_from(at) else {
             return Value::Undefined;
         };
-        let beyond = offset.checked_add(read.bytes as u64);
-        if let (Some(size), Some(end)) = (self.size, beyond)
-            && end > size
-        {
+        if offset.saturating_add(read.bytes as u64) > self.sizes.1 {
             return Value::Undefined;
         }
         match self.bytes.get(offset, read.bytes) {
@@ -316,23 +349,19 @@ impl Evaluation<'_> {
 
     fn module(&self, module: &str, kind: ModuleItem) -> Value {
         match kind {
-            ModuleItem::Field | ModuleItem::Flag if self.is_foreign(module) => Value::Falsy,
-            ModuleItem::Field | ModuleItem::Flag | ModuleItem::Constant => Value::Unknown,
+            ModuleItem::Constant => Value::Unknown,
+            _ if self.is_foreign(module) => Value::Falsy,
+            ModuleItem::Field | ModuleItem::Flag | ModuleItem::Signatures => Value::Unknown,
         }
+    }
+
+    fn is_unsigned(&self) -> bool {
+        self.kind == Some(Kind::Unsigned)
     }
 
     /// The file is surely not of the format that the module reads.
     pub(crate) fn is_foreign(&self, module: &str) -> bool {
-        let starts = |magic: &[u8]| match self.bytes.get(0, magic.len()) {
-            Some(bytes) => bytes == magic,
-            None => true,
-        };
-        match module {
-            // The .NET module reads portable executables, too.
-            "pe" | "dotnet" => !starts(b"MZ"),
-            "elf" => !starts(b"\x7fELF"),
-            _ => false,
-        }
+        self.kind.is_some_and(|kind| kind.is_foreign_to(module))
     }
 
     fn arithmetic(&self, operator: Operator, operands: &[Expr], scope: Scope) -> Value {

@@ -1,11 +1,11 @@
 //! Conditions as this crate evaluates them: converted from YARA-X's syntax tree.
 
-use std::ops::Range;
-
-use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
-use yara_x_parser::ast::{self, Expr as Ast, MatchAnchor, WithSpan};
+use yara_x_parser::ast::{self, Expr as Ast, MatchAnchor};
 
 use crate::hidden::Hidden;
+use crate::pattern::PatternInfo;
+use crate::probe::{Probe, decided};
+use crate::required;
 
 /// An expression. Whatever is not here is [`Expr::Opaque`].
 #[derive(Debug, Clone)]
@@ -38,6 +38,9 @@ pub(crate) enum Expr {
     Call {
         module: String,
     },
+    /// False or undefined where a literal of the plan's own does not occur, by its index among
+    /// the rule's patterns; else the expression.
+    Needing(usize, Box<Expr>),
     /// Another rule of the namespace.
     Rule(String),
     Not(Box<Expr>),
@@ -110,21 +113,10 @@ pub(crate) enum ModuleItem {
     Field,
     /// A field that is false or zero there.
     Flag,
+    /// Of the PE module: how many signatures there are, or something of one of them.
+    Signatures,
     /// A constant, or whatever cannot be told from one.
     Constant,
-}
-
-/// A condition that YARA-X can decide by itself.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Probe {
-    /// The modules that it needs.
-    pub imports: Vec<String>,
-    /// The expression, as in the rule.
-    pub text: String,
-    /// It may read the whole content (a hash, entropy): worth deciding last.
-    pub expensive: bool,
-    /// What it reads of the content, as offsets and lengths; `None`: only YARA-X knows.
-    pub reads: Option<Vec<(u64, u64)>>,
 }
 
 /// Converts the condition of one rule.
@@ -139,14 +131,14 @@ pub(crate) struct Converter<'a> {
     pub(crate) rules: &'a dyn Fn(&str) -> bool,
     /// Takes a probe, gives its index.
     pub(crate) probes: &'a mut dyn FnMut(Probe) -> usize,
+    /// Takes a literal, gives the index of a pattern of it.
+    pub(crate) literals: &'a mut dyn FnMut(PatternInfo) -> usize,
     /// Variables of the loops around.
     pub(crate) variables: Vec<String>,
     /// What was left out so far.
     pub(crate) hidden: Hidden,
 }
 
-/// Functions that read as much as their arguments say, or everything.
-const EXPENSIVE: [&str; 2] = ["hash", "math"];
 impl Converter<'_> {
     /// An expression where a truth value is wanted.
     pub(crate) fn condition(&mut self, expr: &Ast<'_>) -> Expr {
@@ -163,123 +155,11 @@ impl Converter<'_> {
         match self.probe(expr) {
             Some(probe) => {
                 // YARA-X tells its value, with all that it reads.
-                self.hidden = hidden;
+                let literals = self.hidden.literals;
+                self.hidden = Hidden { literals, ..hidden };
                 Expr::Probe((self.probes)(probe), Box::new(converted))
             }
             None => converted,
-        }
-    }
-
-    /// The expression as a probe, where it reads neither patterns nor rules nor variables.
-    fn probe(&self, expr: &Ast<'_>) -> Option<Probe> {
-        let mut expensive = false;
-        let mut imports = Vec::new();
-        let mut locals = Vec::new();
-        if !self.is_pure(expr, &mut locals, &mut imports, &mut expensive) {
-            return None;
-        }
-        let text = self.source.get(extent(expr))?;
-        imports.sort();
-        imports.dedup();
-        Some(Probe {
-            imports,
-            text: std::str::from_utf8(text).ok()?.to_owned(),
-            expensive,
-            reads: self.fixed_reads(expr),
-        })
-    }
-
-    /// What an expression reads, where it has nothing of a module and reads fixed places only.
-    fn fixed_reads(&self, expr: &Ast<'_>) -> Option<Vec<(u64, u64)>> {
-        let mut reads = Vec::new();
-        for event in DFSIter::new(expr) {
-            match event {
-                DFSEvent::Enter(Ast::FuncCall(call)) if call.object.is_none() => {
-                    let read = read(call.identifier.name)?;
-                    let [Ast::LiteralInteger(at)] = call.args.as_slice() else {
-                        return None;
-                    };
-                    let at = u64::try_from(at.value).ok().filter(|_| !at.is_unsigned)?;
-                    reads.push((at, read.bytes as u64));
-                }
-                DFSEvent::Enter(Ast::FuncCall(_) | Ast::Entrypoint { .. }) => return None,
-                DFSEvent::Enter(Ast::Ident(ident)) if self.imports.contains(&ident.name) => {
-                    return None;
-                }
-                DFSEvent::Enter(_) | DFSEvent::Leave(_) => {}
-            }
-        }
-        Some(reads)
-    }
-
-    fn is_pure(
-        &self,
-        expr: &Ast<'_>,
-        locals: &mut Vec<String>,
-        imports: &mut Vec<String>,
-        expensive: &mut bool,
-    ) -> bool {
-        let mut all = |exprs: &mut dyn Iterator<Item = &Ast<'_>>, locals: &mut Vec<String>| {
-            let mut pure = true;
-            for expr in exprs {
-                pure &= self.is_pure(expr, locals, imports, expensive);
-            }
-            pure
-        };
-        match expr {
-            Ast::PatternMatch(_)
-            | Ast::PatternCount(_)
-            | Ast::PatternOffset(_)
-            | Ast::PatternLength(_)
-            | Ast::ForOf(_)
-            | Ast::With(_) => false,
-            Ast::Of(of) => match &of.items {
-                ast::OfItems::PatternSet(_) => false,
-                ast::OfItems::BoolExprTuple(items) => {
-                    of.anchor.is_none()
-                        && all(&mut quantifier_parts(&of.quantifier), locals)
-                        && all(&mut items.iter(), locals)
-                }
-            },
-            Ast::ForIn(inner) => {
-                let parts: Vec<&Ast<'_>> = match &inner.iterable {
-                    ast::Iterable::Range(range) => vec![&range.lower_bound, &range.upper_bound],
-                    ast::Iterable::ExprTuple(items) => items.iter().collect(),
-                    ast::Iterable::Expr(expr) => vec![expr],
-                };
-                if !all(&mut parts.into_iter(), locals)
-                    || !all(&mut quantifier_parts(&inner.quantifier), locals)
-                {
-                    return false;
-                }
-                let outer = locals.len();
-                locals.extend(inner.variables.iter().map(|v| v.name.to_owned()));
-                let pure = all(&mut std::iter::once(&inner.body), locals);
-                locals.truncate(outer);
-                pure
-            }
-            Ast::Ident(ident) => {
-                let name = ident.name;
-                if locals.iter().any(|local| local == name) {
-                    return true;
-                }
-                if self.variables.iter().any(|variable| variable == name) || (self.rules)(name) {
-                    return false;
-                }
-                if self.imports.contains(&name) {
-                    *expensive |= EXPENSIVE.contains(&name);
-                    imports.push(name.to_owned());
-                }
-                true
-            }
-            // The names behind a dot are the field's, whatever else is called so.
-            Ast::FieldAccess(access) => {
-                let mut operands = access.operands();
-                let first = operands.next();
-                let fields = operands.filter(|e| !matches!(e, Ast::Ident(_)));
-                all(&mut first.into_iter().chain(fields), locals)
-            }
-            other => all(&mut other.children(), locals),
         }
     }
 
@@ -299,7 +179,9 @@ impl Converter<'_> {
             | Ast::IEndsWith(b)
             | Ast::IEquals(b) => {
                 let (left, right) = (self.value(&b.lhs), self.value(&b.rhs));
-                Expr::TextTest(Box::new(left), Box::new(right))
+                let test = Expr::TextTest(Box::new(left), Box::new(right));
+                let text = required::of_version_info(&b.lhs, &b.rhs);
+                self.needing(text, test)
             }
             Ast::Ident(ident) => self.name(ident.name),
             Ast::PatternMatch(found) => {
@@ -335,18 +217,24 @@ impl Converter<'_> {
                 self.hide(expr);
                 self.field(expr)
             }
-            Ast::FuncCall(call) => self.call(call, expr),
+            Ast::FuncCall(call) => {
+                let converted = self.call(call, expr);
+                self.needing(required::of_exports(call), converted)
+            }
             Ast::Defined(unary) => Expr::Defined(Box::new(self.value(&unary.operand))),
             Ast::Not(_) | Ast::And(_) | Ast::Or(_) => self.condition(expr),
             Ast::Add(n) => self.arithmetic(Operator::Add, n),
             Ast::Sub(n) => self.arithmetic(Operator::Sub, n),
             Ast::Mul(n) => self.arithmetic(Operator::Mul, n),
             Ast::BitwiseAnd(b) => self.bitwise(Operator::And, b),
-            Ast::BitwiseOr(b) => self.bitwise(Operator::Or, b),
             Ast::BitwiseXor(b) => self.bitwise(Operator::Xor, b),
+            Ast::BitwiseOr(b) => self.bitwise(Operator::Or, b),
             Ast::Shl(b) => self.bitwise(Operator::Shl, b),
             Ast::Shr(b) => self.bitwise(Operator::Shr, b),
-            Ast::Eq(b) => self.compare(Comparison::Eq, b),
+            Ast::Eq(b) => {
+                let converted = self.compare(Comparison::Eq, b);
+                self.needing(required::of_version_info(&b.lhs, &b.rhs), converted)
+            }
             Ast::Ne(b) => self.compare(Comparison::Ne, b),
             Ast::Lt(b) => self.compare(Comparison::Lt, b),
             Ast::Gt(b) => self.compare(Comparison::Gt, b),
@@ -379,6 +267,18 @@ impl Converter<'_> {
         }
     }
 
+    /// The expression, which is false or undefined without the literal.
+    fn needing(&mut self, literal: Option<PatternInfo>, expr: Expr) -> Expr {
+        let known = self.imports.contains(&"pe") && !self.variables.iter().any(|v| v == "pe");
+        match literal.filter(|_| known) {
+            Some(literal) => {
+                self.hidden.literals = true;
+                Expr::Needing((self.literals)(literal), Box::new(expr))
+            }
+            None => expr,
+        }
+    }
+
     fn name(&self, name: &str) -> Expr {
         if self.variables.iter().any(|variable| variable == name) {
             Expr::Opaque
@@ -399,6 +299,9 @@ impl Converter<'_> {
                 };
                 // Constants are upper case by convention; a module may give a field any default.
                 let kind = match name {
+                    _ if module == "pe" && required::is_of_signatures(expr) => {
+                        ModuleItem::Signatures
+                    }
                     "" => ModuleItem::Constant,
                     name if name.chars().all(|c| !c.is_ascii_lowercase()) => ModuleItem::Constant,
                     name if name.starts_with("is_") => ModuleItem::Flag,
@@ -529,19 +432,6 @@ impl Converter<'_> {
     }
 }
 
-/// Where an expression stands, with all its parts: the span of a call leaves out what it is a
-/// method of.
-fn extent(expr: &Ast<'_>) -> Range<usize> {
-    let mut extent = expr.span().range();
-    for event in DFSIter::new(expr) {
-        if let DFSEvent::Enter(part) = event {
-            let part = part.span().range();
-            extent = extent.start.min(part.start)..extent.end.max(part.end);
-        }
-    }
-    extent
-}
-
 /// What an identifier with a sigil names.
 #[derive(Clone, Copy)]
 pub(crate) enum Named {
@@ -559,31 +449,8 @@ impl Named {
     }
 }
 
-fn quantifier_parts<'e, 's>(
-    quantifier: &'e ast::Quantifier<'s>,
-) -> impl Iterator<Item = &'e Ast<'s>> {
-    match quantifier {
-        ast::Quantifier::Percentage(expr) | ast::Quantifier::Expr(expr) => Some(expr),
-        ast::Quantifier::None { .. }
-        | ast::Quantifier::All { .. }
-        | ast::Quantifier::Any { .. } => None,
-    }
-    .into_iter()
-}
-
-/// Known from size, literals and constants alone: no probe helps. Reads of fixed places count,
-/// as content at hand decides them.
-fn decided(expr: &Expr) -> bool {
-    match expr {
-        Expr::Bool(_) | Expr::Int(_) | Expr::Filesize | Expr::Rule(_) => true,
-        Expr::Read(_, at) => decided(at),
-        Expr::Arithmetic(_, parts) => parts.iter().all(decided),
-        Expr::Compare(_, left, right) => decided(left) && decided(right),
-        _ => false,
-    }
-}
-
-fn read(name: &str) -> Option<Read> {
+/// `uint16be` and its kin, by name.
+pub(crate) fn read(name: &str) -> Option<Read> {
     let (rest, big_endian) = match name.strip_suffix("be") {
         Some(rest) => (rest, true),
         None => (name, false),

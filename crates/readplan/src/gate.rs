@@ -57,6 +57,10 @@ impl Search<'_> {
             // Undefined where a part of it is: `uint32(@a + 8)`.
             Expr::Read(_, at) => self.of(at, looped),
             Expr::Arithmetic(_, parts) => self.arithmetic(parts, looped),
+            Expr::Needing(index, inner) => {
+                let gates = [self.pattern(Some(*index)), self.of(inner, looped)];
+                self.cheapest(gates.into_iter())
+            }
             Expr::Compare(comparison, left, right) => {
                 self.compare(*comparison, left, right, looped)
             }
@@ -163,8 +167,8 @@ impl Search<'_> {
 /// ones more comparisons.
 pub(crate) fn literal_cost(bytes: &[u8], nocase: bool) -> u64 {
     let length = match bytes.len() {
-        ..=4 => 400,
-        5..=6 => 120,
+        ..=5 => 60,
+        6 => 30,
         7..=10 => 12,
         _ => 8,
     };

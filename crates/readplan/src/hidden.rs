@@ -19,6 +19,9 @@ pub(crate) struct Hidden {
     pub(crate) rules: Vec<String>,
     /// Something of a module.
     pub(crate) modules: bool,
+    /// Something of the PE module that is told by a literal's absence from the file, but read by
+    /// YARA-X from what it is given.
+    pub(crate) literals: bool,
     /// Reads of content at places that only YARA-X knows.
     pub(crate) content: bool,
 }

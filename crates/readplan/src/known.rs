@@ -1,9 +1,12 @@
 //! What is known of one file.
 
+use std::cell::RefCell;
+
 use literal_filter::Report;
 use model::Ranges;
 use rustc_hash::FxHashMap;
 
+use crate::eval::Presence;
 use crate::look::Side;
 
 /// Occurrences kept of one literal; beyond these only that there are more.
@@ -75,6 +78,8 @@ pub struct Hits {
     by_literal: FxHashMap<u32, Vec<u64>>,
     /// Who looked, and so what for.
     side: Side,
+    /// By pattern: what a close look at the content found.
+    looked: RefCell<FxHashMap<usize, Presence>>,
 }
 
 impl Hits {
@@ -111,6 +116,15 @@ impl Hits {
     /// Forgets everything, keeps the memory.
     pub fn clear(&mut self) {
         self.by_literal.clear();
+        self.looked.get_mut().clear();
+    }
+
+    pub(crate) fn looked(&self, pattern: usize) -> Option<Presence> {
+        self.looked.borrow().get(&pattern).copied()
+    }
+
+    pub(crate) fn note_look(&self, pattern: usize, presence: Presence) {
+        self.looked.borrow_mut().insert(pattern, presence);
     }
 
     /// Occurrences of `literal`; more than [`HITS_MAX`]: there may be others.

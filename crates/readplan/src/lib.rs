@@ -6,9 +6,11 @@
 //! is *unknown*, which leaves the rule open. What is open is decided by YARA-X itself.
 //! See `docs/decisions/0011-read-plans.md`.
 
+mod class;
 mod compile;
 mod eval;
 mod expr;
+mod filters;
 mod gate;
 mod hex;
 mod hidden;
@@ -17,10 +19,14 @@ mod look;
 mod needle;
 mod open;
 mod pattern;
+mod presence;
+mod probe;
+mod required;
+mod triples;
 mod want;
 
 pub use compile::{Plan, PlanError, RuleId, Source};
-pub use expr::Probe;
 pub use known::{Bytes, HITS_MAX, Head, Hits, View};
 pub use open::Known;
+pub use probe::Probe;
 pub use want::Wants;

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use literal_filter::{Filter, Literal, Needle, Needles};
+use literal_filter::{
+    Filter, LITERALS_MAX, Literal, NEEDLES_MAX, Needle, Needles, POOL_MAX, SHORT_MAX, WHOLE_MIN,
+};
 use rustc_hash::FxHashMap;
 
 use crate::compile::{PatternEntry, Plan, PlanError, RuleId};
@@ -14,7 +16,7 @@ use crate::pattern::{Exact, Part, PatternInfo};
 /// A needle is worth more than a literal of its pattern that has fewer bits by this.
 const NEEDLE_BITS_MORE: u32 = 16;
 /// Needles of one pattern that an agent looks for.
-const NEEDLES_MAX: usize = 512;
+const NEEDLES_OF_PATTERN_MAX: usize = 512;
 
 /// Who looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,11 +103,16 @@ impl Look {
         })
     }
 
+    /// The pattern is looked for.
+    pub(crate) fn seeks(&self, pattern: usize) -> bool {
+        matches!(self.patterns.get(pattern), Some(Some(_)))
+    }
+
     /// What is known of a pattern where nothing is found.
     pub(crate) fn without_hits(&self, pattern: usize) -> Presence {
-        match self.patterns.get(pattern) {
-            Some(Some(_)) => Presence::Absent,
-            _ => Presence::Maybe(None),
+        match self.seeks(pattern) {
+            true => Presence::Absent,
+            false => Presence::Maybe(None),
         }
     }
 
@@ -146,7 +153,7 @@ impl Look {
         }
         let mut look = building.finish()?;
         let all = 0..plan.len();
-        let open = all.filter(|rule| plan.without_hits(*rule, &look) != Truth::False);
+        let open = all.filter(|rule| plan.without_hits(*rule, &look, None) != Truth::False);
         look.residents = open.collect();
         Ok(look)
     }
@@ -155,7 +162,7 @@ impl Look {
 /// Literals are found faster; needles have the whole pattern and are found less often.
 fn best(info: &PatternInfo) -> Option<How> {
     let bits = info.needles.iter().map(|part| part.bits).min();
-    let has_needles = bits.is_some() && info.needles.len() <= NEEDLES_MAX;
+    let has_needles = bits.is_some() && info.needles.len() <= NEEDLES_OF_PATTERN_MAX;
     if info.cost().is_none() {
         return has_needles.then_some(How::Needles);
     }
@@ -168,18 +175,27 @@ fn best(info: &PatternInfo) -> Option<How> {
     }
 }
 
+fn is_short(literal: &[u8]) -> bool {
+    literal.len() < WHOLE_MIN
+}
+
 #[derive(Default)]
 struct Building {
     literals: Vec<Literal>,
     literal_ids: FxHashMap<Literal, u32>,
+    /// How many of the literals are short, and bytes of all.
+    short: usize,
+    bytes: usize,
     needles: Vec<Needle>,
     needle_ids: FxHashMap<Needle, u32>,
     patterns: Vec<Option<Wanted>>,
 }
 
 impl Building {
-    /// Needles are numbered from 0 until all literals are known.
+    /// Needles are numbered from 0 until all literals are known. A pattern for which there is no
+    /// place is not looked for.
     fn add(&mut self, entry: &PatternEntry, how: Option<How>) {
+        let how = how.filter(|how| self.has_place(&entry.info, *how));
         let wanted = how.map(|how| match how {
             How::Literals => {
                 let ids = entry.info.literals.iter().map(|part| self.literal(part));
@@ -201,16 +217,32 @@ impl Building {
         self.patterns.push(wanted);
     }
 
+    /// Counts literals twice that are there already: the limits are far off.
+    fn has_place(&self, info: &PatternInfo, how: How) -> bool {
+        match how {
+            How::Needles => self.needles.len() + info.needles.len() <= NEEDLES_MAX,
+            How::Literals => {
+                let short = info.literals.iter().filter(|part| is_short(&part.bytes));
+                let bytes: usize = info.literals.iter().map(|part| part.bytes.len()).sum();
+                self.literals.len() + info.literals.len() <= LITERALS_MAX
+                    && self.short + short.count() <= SHORT_MAX
+                    && self.bytes + bytes <= POOL_MAX
+            }
+        }
+    }
+
     fn literal(&mut self, part: &Part) -> u32 {
         let literal = Literal {
             bytes: part.bytes.clone(),
             nocase: part.nocase,
         };
-        let literals = &mut self.literals;
+        let (literals, short, bytes) = (&mut self.literals, &mut self.short, &mut self.bytes);
         *self
             .literal_ids
             .entry(literal)
             .or_insert_with_key(|literal| {
+                *short += usize::from(is_short(&literal.bytes));
+                *bytes += literal.bytes.len();
                 literals.push(literal.clone());
                 literals.len() as u32 - 1
             })

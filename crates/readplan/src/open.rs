@@ -1,13 +1,15 @@
 //! Which rules are still open for a file.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 
 use rustc_hash::FxHashMap;
 
+use crate::class::{Class, Kind};
 use crate::compile::{Plan, RuleId};
 use crate::eval::{Evaluation, Presence, Truth};
 use crate::known::{Bytes, Hits, View};
 use crate::look::Look;
+use crate::triples::Met;
 
 /// What is known of a file.
 pub struct Known<'a> {
@@ -18,7 +20,7 @@ pub struct Known<'a> {
     /// All occurrences of the filter's literals.
     pub hits: &'a Hits,
     /// The whole content, to look for patterns that the literals leave open; costs a search for
-    /// each of them.
+    /// some of them. `hits` remember what it found.
     pub search: Option<&'a [u8]>,
 }
 
@@ -35,7 +37,8 @@ impl Plan {
     /// The rules that may match this file: all others do not. `probe` tells what YARA-X said of a
     /// probe (by its index): true, not true, or `None` where it was not asked.
     pub fn open(&self, known: &Known<'_>, probe: &dyn Fn(usize) -> Option<bool>) -> Vec<RuleId> {
-        let candidates = self.candidates(known.hits);
+        let class = Class::of(known.size, known.bytes);
+        let candidates = self.candidates(known.hits, class);
         self.still_open(&candidates, known, probe)
     }
 
@@ -61,12 +64,21 @@ impl Plan {
         view: &View<'_>,
         probe: &dyn Fn(usize) -> Option<bool>,
     ) -> Vec<RuleId> {
-        let presence = |pattern: usize| match self.presence(pattern, known.hits, known.bytes) {
+        let look = |pattern: usize| match self.presence(pattern, known.hits, known.bytes) {
             Presence::Maybe(most) => match self.look_on_view(pattern, known.hits, view) {
                 Some(false) => Presence::Absent,
                 Some(true) | None => Presence::Maybe(most),
             },
             told => told,
+        };
+        let memo: RefCell<FxHashMap<usize, Presence>> = RefCell::default();
+        let presence = |pattern: usize| {
+            let told = memo.borrow().get(&pattern).copied();
+            told.unwrap_or_else(|| {
+                let presence = look(pattern);
+                memo.borrow_mut().insert(pattern, presence);
+                presence
+            })
         };
         self.evaluate_with(known, &presence, probe, |evaluation| {
             let open = |rule: &RuleId| evaluation.rule(*rule) != Truth::False;
@@ -80,12 +92,29 @@ impl Plan {
         probe: &dyn Fn(usize) -> Option<bool>,
         with: impl FnOnce(&Evaluation<'_>) -> R,
     ) -> R {
+        let met: OnceCell<Option<Met<'_>>> = OnceCell::new();
+        let look = |content| {
+            let class = Class::of(known.size, known.bytes)?;
+            Some(self.classes().triples(class)?.look(content))
+        };
         let presence = |pattern: usize| {
             let presence = self.presence(pattern, known.hits, known.bytes);
-            match (presence, known.search) {
-                (Presence::Maybe(_), Some(content)) => self.look_for(pattern, content),
-                _ => presence,
+            if !matches!(presence, Presence::Maybe(_)) {
+                return presence;
             }
+            if let Some(looked) = known.hits.looked(pattern) {
+                return looked;
+            }
+            let Some(content) = known.search else {
+                return presence;
+            };
+            let met = met.get_or_init(|| look(content)).as_ref();
+            let looked = match met.is_some_and(|met| met.rules_out(pattern)) {
+                true => Presence::Absent,
+                false => self.look_for(pattern, content),
+            };
+            known.hits.note_look(pattern, looked);
+            looked
         };
         self.evaluate_with(known, &presence, probe, with)
     }
@@ -97,33 +126,40 @@ impl Plan {
         probe: &dyn Fn(usize) -> Option<bool>,
         with: impl FnOnce(&Evaluation<'_>) -> R,
     ) -> R {
-        let memo: RefCell<FxHashMap<usize, Presence>> = RefCell::default();
-        let presence = |pattern: usize| {
-            let told = memo.borrow().get(&pattern).copied();
-            told.unwrap_or_else(|| {
-                let presence = presence(pattern);
-                memo.borrow_mut().insert(pattern, presence);
-                presence
-            })
-        };
         with(&Evaluation {
             plan: self,
-            size: Some(known.size),
+            sizes: (known.size, known.size),
+            kind: Kind::of(known.bytes),
             bytes: known.bytes,
-            presence: &presence,
+            presence,
             probe,
             depth: Cell::new(0),
         })
     }
 
-    /// What a rule comes to in a file of which nothing is known but that nothing is found of what
-    /// is looked for.
-    pub(crate) fn without_hits(&self, rule: RuleId, look: &Look) -> Truth {
+    /// What a rule comes to in a file of this class of which nothing else is known but that
+    /// nothing is found of what is looked for.
+    pub(crate) fn without_hits(&self, rule: RuleId, look: &Look, class: Option<Class>) -> Truth {
+        self.of_class(rule, class, &|pattern| look.without_hits(pattern))
+    }
+
+    /// What a rule comes to in a file of this class, whatever its patterns do.
+    pub(crate) fn by_class_alone(&self, rule: RuleId, class: Class) -> Truth {
+        self.of_class(rule, Some(class), &|_| Presence::Maybe(None))
+    }
+
+    fn of_class(
+        &self,
+        rule: RuleId,
+        class: Option<Class>,
+        presence: &dyn Fn(usize) -> Presence,
+    ) -> Truth {
         let evaluation = Evaluation {
             plan: self,
-            size: None,
+            sizes: class.map_or((0, u64::MAX), Class::sizes),
+            kind: class.map(|class| class.kind),
             bytes: &Nothing,
-            presence: &|pattern| look.without_hits(pattern),
+            presence,
             probe: &|_| None,
             depth: Cell::new(0),
         };

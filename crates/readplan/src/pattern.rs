@@ -97,10 +97,15 @@ impl PatternInfo {
         self.literals.iter().all(|part| part.bytes.len() >= LONG) && self.literals.len() <= LONG_MAX
     }
 
+    /// It has literals, and few enough to be looked for one by one.
+    pub(crate) fn is_searched(&self) -> bool {
+        !self.literals.is_empty() && self.literals.len() <= SEARCHES_MAX
+    }
+
     /// Whether some literal occurs in the content; `None`: there is none, or there are so many
     /// that YARA-X finds out faster.
     pub(crate) fn is_in(&self, content: &[u8]) -> Option<bool> {
-        if self.literals.is_empty() || self.literals.len() > SEARCHES_MAX {
+        if !self.is_searched() {
             return None;
         }
         Some(self.literals.iter().any(|part| part.is_in(content)))

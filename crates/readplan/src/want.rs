@@ -15,12 +15,13 @@ use std::ops::Range;
 
 use model::Ranges;
 
-use crate::compile::{Plan, RuleId, is_full_word};
+use crate::compile::{Plan, RuleId};
 use crate::eval::{Evaluation, Presence, Scope, Truth, Value};
 use crate::expr::{Anchor, Comparison, Expr, Quantifier};
 use crate::known::{HITS_MAX, Hits};
 use crate::open::Known;
 use crate::pattern::{Exact, Part};
+use crate::presence::is_full_word;
 
 /// Bytes on either side of a match that decide whether it is one: `fullword` of wide strings looks
 /// at two, base64 decodes a few more.
@@ -95,6 +96,7 @@ impl Walk<'_> {
         let scope = Scope { rule, looped: None };
         let entry = plan.rule(rule);
         self.wants.modules |= entry.hidden.modules;
+        self.wants.modules |= entry.hidden.literals && !self.evaluation.is_foreign("pe");
         self.wants.whole |= entry.hidden.content;
         for index in &entry.hidden.patterns {
             self.pattern(*index, Matches::All, None, scope);
@@ -153,6 +155,8 @@ impl Walk<'_> {
             Expr::Module { module, .. } | Expr::Call { module } => {
                 self.wants.modules |= !self.evaluation.is_foreign(module);
             }
+            // The literal is not YARA-X's, which asks the module: see `Hidden::literals`.
+            Expr::Needing(_, inner) => self.expr(inner, scope),
             Expr::Rule(name) => self.reference(name, scope),
             Expr::Not(inner) | Expr::Defined(inner) => self.expr(inner, scope),
             Expr::TextTest(left, right) | Expr::Compare(_, left, right) => {
@@ -326,6 +330,7 @@ impl Walk<'_> {
         match expr {
             Expr::And(all) => all.iter().any(|part| self.stays_false(part, scope)),
             Expr::Or(any) => any.iter().all(|part| self.stays_false(part, scope)),
+            Expr::Needing(_, inner) => self.stays_false(inner, scope),
             _ => only_grows(expr) && self.evaluation.truth(expr, scope) == Truth::False,
         }
     }
@@ -402,6 +407,7 @@ fn is_fixed(expr: &Expr) -> bool {
         | Expr::LoopPattern(_)
         | Expr::Count(_)
         | Expr::Detail { .. }
+        | Expr::Needing(..)
         | Expr::Rule(_)
         | Expr::OfPatterns(..)
         | Expr::ForOf(..)

@@ -29,7 +29,8 @@ pub(super) struct Lookout {
     arrivals: Arc<Mutex<Vec<Arrival>>>,
     stop: Arc<AtomicBool>,
     looking: Option<JoinHandle<()>>,
-    virsh: [Process; 2],
+    /// They end with this.
+    _virsh: [Process; 2],
     logs: [PathBuf; 2],
 }
 
@@ -54,7 +55,7 @@ impl Lookout {
             arrivals,
             stop,
             looking: Some(looking),
-            virsh,
+            _virsh: virsh,
             logs,
         })
     }
@@ -81,9 +82,6 @@ impl Lookout {
         let looking = self.looking.take().context("stopped twice")?;
         ensure!(looking.join().is_ok(), "the lookout panicked");
         let happened_at = self.switches(migrations)?;
-        for process in self.virsh {
-            process.kill()?;
-        }
         let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
         // The first was to where it started.
         let redirected_at = arrivals.iter().skip(1).map(|(at, _)| *at);

@@ -13,8 +13,9 @@ use model::Ranges;
 use readplan::{Hits, Known, RuleId, View};
 use yara_x::ScanResults;
 
-use super::{PlannedScanner, Stopped, scanner};
+use super::{PlannedScanner, Stopped, Telling, scanner};
 use crate::context::Names;
+use crate::pe::Portable;
 use crate::scan::{MATCHES_MAX, TIMEOUT_DEFAULT};
 
 /// Bytes at the head of a file that must be known before anything is judged.
@@ -86,6 +87,12 @@ impl PlannedScanner<'_> {
             hits,
             search: None,
         };
+        let telling = Telling {
+            bytes: view.bytes(),
+            names,
+            inside: &[],
+            left,
+        };
         let planned = self.planned;
         let open = planned.plan.open(&known, &|_| None);
         if open.is_empty() {
@@ -96,16 +103,22 @@ impl PlannedScanner<'_> {
         let wanted = self.wanted_probes(&open, &known, &answers);
         if !wanted.is_empty() {
             // What they read is known, or asked for; those that read more are asked below.
-            self.probe(view.bytes(), names, &[], left)?;
+            self.prober.clear();
+            self.probe(&wanted, &telling)?;
             self.take_fixed(&wanted, view.known(), size, &mut answers, &mut ask);
         }
         let open = planned.plan.still_open(&open, &known, &|id| answers.of(id));
         let wanted = self.wanted_probes(&open, &known, &answers);
         if wanted.iter().any(|id| self.is_dynamic(*id)) {
-            self.probe(view.guarded(), names, &[], left)?;
+            let telling = Telling {
+                bytes: view.guarded(),
+                ..telling
+            };
+            self.prober.clear();
+            self.probe(&wanted, &telling)?;
             let touched = touched(view)?;
             match touched.is_empty() {
-                true => answers.all(&self.answers),
+                true => answers.all(&wanted, |id| self.prober.answer(id)),
                 false => ask.extend(&touched),
             }
         }
@@ -144,7 +157,7 @@ impl PlannedScanner<'_> {
         if !ask.is_empty() {
             return Ok(Step::Ask(ask));
         }
-        self.run_on_view(view, &open, names, left)
+        self.run_on_view(view, &open, &telling)
     }
 
     /// Probes that could shut some of these rules.
@@ -159,8 +172,17 @@ impl PlannedScanner<'_> {
         wanted.filter(|id| self.is_asked(*id)).collect()
     }
 
+    /// Asks the groups that have these probes, all on the same content.
+    fn probe(&mut self, probes: &BTreeSet<usize>, telling: &Telling<'_>) -> Result<(), Stopped> {
+        let mut portable = Portable::default();
+        for group in self.planned.probes.groups_of(probes) {
+            self.prober.ask(group, telling, &mut portable)?;
+        }
+        Ok(())
+    }
+
     fn is_asked(&self, probe: usize) -> bool {
-        self.planned.probes.asked.get(probe) == Some(&true)
+        self.planned.probes.is_asked(probe)
     }
 
     /// It reads what only YARA-X knows.
@@ -194,7 +216,7 @@ impl PlannedScanner<'_> {
             });
             let unmet = ranges.collect::<Ranges>().without(known);
             match unmet.is_empty() {
-                true => answers.set(*id, self.answers.get(*id).copied().flatten()),
+                true => answers.set(*id, self.prober.answer(*id)),
                 false => ask.extend(&unmet),
             }
         }
@@ -205,10 +227,10 @@ impl PlannedScanner<'_> {
         &mut self,
         view: &SparseView,
         open: &[RuleId],
-        names: &Names,
-        left: &dyn Fn() -> Option<Duration>,
+        telling: &Telling<'_>,
     ) -> Result<Step, Stopped> {
         let planned = self.planned;
+        let mut portable = Portable::default();
         let shards: BTreeSet<usize> = open.iter().map(|rule| planned.shard_of[*rule]).collect();
         let groups: BTreeSet<usize> = open.iter().map(|rule| planned.group_of[*rule]).collect();
         let mut found = Found {
@@ -221,11 +243,8 @@ impl PlannedScanner<'_> {
         for index in shards {
             let shard = &planned.shards[index];
             let scanner = self.shards[index].get_or_insert_with(|| scanner(&shard.rules));
-            scanner.set_timeout(left().ok_or(Stopped::Timeout)?);
-            names
-                .tell(shard.reads, scanner, &[], view.bytes())
-                .map_err(Stopped::Failed)?;
-            let results = scanner.scan(view.bytes())?;
+            telling.tell(scanner, shard.reads, shard.needs, &mut portable)?;
+            let results = scanner.scan(telling.bytes)?;
             found.take(
                 &results,
                 &|namespace, name| {
@@ -272,8 +291,10 @@ impl Answers {
         }
     }
 
-    fn all(&mut self, answers: &[Option<bool>]) {
-        self.0 = answers.to_vec();
+    fn all(&mut self, probes: &BTreeSet<usize>, answer: impl Fn(usize) -> Option<bool>) {
+        for probe in probes {
+            self.set(*probe, answer(*probe));
+        }
     }
 }
 

@@ -88,7 +88,7 @@ impl Fleet {
 #[derive(Debug)]
 pub(crate) enum Event {
     Up(v1::Welcome),
-    Moved(v1::Welcome),
+    Moved,
     Lost(Vec<u64>),
     Down(String),
     Frame(v1::Envelope),
@@ -109,8 +109,8 @@ impl Handler for Recorder {
     fn up(&self, welcome: &v1::Welcome) {
         self.tell(Event::Up(welcome.clone()));
     }
-    fn moved(&self, welcome: &v1::Welcome) {
-        self.tell(Event::Moved(welcome.clone()));
+    fn moved(&self, _welcome: &v1::Welcome) {
+        self.tell(Event::Moved);
     }
     fn lost(&self, request_ids: &[u64]) {
         self.tell(Event::Lost(request_ids.to_vec()));

@@ -72,9 +72,9 @@ fn byte() -> impl Strategy<Value = u8> {
 }
 
 fn a_literal() -> impl Strategy<Value = Literal> {
-    let short = prop::collection::vec(byte(), 4..12);
-    let long = prop::collection::vec(byte(), 4..256);
-    let wide = prop::collection::vec(byte(), 2..20)
+    let short = prop::collection::vec(byte(), 5..12);
+    let long = prop::collection::vec(byte(), 5..256);
+    let wide = prop::collection::vec(byte(), 3..20)
         .prop_map(|narrow| narrow.iter().flat_map(|byte| [*byte, 0]).collect());
     (prop_oneof![6 => short, 1 => long, 1 => wide], any::<bool>())
         .prop_map(|(bytes, nocase)| Literal { bytes, nocase })

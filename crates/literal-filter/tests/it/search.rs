@@ -35,7 +35,7 @@ proptest! {
 
 #[test]
 fn every_length_at_every_alignment() {
-    for len in (4..=20).chain([63, 64, 65, 254, 255]) {
+    for len in (5..=20).chain([63, 64, 65, 254, 255]) {
         let bytes: Vec<u8> = (0..len).map(|i| (i * 7 + 65) as u8).collect();
         for nocase in [false, true] {
             let literals = [literal(&bytes, nocase)];
@@ -63,15 +63,15 @@ fn across_blocks() {
     let literals = [
         literal(b"needle in it", false),
         literal(b"short", true),
-        literal(b"four", false),
+        literal(b"fiver", false),
     ];
     let filter = Filter::build(&literals).unwrap();
     for block in [16 << 10, 32 << 10, 64 << 10] {
-        for at in block - 20..block + 4 {
+        for at in block - 22..block + 4 {
             let mut data = vec![0; 80 << 10];
             data[at..at + 12].copy_from_slice(b"needle in it");
             data[at + 12..at + 17].copy_from_slice(b"sHoRt");
-            data[at + 17..at + 21].copy_from_slice(b"four");
+            data[at + 17..at + 22].copy_from_slice(b"fiver");
             assert_eq!(scan(&filter, &data), [(0, at), (1, at + 12), (2, at + 17)]);
         }
     }
@@ -91,7 +91,7 @@ fn case_is_ascii_only() {
 
 #[test]
 fn overlaps_and_equals() {
-    let all = [b"aaaa".as_slice(), b"aaaaa", b"aaaaaaa", b"aaaaaaaaaaaa"];
+    let all = [b"aaaaa".as_slice(), b"aaaaaa", b"aaaaaaa", b"aaaaaaaaaaaa"];
     let mut literals: Vec<Literal> = all.iter().map(|bytes| literal(bytes, false)).collect();
     literals.extend(literals.clone());
     literals.push(literal(b"AAAAAAA", true));
@@ -106,7 +106,7 @@ fn many_literals_use_large_tables() {
     let mut literals: Vec<Literal> = (0..20_000)
         .map(|i| literal(format!("item{i}").as_bytes(), i % 2 == 0))
         .collect();
-    literals.extend((0..4000).map(|i| literal(format!("{i:04x}").as_bytes(), i % 2 == 0)));
+    literals.extend((0..4000).map(|i| literal(format!("{i:05x}").as_bytes(), i % 2 == 0)));
     let data: Vec<u8> = (0..20_000)
         .step_by(97)
         .flat_map(|i| format!("ITEM{i} item{i:x}").into_bytes())
@@ -121,15 +121,15 @@ fn nothing_to_find() {
     assert_eq!(filter.literal(0), None);
     assert_eq!(scan(&filter, &[0; 1000]), []);
     assert_eq!(stream(&filter, [b"ab".as_slice(), b""].into_iter()), []);
-    let filter = Filter::build(&[literal(b"here", false)]).unwrap();
+    let filter = Filter::build(&[literal(b"there", false)]).unwrap();
     assert_eq!(scan(&filter, b""), []);
-    assert_eq!(scan(&filter, b"her"), []);
+    assert_eq!(scan(&filter, b"ther"), []);
 }
 
 #[test]
 fn a_break_stops() {
-    let filter = Filter::build(&[literal(b"stop", false)]).unwrap();
-    let data = b"stop stop stop";
+    let filter = Filter::build(&[literal(b"stop ", false)]).unwrap();
+    let data = b"stop stop stop stop";
     let mut seen = 0;
     let flow = filter.scan(data, &mut |_, _| {
         seen += 1;

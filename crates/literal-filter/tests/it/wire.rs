@@ -1,4 +1,4 @@
-use literal_filter::{FilterError, LITERALS_MAX, apply, delta};
+use literal_filter::{FilterError, LITERALS_MAX, SHORT_MAX, apply, delta};
 
 use super::*;
 
@@ -134,11 +134,11 @@ fn errors_say_what_and_where() {
         "literal filter ends at byte 8, inside a literal",
     );
     check_error(
-        &[1, 3, 0, b'a', b'b', b'c'],
-        "literal filter has a bad literal length at byte 6: 3",
+        &[1, 4, 0, b'a', b'b', b'c', b'd'],
+        "literal filter has a bad literal length at byte 6: 4",
     );
     check_error(
-        &[1, 4, 8, 1, 2, 3, 4],
+        &[1, 5, 8, 1, 2, 3, 4, 5],
         "literal filter has a bad literal flags at byte 7: 8",
     );
     check_error(
@@ -146,7 +146,7 @@ fn errors_say_what_and_where() {
         "literal filter has a bad literal flags at byte 7: 2",
     );
     check_error(
-        &[1, 4, 0, 1, 0, 3, 0],
+        &[1, 6, 0, 1, 0, 3, 0, 5, 0],
         "literal filter has a bad literal flags at byte 7: 0",
     );
     check_error(&[0, 7], "literal filter has 1 bytes too many at byte 6");
@@ -167,15 +167,21 @@ fn errors_say_what_and_where() {
 
 #[test]
 fn limits() {
-    for len in [0, 3, 256] {
-        let error = Filter::build(&[literal(b"good", false), literal(&vec![1; len], false)]);
+    for len in [0, 4, 256] {
+        let error = Filter::build(&[literal(b"a good one", false), literal(&vec![1; len], false)]);
         assert_eq!(error.unwrap_err(), FilterError::Length { id: 1, len });
     }
-    let many = vec![literal(b"same", false); LITERALS_MAX + 1];
+    let many = vec![literal(b"the same", false); LITERALS_MAX + 1];
     let count = many.len() as u64;
     assert_eq!(
         Filter::build(&many).unwrap_err(),
         FilterError::TooMany { count }
+    );
+    let short = vec![literal(b"short", false); SHORT_MAX + 1];
+    let count = short.len() as u64;
+    assert_eq!(
+        Filter::build(&short).unwrap_err(),
+        FilterError::TooManyShort { count }
     );
     let large = vec![literal(&[7; 255], false); 70_000];
     let error = Filter::build(&large).unwrap_err();

@@ -1,0 +1,113 @@
+//! What is known of one pattern in one file.
+
+use crate::compile::Plan;
+use crate::eval::Presence;
+use crate::known::{Bytes, HITS_MAX, Hits, View};
+use crate::look::Sought;
+use crate::pattern::{Exact, Part};
+
+impl Plan {
+    /// What the hits say of a pattern. `bytes` tell what adjoins them.
+    pub(crate) fn presence(&self, pattern: usize, hits: &Hits, bytes: &dyn Bytes) -> Presence {
+        let Some(sought) = self.sought(pattern, hits) else {
+            return Presence::Maybe(None);
+        };
+        let (mut sure, mut open, mut more) = (0u32, 0u32, false);
+        for (part, literal) in sought.parts.iter().zip(sought.ids) {
+            let offsets = hits.of(*literal);
+            more |= offsets.len() > HITS_MAX;
+            for offset in offsets {
+                match sought.exact {
+                    Exact::Yes => sure += 1,
+                    Exact::No => open += 1,
+                    Exact::Fullword => match is_full_word(*offset, part, bytes) {
+                        Some(true) => sure += 1,
+                        Some(false) => {}
+                        None => open += 1,
+                    },
+                }
+            }
+        }
+        let counts = sought.exact != Exact::No && !more;
+        let most = counts.then_some(sure + open);
+        match (sure, open, more) {
+            (0, 0, false) => Presence::Absent,
+            (0, _, _) => Presence::Maybe(most),
+            _ => Presence::Present(most),
+        }
+    }
+
+    /// What was looked for to find a pattern; `None`: it was not looked for.
+    pub(crate) fn sought(&self, pattern: usize, hits: &Hits) -> Option<Sought<'_>> {
+        let entry = self.patterns().get(pattern)?;
+        self.look(hits.side()).sought(pattern, &entry.info)
+    }
+
+    /// Bytes of a pattern's longest match; `None`: no bound.
+    pub(crate) fn longest(&self, pattern: usize) -> Option<u64> {
+        self.patterns().get(pattern)?.info.longest
+    }
+
+    /// Looks for a pattern in the content itself.
+    pub(crate) fn look_for(&self, pattern: usize, content: &[u8]) -> Presence {
+        let Some(entry) = self.patterns().get(pattern) else {
+            return Presence::Maybe(None);
+        };
+        if let Some(verifier) = &entry.info.verifier {
+            return match verifier.is_in(content) {
+                Some(false) => Presence::Absent,
+                Some(true) | None => Presence::Maybe(None),
+            };
+        }
+        match (entry.info.is_in(content), entry.info.exact) {
+            (Some(false), _) => Presence::Absent,
+            (Some(true), Exact::Yes) => Presence::Present(None),
+            (Some(true), Exact::No | Exact::Fullword) | (None, _) => Presence::Maybe(None),
+        }
+    }
+
+    /// Looks at the places in a view where a hex pattern may match: false where it matches at
+    /// none of them, `None` where that cannot be told.
+    pub(crate) fn look_on_view(
+        &self,
+        pattern: usize,
+        hits: &Hits,
+        view: &View<'_>,
+    ) -> Option<bool> {
+        let sought = self.sought(pattern, hits)?;
+        let verifier = self.patterns().get(pattern)?.info.verifier.as_ref()?;
+        for (part, literal) in sought.parts.iter().zip(sought.ids) {
+            let offsets = hits.of(*literal);
+            if offsets.len() > HITS_MAX {
+                return None;
+            }
+            for offset in offsets {
+                let start = offset.saturating_sub(part.before?);
+                let end = offset + part.bytes.len() as u64 + part.after?;
+                let window = view.get(start, usize::try_from(end - start).ok()?)?;
+                if verifier.is_in(window)? {
+                    return Some(true);
+                }
+            }
+        }
+        Some(false)
+    }
+}
+
+/// Whether no letter or digit adjoins a match of the whole literal; `None`: not known.
+pub(crate) fn is_full_word(offset: u64, part: &Part, bytes: &dyn Bytes) -> Option<bool> {
+    let end = offset + part.bytes.len() as u64;
+    let unit = if part.wide { 2 } else { 1 };
+    let letter = |unit: &[u8]| match unit {
+        [byte] => byte.is_ascii_alphanumeric(),
+        [byte, 0] => byte.is_ascii_alphanumeric(),
+        _ => false,
+    };
+    let before = match offset.checked_sub(unit) {
+        Some(start) => letter(bytes.get(start, unit as usize)?),
+        None => false,
+    };
+    let after = bytes.get(end, unit as usize)?;
+    let after = after.len() == unit as usize && letter(after);
+    Some(!before && !after)
+}
