@@ -57,11 +57,7 @@ impl Work {
 
     /// Whether it may be done now. Where that has to be asked, `ask` sends the question and gives
     /// its request, if the link took it.
-    pub(crate) fn may(
-        &mut self,
-        now: Instant,
-        ask: impl FnOnce(AskTurn) -> Option<u64>,
-    ) -> bool {
+    pub(crate) fn may(&mut self, now: Instant, ask: impl FnOnce(AskTurn) -> Option<u64>) -> bool {
         let (turn_id, within) = match self.state {
             State::Begun { until, .. } if now < until => return true,
             State::Asked { at, .. } if now.saturating_duration_since(at) < ANSWER_WAIT => {
@@ -93,7 +89,8 @@ impl Work {
 
     /// Takes an answer, where it is to this work's question.
     pub(crate) fn answered(&mut self, request_id: u64, turn: &Turn, now: Instant) {
-        let is_ours = matches!(self.state, State::Asked { request_id: own, .. } if own == request_id);
+        let is_ours =
+            matches!(self.state, State::Asked { request_id: own, .. } if own == request_id);
         if !is_ours {
             return;
         }
@@ -170,7 +167,10 @@ mod tests {
     fn work_waits_for_its_turn_and_ends_with_it() {
         let (mut work, now) = (work(), Instant::now());
         let question = asked(&mut work, now).unwrap();
-        assert_eq!((question.turn_id, question.takes_s, question.within_s), (0, 30, 60));
+        assert_eq!(
+            (question.turn_id, question.takes_s, question.within_s),
+            (0, 30, 60)
+        );
         let wait = Turn {
             turn_id: 5,
             wait_ms: 2000,

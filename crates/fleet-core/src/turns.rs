@@ -107,7 +107,9 @@ impl Core {
             return;
         };
         let turns = self.turns.of_vm.get(&vm).into_iter().flatten();
-        let kind = turns.filter(|(_, own)| **own == turn).map(|(kind, _)| *kind);
+        let kind = turns
+            .filter(|(_, own)| **own == turn)
+            .map(|(kind, _)| *kind);
         // What is another guest's is not this one's to give back.
         if let Some(kind) = kind.last() {
             self.end_turn(clock.now, vm, kind);

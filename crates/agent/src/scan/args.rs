@@ -103,7 +103,16 @@ mod tests {
     fn times() {
         assert_eq!(parse_time("90s"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_time("4h"), Ok(Duration::from_secs(4 * 3600)));
-        for text in ["", "m", "4", "-1s", "0s", "1.5h", "169h", "99999999999999999h"] {
+        for text in [
+            "",
+            "m",
+            "4",
+            "-1s",
+            "0s",
+            "1.5h",
+            "169h",
+            "99999999999999999h",
+        ] {
             assert!(parse_time(text).is_err(), "{text}");
         }
     }

@@ -60,7 +60,10 @@ fn a_scan_that_has_time_works_in_its_turn() {
     let turns = seen.turns.lock().unwrap().clone();
     let ids: Vec<u64> = turns.iter().map(|ask| ask.turn_id).collect();
     assert_eq!(ids, [0, TURN, TURN]);
-    assert!(turns.iter().all(|ask| ask.kind() == TurnKind::Scan), "{turns:?}");
+    assert!(
+        turns.iter().all(|ask| ask.kind() == TurnKind::Scan),
+        "{turns:?}"
+    );
     assert_eq!(turns[0].takes_s, 450);
     assert!((3500..=3600).contains(&turns[0].within_s), "{turns:?}");
     let given_back = || *seen.turns_over.lock().unwrap() == [TURN];

@@ -56,7 +56,10 @@ fn a_host_has_room_for_four_scans_and_the_fifth_waits() {
     // No room for anything but now.
     for number in 1..=4 {
         let answer = core.ask_turn(at(0), guest(number), ask(WorkKind::Scan, 0));
-        assert!(matches!(answer, TurnAnswer::Begin { .. } | TurnAnswer::Wait { .. }));
+        assert!(matches!(
+            answer,
+            TurnAnswer::Begin { .. } | TurnAnswer::Wait { .. }
+        ));
     }
     let fifth = core.ask_turn(at(0), guest(5), ask(WorkKind::Scan, 0));
     let TurnAnswer::Refused {
@@ -77,7 +80,10 @@ fn a_host_has_room_for_four_scans_and_the_fifth_waits() {
     };
     let (same, _) = waits(core.ask_turn(at(1), guest(5), again));
     assert_eq!(same, turn, "it keeps its place");
-    assert_eq!(begun(core.ask_turn(at(wait.as_secs()), guest(5), again)), Some(turn));
+    assert_eq!(
+        begun(core.ask_turn(at(wait.as_secs()), guest(5), again)),
+        Some(turn)
+    );
 }
 
 #[test]
@@ -87,7 +93,10 @@ fn a_guest_holds_one_turn_of_a_kind_and_gives_back_only_its_own() {
     for _ in 0..20 {
         let answer = core.ask_turn(at(0), guest(1), ask(WorkKind::Scan, 0));
         turns.push(match answer {
-            TurnAnswer::Begin { turn: Some(turn), .. } | TurnAnswer::Wait { turn, .. } => turn,
+            TurnAnswer::Begin {
+                turn: Some(turn), ..
+            }
+            | TurnAnswer::Wait { turn, .. } => turn,
             other => panic!("asking again took from it: {other:?}"),
         });
     }
