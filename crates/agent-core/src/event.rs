@@ -239,6 +239,12 @@ pub enum Action {
         /// For metrics and logs.
         why: Why,
     },
+    /// The opener of this ticket is about to be let through by policy, though a malicious verdict
+    /// may still come: remember who it is. Comes before its answer.
+    Provisional {
+        /// The opener.
+        ticket: Ticket,
+    },
     /// Take a read lease, read and hash the content, read the identity again; then
     /// [`Input::Digested`] or [`Input::DigestFailed`].
     Digest {
@@ -307,7 +313,8 @@ pub enum Action {
         /// Whose file.
         ticket: Ticket,
     },
-    /// A malicious verdict came after an opener had been let through by policy.
+    /// A malicious verdict came after an opener had been let through by policy, in this run or an
+    /// earlier one.
     Late {
         /// Whose file.
         ticket: Ticket,

@@ -134,11 +134,11 @@ impl Ledger {
         paths
     }
 
-    /// Whether a file may be judged again at `now`.
+    /// When the next file may be judged again; `None`: none waits for that.
     #[must_use]
-    pub fn is_due(&self, now: Duration) -> bool {
-        let due = |entry: &Entry| !entry.under_way && entry.not_before <= now;
-        self.entries.values().any(due)
+    pub fn next_due(&self) -> Option<Duration> {
+        let waiting = self.entries.values().filter(|entry| !entry.under_way);
+        waiting.map(|entry| entry.not_before).min()
     }
 
     /// Files under way.
@@ -302,6 +302,7 @@ mod tests {
         assert!(ledger.due(NOW, 5).is_empty(), "it is under way");
         ledger.unpaid(b"/a\n", NOW);
         assert!(ledger.due(NOW, 5).is_empty(), "it rests");
+        assert_eq!(ledger.next_due(), Some(NOW + PAUSE_MIN));
         ledger.forgive(NOW);
         assert_eq!(ledger.due(NOW, 5).len(), 1);
         assert!(ledger.paid(b"/a\n", &mut lines));

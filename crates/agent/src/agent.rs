@@ -1,6 +1,7 @@
 //! The agent as a whole: what is started, in which order, and how it ends.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,8 +16,10 @@ use link::client::Client;
 use proto::v1;
 use quarantine::Vault;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use supervisor::{Unguarded, Worker};
 
-use crate::books::{Books, LedgerFile};
+use crate::bell::Bell;
+use crate::books::LedgerFile;
 use crate::control;
 use crate::credentials::{Credentials, boot_id, hostname, make_private_dir};
 use crate::gate::reader::{BATCH, Reader};
@@ -26,17 +29,17 @@ use crate::gate::{Gate, timer};
 use crate::guard::everywhere;
 use crate::guard::marks::{GuardError, Marks};
 use crate::guard::scope::Scope;
-use crate::keeper::{Keeper, Turns};
+use crate::keeper::{Keeper, Turns, watch_folders};
 use crate::metrics::Published;
 use crate::orders::{Hands, open_vault};
 use crate::placed::{self, Placed};
 use crate::session::{Peer, Session};
-use crate::{AgentConfig, STACK_BYTES, allow, status};
+use crate::{AgentConfig, STACK_BYTES, allow, status, unguarded};
 
 /// Descriptors for everything but events: sockets, logs, the quarantine's files.
 const DESCRIPTORS_ASIDE: usize = 256;
-/// The longest that the timer sleeps, so that a stop is noticed.
-const TIMER_SLEEP_MAX: Duration = Duration::from_secs(5);
+/// The longest that the timer sleeps where no watchdog wants to see it move.
+const TIMER_SLEEP_MAX: Duration = Duration::from_secs(6 * 3600);
 /// How long the end waits for the kernel's queue to run empty.
 const DRAIN_ROUNDS_MAX: usize = 200;
 
@@ -92,6 +95,7 @@ pub enum GateFailed {
 
 /// A running agent.
 pub struct Agent {
+    state_dir: PathBuf,
     gate: Arc<Gate>,
     group: Arc<Group>,
     client: Client,
@@ -129,31 +133,46 @@ impl Agent {
     /// # Errors
     /// Nothing is guarded then.
     pub fn start(config: AgentConfig, stop: Stop) -> Result<Self, StartError> {
+        Self::start_under(config, stop, None)
+    }
+
+    /// As [`start`](Self::start), in a worker's process: its group is the supervisor's, and it
+    /// goes on with what its predecessor left.
+    ///
+    /// # Errors
+    /// Nothing more is guarded then.
+    pub fn start_under(
+        config: AgentConfig,
+        stop: Stop,
+        worker: Option<Arc<Worker>>,
+    ) -> Result<Self, StartError> {
         let config = Arc::new(with_descriptors(config)?);
         make_private_dir(&config.state_dir)?;
         make_private_dir(&config.runtime_dir)?;
         let credentials = Credentials::load(&config)?;
-        let (ledger_file, ledger) =
+        let (ledger_file, books) =
             LedgerFile::open(&config.state_dir, config.limits.ledger_entries_max)?;
         let vault = open_vault(config.quarantine_dir(), config.limits.quarantine_bytes_max)?;
 
         let (queues, hash_lanes, upload_lanes) = workers::queues(config.limits.in_flight_max);
         let shelf = allow::open(&config, true);
+        let bell = Arc::new(Bell::new().map_err(system("the keeper's bell"))?);
         let standing = Standing::new().map_err(system("verdicts in the kernel"))?;
-        let gate = Arc::new(Gate::new(
-            &config,
-            queues,
-            Books::new(ledger),
-            shelf,
-            standing,
-        ));
+        let gate = Arc::new(Gate::new(&config, queues, books, shelf, bell, standing));
         gate.reload_allowlists();
         let scope = Arc::new(Scope::new(&config.guard));
-        let group = Arc::new(Group::new(GroupOptions {
-            default_answer: Answer::Allow,
-        })?);
+        let group = Arc::new(match &worker {
+            Some(worker) => worker.group(Answer::Allow)?,
+            None => Group::new(GroupOptions {
+                default_answer: Answer::Allow,
+            })?,
+        });
+        if let Some(worker) = &worker {
+            gate.set_worker(Arc::clone(worker));
+            spawn_outliving(worker, &stop)?;
+        }
         let progress = Progress::new();
-        let (metrics, server) = serve_metrics(&config, &gate)?;
+        let server = serve_metrics(&config, &gate)?;
 
         let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
         let (renewed, renewed_end) = bounded(1);
@@ -175,7 +194,7 @@ impl Agent {
         let client = start_link(&credentials, route, session)?;
         gate.set_client(client.clone());
 
-        let reader = spawn_reader(&gate, &group, &scope, &progress, &stop)?;
+        let reader = spawn_reader(&gate, &group, &scope, &progress, &stop, worker.clone())?;
         let not_after = status::not_after_s(&credentials);
         let halt = Halt {
             interrupter: group.interrupter(),
@@ -190,17 +209,19 @@ impl Agent {
             state_dir: config.state_dir.clone(),
             renewed: renewed_end,
             turns: Turns::new(turns_end),
-            metrics,
             reported: None,
+            reported_to: None,
             renewal: None,
             allowlists_seen: Instant::now(),
             placed,
+            allowlist_changes: watch_folders(gate.allowlist_files()),
         };
         let nearness = spawn_nearness(&config, &gate, keeper.credentials.seed(), &halt)?;
         let keeper = spawn_keeper(keeper, &halt)?;
         let tell = status::teller(Arc::clone(&gate), peer, not_after);
         let control = spawn_control(&config, &scope, &stop, tell)?;
         let mut agent = Self {
+            state_dir: config.state_dir.clone(),
             gate: Arc::clone(&gate),
             group: Arc::clone(&group),
             client,
@@ -221,6 +242,10 @@ impl Agent {
         match spawn_marks(&config, &group, &gate, &scope, &stop) {
             Ok(marks) => {
                 agent.threads.marks = Some(marks);
+                if let Some(worker) = worker {
+                    worker.guarding();
+                    agent.account_for(&worker, &config, &scope)?;
+                }
                 Ok(agent)
             }
             Err(error) => {
@@ -230,6 +255,32 @@ impl Agent {
                 Err(error)
             }
         }
+    }
+
+    /// Looks for what happened while nobody guarded.
+    fn account_for(
+        &self,
+        worker: &Worker,
+        config: &Arc<AgentConfig>,
+        scope: &Arc<Scope>,
+    ) -> Result<(), StartError> {
+        let tally = worker.tally();
+        let is_first = tally.worker_starts == 1 && tally.takeovers == 0;
+        let by_mark = || unguarded::by_mark(&config.state_dir).filter(|_| is_first);
+        let unguarded = worker.unguarded().or_else(|| {
+            let until_ms = supervisor::wall_ms();
+            by_mark().map(|from_ms| Unguarded { from_ms, until_ms })
+        });
+        unguarded::mark(&config.state_dir).map_err(system("the mark of guarding"))?;
+        let Some(unguarded) = unguarded else {
+            return Ok(());
+        };
+        let (gate, config) = (Arc::clone(&self.gate), Arc::clone(config));
+        let (scope, stop) = (Arc::clone(scope), self.stop.clone());
+        spawn("sweep", move || {
+            unguarded::sweep(&gate, &config, &scope, unguarded, &stop);
+        })
+        .map(drop)
     }
 
     /// Waits until the agent is told to stop or can no longer guard, and ends it cleanly: marks
@@ -263,6 +314,7 @@ impl Agent {
         self.halt.keeper.stop();
         join(self.threads.keeper);
         self.threads.nearness.into_iter().for_each(join);
+        unguarded::unmark(&self.state_dir);
         match read {
             Ok(read) => read.map_err(GateFailed::Read),
             Err(_) => Err(GateFailed::Panicked),
@@ -334,16 +386,17 @@ fn with_descriptors(mut config: AgentConfig) -> Result<AgentConfig, StartError> 
 
 fn serve_metrics(
     config: &AgentConfig,
-    gate: &Gate,
-) -> Result<(Option<Published>, Option<daemon::metrics::Server>), StartError> {
+    gate: &Arc<Gate>,
+) -> Result<Option<daemon::metrics::Server>, StartError> {
     let Some(address) = config.metrics.listen else {
-        return Ok((None, None));
+        return Ok(None);
     };
     let registry = Registry::new();
     let published = Published::new(&registry, &gate.tally);
-    published.update(gate);
-    let server = daemon::metrics::serve(address, registry)?;
-    Ok((Some(published), Some(server)))
+    let gate = Arc::clone(gate);
+    let refresh = move || published.update(&gate);
+    let server = daemon::metrics::serve_fresh(address, registry, refresh)?;
+    Ok(Some(server))
 }
 
 /// The placer's last list, with what is configured behind it; or what is configured alone.
@@ -429,6 +482,7 @@ fn spawn_reader(
     scope: &Arc<Scope>,
     progress: &Arc<Progress>,
     stop: &Stop,
+    worker: Option<Arc<Worker>>,
 ) -> Result<JoinHandle<Result<(), ReadError>>, StartError> {
     let reserve = Reserve::new(BATCH).map_err(system("the reserve of descriptors"))?;
     let (gate, group, scope) = (Arc::clone(gate), Arc::clone(group), Arc::clone(scope));
@@ -436,8 +490,34 @@ fn spawn_reader(
     spawn("reader", move || {
         // However it ends but by an interrupt, nobody reads any more and every opener would wait.
         let _stop_at_end = StopAtEnd(stop);
-        Reader::new(&gate, &group, &scope, reserve).run(&progress)
+        let mut reader = Reader::new(&gate, &group, &scope, reserve);
+        let Some(worker) = worker else {
+            return reader.run(&progress);
+        };
+        for left in worker.begin_reading(&group, &group.interrupter()) {
+            reader.inherit(left);
+        }
+        gate.books.overflowed_by(worker.take_unnamed());
+        let read = reader.run(&progress);
+        if worker.has_handed_over() {
+            // The new supervisor ends this process; nothing may be undone before.
+            loop {
+                std::thread::park();
+            }
+        }
+        read
     })
+}
+
+/// The thread that sleeps until the supervisor dies. Not waited for: it ends with the process.
+fn spawn_outliving(worker: &Arc<Worker>, stop: &Stop) -> Result<(), StartError> {
+    let (worker, stop) = (Arc::clone(worker), stop.clone());
+    spawn("outliving", move || {
+        if worker.outlive_supervisor() {
+            stop.stop();
+        }
+    })
+    .map(drop)
 }
 
 /// Stops the agent when dropped, panics included.

@@ -5,16 +5,21 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use daemon::log::escape;
 use daemon::signal::Stop;
 use pki::JoinToken;
 use quarantine::Listed;
 use rustix::fs::{FileType, OFlags};
+use rustix::process::{Pid, Signal, kill_process};
+use supervisor::Worker;
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, make_private_dir};
+use crate::gate::fallback_of;
 use crate::gate::trace;
 use crate::guard::probe;
 use crate::{Agent, AgentConfig, CONFIG_PATH, control, orders, scan, status};
@@ -33,7 +38,12 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Guard what the configuration names, until stopped.
-    Run,
+    Run {
+        /// One process only, as a measure of what the second costs and prevents: when it dies,
+        /// the kernel lets every waiting opener through.
+        #[arg(long, hide = true)]
+        unsupervised: bool,
+    },
     /// Say whether the configuration can be used, and change nothing.
     CheckConfig,
     /// Exchange a join token for this guest's certificate.
@@ -51,6 +61,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have the running agent become the program that is installed now, without an unguarded
+    /// moment. The configuration is read anew.
+    Upgrade,
     /// Ask the running agent where the time of the last opens went.
     Trace {
         /// One JSON object for each open, one a line.
@@ -73,6 +86,12 @@ enum Command {
     Quarantine {
         #[command(subcommand)]
         command: QuarantineCommand,
+    },
+    /// Write this program's manual pages into a folder.
+    #[command(hide = true)]
+    Manual {
+        /// Where to.
+        folder: PathBuf,
     },
 }
 
@@ -101,21 +120,40 @@ impl Cli {
     /// # Errors
     /// What went wrong, for people.
     pub fn run(self) -> Result<ExitCode> {
-        let config = load(&self.config)?;
-        match self.command {
-            Command::Run => guard(config),
-            Command::CheckConfig => say(&format!("{} is good\n", self.config.display())),
-            Command::Enrol { token, controller } => enrol(&config, &token, &controller),
-            Command::Status { json } => tell_status(&config, json),
-            Command::Trace { json } => tell_trace(&config, json),
+        let Self {
+            config: path,
+            command,
+        } = self;
+        let config = || load(&path);
+        match command {
+            Command::Run { unsupervised: true } => {
+                let config = config()?;
+                prepare(&config)?;
+                guard_here(config, None)?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Run { .. } => guard(config()?, &path),
+            Command::CheckConfig => {
+                config()?;
+                say(&format!("{} is good\n", path.display()))
+            }
+            Command::Enrol { token, controller } => enrol(&config()?, &token, &controller),
+            Command::Status { json } => tell_status(&config()?, json),
+            Command::Upgrade => upgrade(&config()?),
+            Command::Trace { json } => tell_trace(&config()?, json),
             Command::Probe { json, paths } => {
-                let told = probe::tell(&config, &paths, json).context("the table of mounts")?;
+                let told = probe::tell(&config()?, &paths, json).context("the table of mounts")?;
                 say(&told)
             }
-            Command::Scan(args) => Ok(scan::run(&args, &config)),
+            Command::Scan(args) => Ok(scan::run(&args, &config()?)),
             Command::Quarantine {
                 command: QuarantineCommand::List { json },
-            } => list_quarantine(&config, json),
+            } => list_quarantine(&config()?, json),
+            // Made where packages are, which need have no configuration.
+            Command::Manual { folder } => {
+                daemon::manual::write(Self::command(), &folder)?;
+                Ok(ExitCode::SUCCESS)
+            }
         }
     }
 }
@@ -133,15 +171,53 @@ fn load(path: &Path) -> Result<AgentConfig> {
     Ok(config)
 }
 
-fn guard(config: AgentConfig) -> Result<ExitCode> {
+/// Becomes the supervisor; the worker, which is all the rest, is a clone of it.
+fn guard(config: AgentConfig, config_path: &Path) -> Result<ExitCode> {
+    prepare(&config)?;
+    fanotify::limits::bound_nofile(supervisor::SLOTS as u64).context("descriptors")?;
+    make_private_dir(&config.runtime_dir)?;
+    let options = supervisor::Options {
+        dir: config.runtime_dir.clone(),
+        policy: fallback_of(&model::Policy::default()),
+        program: std::env::current_exe().context("this program's path")?,
+        arguments: std::env::args_os().skip(1).collect(),
+        check_arguments: ["check-config".into(), "--config".into(), config_path.into()].into(),
+        hooks: supervisor::Hooks {
+            ready: daemon::notify::ready,
+            stopping: daemon::notify::stopping,
+        },
+    };
+    let code = supervisor::run(options, move |worker| work(config.clone(), worker))?;
+    Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// The worker's life; its exit code.
+fn work(config: AgentConfig, worker: Worker) -> i32 {
+    match guard_here(config, Some(Arc::new(worker))) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("lazaret-agent: {error:#}");
+            1
+        }
+    }
+}
+
+fn prepare(config: &AgentConfig) -> Result<()> {
     never_block(std::io::stderr()).context("standard error")?;
     daemon::log::init(config.log.format, &config.log.filter)?;
+    Ok(())
+}
+
+fn guard_here(config: AgentConfig, worker: Option<Arc<Worker>>) -> Result<()> {
     let stop = Stop::install().context("cannot catch signals")?;
-    let agent = Agent::start(config, stop)?;
-    daemon::notify::ready();
+    let is_alone = worker.is_none();
+    let agent = Agent::start_under(config, stop, worker)?;
+    if is_alone {
+        daemon::notify::ready();
+    }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "guarding");
     agent.wait()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Has lines be lost where nobody takes them. Whoever takes our log (journald, say) opens files
@@ -168,6 +244,31 @@ fn tell_status(config: &AgentConfig, json: bool) -> Result<ExitCode> {
         return say(&format!("{told}\n"));
     }
     say(&status::render(&told))
+}
+
+/// How long an upgrade may take.
+const UPGRADE_WITHIN: Duration = Duration::from_secs(60);
+
+fn upgrade(config: &AgentConfig) -> Result<ExitCode> {
+    let socket = config.control_socket();
+    let told = control::status(&socket)?;
+    let supervisor = |told: &serde_json::Value, key: &str| told["supervisor"][key].as_i64();
+    let pid = supervisor(&told, "pid").context("the running agent has no supervisor")?;
+    let before = supervisor(&told, "takeovers");
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.context("the running agent names no process")?;
+    kill_process(pid, Signal::HUP).context("the supervisor")?;
+    let give_up = Instant::now() + UPGRADE_WITHIN;
+    while Instant::now() < give_up {
+        std::thread::sleep(Duration::from_millis(50));
+        // Between the old and the new worker nobody answers.
+        let told = control::status(&socket).unwrap_or_default();
+        if supervisor(&told, "takeovers") > before {
+            let version = told["version"].as_str().unwrap_or_default();
+            return say(&format!("version {version} has taken over\n"));
+        }
+    }
+    anyhow::bail!("nothing took over in {UPGRADE_WITHIN:?}; the agent's log says why")
 }
 
 fn tell_trace(config: &AgentConfig, json: bool) -> Result<ExitCode> {
@@ -239,7 +340,6 @@ fn say(text: &str) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -9,6 +9,7 @@ mod delivery;
 mod listed;
 pub(crate) mod reader;
 pub(crate) mod standing;
+mod suspects;
 pub(crate) mod tally;
 pub(crate) mod timer;
 pub(crate) mod trace;
@@ -20,23 +21,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use agent_core::{Action, Core, Input, Opened, Ticket};
+use agent_core::{Action, Core, FileKey, Input, Opened, Ticket};
 use allowlist::{InForce, Shelf};
 use daemon::log::RateLimit;
 use fanotify::PermissionEvent;
 use link::client::Client;
-use model::Policy;
+use model::{Disposition, LateAction, Outcome, Policy, UnscannedReason};
+use supervisor::{Fallback, Worker};
 
+use crate::bell::Bell;
 use crate::books::Books;
 use crate::config::Limits;
 use crate::foresight::Foresight;
 use crate::guard::probe::Probes;
+use crate::unguarded::Gap;
 use crate::{AgentConfig, allow};
 use content::{Content, Hashed, Medium};
 use deeds::{AtHand, Deed, Preparation};
 use delivery::Delivery;
 use proto::v1;
 use standing::Standing;
+use suspects::Suspects;
 use tally::Tally;
 use trace::Trace;
 use workers::Queues;
@@ -47,6 +52,7 @@ struct Held {
     event: Option<PermissionEvent>,
     /// The content, until the core releases it.
     content: Option<Arc<Content>>,
+    key: FileKey,
     /// Since the gate's start.
     opened_at: Duration,
 }
@@ -55,6 +61,8 @@ struct State {
     core: Core,
     held: HashMap<Ticket, Held>,
     actions: Vec<Action>,
+    /// Of the policy that the supervisor knows.
+    policy_told: [u8; 16],
     /// Until when the timer sleeps, unless it is woken.
     timer_sleeps_until: Duration,
     timer_ends: bool,
@@ -70,6 +78,8 @@ pub(crate) struct Gate {
     /// Copies of policy's switches, so that the reader needs no lock to read them.
     context_sensitive: AtomicBool,
     scan_on_close: AtomicBool,
+    /// Openers let through are remembered, to be killed.
+    kills_late: AtomicBool,
     compress: AtomicBool,
     /// Counts changes of what is mounted, so that the reader knows when to look anew.
     mount_changes: AtomicU64,
@@ -80,6 +90,8 @@ pub(crate) struct Gate {
     queues: Queues,
     pub(crate) foresight: Foresight,
     client: OnceLock<Client>,
+    /// `None`: this agent has no supervisor.
+    worker: OnceLock<Arc<Worker>>,
     /// `None`: there are no allowlists.
     shelf: Option<Arc<Shelf>>,
     /// The lists that all of the gate goes by, and how many contents were recalled: what is
@@ -89,7 +101,11 @@ pub(crate) struct Gate {
     delivery: Mutex<Delivery>,
     fetched_files: HashMap<String, PathBuf>,
     pub(crate) books: Books,
+    /// Wakes the keeper.
+    pub(crate) bell: Arc<Bell>,
     pub(crate) tally: Tally,
+    pub(crate) gap: Gap,
+    pub(crate) suspects: Suspects,
     pub(crate) trace: Trace,
     pub(crate) lines: Lines,
     pub(crate) limits: Limits,
@@ -136,8 +152,10 @@ impl Gate {
         queues: Queues,
         books: Books,
         shelf: Option<Arc<Shelf>>,
+        bell: Arc<Bell>,
         standing: Standing,
     ) -> Self {
+        books.ring(Arc::clone(&bell));
         let limits = &config.limits;
         let names = &config.allowlist.names;
         let policy = Policy::default();
@@ -150,6 +168,7 @@ impl Gate {
                 core,
                 held: HashMap::new(),
                 actions: Vec::new(),
+                policy_told: policy.revision,
                 timer_sleeps_until: Duration::ZERO,
                 timer_ends: false,
             }),
@@ -158,6 +177,7 @@ impl Gate {
             next_ticket: AtomicU64::new(1),
             context_sensitive: AtomicBool::new(policy.context_sensitive),
             scan_on_close: AtomicBool::new(policy.scan_on_close),
+            kills_late: AtomicBool::new(policy.on_late_malicious == LateAction::Kill),
             compress: AtomicBool::new(false),
             mount_changes: AtomicU64::new(0),
             media: Mutex::default(),
@@ -166,6 +186,7 @@ impl Gate {
             queues,
             foresight: Foresight::default(),
             client: OnceLock::new(),
+            worker: OnceLock::new(),
             obeyed: Mutex::new(listed::what_counts(shelf.as_deref())),
             shelf,
             delivery: Mutex::new(Delivery::new(names.clone(), limits.allowlist_bytes_max)),
@@ -174,7 +195,10 @@ impl Gate {
                 .map(|name| (name.clone(), config.fetched_allowlist(name)))
                 .collect(),
             books,
+            bell,
             tally: Tally::default(),
+            gap: Gap::default(),
+            suspects: Suspects::default(),
             trace: Trace::new(limits.trace_entries_max),
             lines: Lines::new(config.log.guest_lines_per_minute),
             limits: limits.clone(),
@@ -202,6 +226,16 @@ impl Gate {
     pub(crate) fn set_client(&self, client: Client) {
         // Set once, when the agent starts.
         let _ = self.client.set(client);
+    }
+
+    pub(crate) fn set_worker(&self, worker: Arc<Worker>) {
+        // Set once, when the agent starts.
+        let _ = self.worker.set(worker);
+    }
+
+    /// `None`: this agent has no supervisor.
+    pub(crate) fn worker(&self) -> Option<&Worker> {
+        self.worker.get().map(|worker| &**worker)
     }
 
     /// `None` until the agent has started its link.
@@ -277,6 +311,7 @@ impl Gate {
         };
         let held = Held {
             event,
+            key: content.key,
             content: Some(Arc::new(content)),
             opened_at: self.now(),
         };
@@ -321,6 +356,8 @@ impl Gate {
         let mut at_hand = at_hand;
         let mut deeds = self.decide(&mut state, input, &mut at_hand);
         drop(state);
+        // Debts first: once an opener goes on, even a killed agent must know of them.
+        deeds.sort_by_key(|deed| !matches!(deed, Deed::LedgerAdd(..)));
         // What could not be done is an input again, which may bring more to do.
         while !deeds.is_empty() {
             let again: Vec<Input> = deeds
@@ -339,6 +376,7 @@ impl Gate {
             core,
             held,
             actions,
+            policy_told,
             timer_sleeps_until,
             ..
         } = state;
@@ -352,7 +390,7 @@ impl Gate {
         let deeds = actions.drain(..);
         let deeds = deeds
             .filter_map(|action| preparation.deed(action))
-            .collect();
+            .collect::<Vec<_>>();
         if core
             .next_deadline()
             .is_some_and(|due| due < *timer_sleeps_until)
@@ -366,6 +404,16 @@ impl Gate {
             .store(policy.context_sensitive, Ordering::Relaxed);
         self.scan_on_close
             .store(policy.scan_on_close, Ordering::Relaxed);
+        self.kills_late.store(
+            policy.on_late_malicious == LateAction::Kill,
+            Ordering::Relaxed,
+        );
+        if policy.revision != *policy_told {
+            *policy_told = policy.revision;
+            if let Some(worker) = self.worker() {
+                worker.set_policy(fallback_of(policy));
+            }
+        }
         self.compress.store(policy.compress, Ordering::Relaxed);
         deeds
     }
@@ -446,5 +494,18 @@ impl Gate {
     pub(crate) fn end_timer(&self) {
         self.lock().timer_ends = true;
         self.nearer.notify_all();
+    }
+}
+
+/// What the supervisor goes by where this worker cannot answer.
+pub(crate) fn fallback_of(policy: &Policy) -> Fallback {
+    let unjudged = Outcome::unscanned(UnscannedReason::Deadline);
+    Fallback {
+        exec_budget: policy.exec_budget,
+        open_budget: policy.open_budget,
+        answer: match policy.disposition(&unjudged) {
+            Disposition::Allow => fanotify::Answer::Allow,
+            Disposition::Deny => fanotify::Answer::Deny,
+        },
     }
 }

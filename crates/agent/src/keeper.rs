@@ -18,23 +18,28 @@ use proto::v1::{self, envelope::Body};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::bell::wait;
 use crate::books::LedgerFile;
 use crate::credentials::Credentials;
 use crate::gate::Gate;
 use crate::gate::content::Content;
-use crate::metrics::Published;
 use crate::orders::chain;
 use crate::placed::Placed;
 use crate::turns::Work;
+use crate::unguarded;
 
-/// How often the keeper looks round.
+/// The least time between two rounds: what happens in it is done at once.
 const ROUND: Duration = Duration::from_millis(250);
+/// A round that nothing asks for.
+const IDLE: Duration = Duration::from_secs(6 * 3600);
 /// At most one ledger report in this time.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// An unanswered renewal is asked for again.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
-/// How often the files of allowlists are looked at.
+/// How often the files of allowlists are looked at where the kernel does not tell of changes.
 const ALLOWLIST_PAUSE: Duration = Duration::from_secs(2);
+/// How often where it does: it is silent about what a link leads to.
+const ALLOWLIST_PAUSE_TOLD: Duration = Duration::from_secs(600);
 
 /// What a round of paying back takes at most, and within which time it is to be done.
 const SWEEP: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(60)];
@@ -91,12 +96,15 @@ pub(crate) struct Keeper {
     pub(crate) state_dir: std::path::PathBuf,
     pub(crate) renewed: Receiver<v1::Renewed>,
     pub(crate) turns: Turns,
-    pub(crate) metrics: Option<Published>,
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
+    /// The appliance that was told.
+    pub(crate) reported_to: Option<String>,
     pub(crate) renewal: Option<(GuestKey, Instant)>,
     pub(crate) allowlists_seen: Instant,
     /// `None`: lists of appliances are not followed.
     pub(crate) placed: Option<Placed>,
+    /// Tells of changes in the folders of allowlists.
+    pub(crate) allowlist_changes: Option<OwnedFd>,
 }
 
 impl Keeper {
@@ -104,8 +112,68 @@ impl Keeper {
     pub(crate) fn run(&mut self, stop: &Stop) {
         while !stop.is_set() {
             self.round();
-            std::thread::sleep(ROUND);
+            let pause = self.pause();
+            let stop_fd = stop.as_fd();
+            // Bursts are taken together.
+            wait(stop_fd, ROUND.min(pause));
+            if let Some(more) = pause.checked_sub(ROUND) {
+                let changes = self.allowlist_changes.as_ref().map(AsFd::as_fd);
+                let others: Vec<_> = changes.into_iter().chain([stop_fd]).collect();
+                self.gate.bell.wait(&others, more);
+            }
         }
+    }
+
+    /// How long nothing is to do, unless the bell rings.
+    fn pause(&self) -> Duration {
+        let gate = &self.gate;
+        let mut pause = IDLE;
+        let mut at_most = |wait: Duration| pause = pause.min(wait);
+        if !gate.allowlist_files().is_empty() {
+            at_most(self.allowlist_pause());
+        }
+        if gate.books.is_unwritten() {
+            at_most(ROUND);
+        }
+        if gate.is_link_up() {
+            if self
+                .reported
+                .is_none_or(|(reported, _)| reported != gate.books.totals())
+            {
+                at_most(ROUND);
+            }
+            if let Some(due) = gate.books.next_due() {
+                let wait = due.saturating_sub(gate.now());
+                // What is due and waits for its turn is not looked at all the time.
+                at_most(if self.turns.sweep.is_begun() {
+                    wait
+                } else {
+                    wait.max(ROUND)
+                });
+            }
+            if gate.is_delivering() {
+                at_most(ROUND);
+            }
+            at_most(self.until_renewal());
+        }
+        pause
+    }
+
+    fn allowlist_pause(&self) -> Duration {
+        match self.allowlist_changes {
+            Some(_) => ALLOWLIST_PAUSE_TOLD,
+            None => ALLOWLIST_PAUSE,
+        }
+    }
+
+    fn until_renewal(&self) -> Duration {
+        if let Some((_, at)) = &self.renewal {
+            return RENEWAL_PAUSE.saturating_sub(at.elapsed());
+        }
+        let due = self.renewal_due();
+        due.map_or(IDLE, |due| {
+            due.duration_since(SystemTime::now()).unwrap_or_default()
+        })
     }
 
     /// What is not on disk yet.
@@ -115,7 +183,13 @@ impl Keeper {
 
     fn round(&mut self) {
         self.write_ledger();
+        let appliance = self.gate.client().and_then(|client| client.connected_to());
+        if appliance != self.reported_to {
+            // Another appliance knows nothing of what the last one was told.
+            (self.reported, self.reported_to) = (None, appliance);
+        }
         if self.gate.is_link_up() {
+            unguarded::tell(&self.gate);
             self.report();
             self.turns.take_answers();
             self.pay_back();
@@ -124,16 +198,26 @@ impl Keeper {
         } else {
             self.reported = None;
         }
-        if self.allowlists_seen.elapsed() >= ALLOWLIST_PAUSE {
+        if self.have_allowlists_changed() {
             self.gate.reload_allowlists();
             self.allowlists_seen = Instant::now();
         }
         if let (Some(placed), Some(client)) = (&mut self.placed, self.gate.client()) {
             placed.keep(&client.route());
         }
-        if let Some(metrics) = &self.metrics {
-            metrics.update(&self.gate);
+    }
+
+    fn have_allowlists_changed(&self) -> bool {
+        let mut is_told = self.allowlists_seen.elapsed() >= self.allowlist_pause();
+        let Some(changes) = &self.allowlist_changes else {
+            return is_told;
+        };
+        let mut told = [0; 4096];
+        // Whatever changed there: the shelf looks itself.
+        while rustix::io::read(changes, &mut told).is_ok_and(|length| length > 0) {
+            is_told = true;
         }
+        is_told
     }
 
     fn write_ledger(&mut self) {
@@ -218,16 +302,19 @@ impl Keeper {
     }
 
     fn is_renewal_due(&self) -> bool {
-        let leaf = self.credentials.identity.leaf();
-        let validity = leaf.and_then(|leaf| pki::validity_of(leaf).ok());
-        validity.is_some_and(|validity| {
-            let pki::Validity {
-                not_before,
-                not_after,
-            } = validity;
-            let seed = self.credentials.seed();
-            SystemTime::now() >= pki::renew_after(not_before, not_after, seed)
-        })
+        self.renewal_due()
+            .is_some_and(|due| SystemTime::now() >= due)
+    }
+
+    /// Spread over a fleet that was enrolled at once.
+    fn renewal_due(&self) -> Option<SystemTime> {
+        let leaf = self.credentials.identity.leaf()?;
+        let pki::Validity {
+            not_before,
+            not_after,
+        } = pki::validity_of(leaf).ok()?;
+        let seed = self.credentials.seed();
+        Some(pki::renew_after(not_before, not_after, seed))
     }
 
     fn take_renewed(&mut self, renewed: v1::Renewed) {
@@ -277,6 +364,27 @@ impl Keeper {
         let validity = leaf.and_then(|leaf| pki::validity_of(leaf).ok());
         validity.is_none_or(|validity| validity.is_expired(SystemTime::now()))
     }
+}
+
+/// Has the kernel tell of changes in the folders that these files are in; `None`: it cannot for
+/// all of them, such as one that does not exist yet.
+pub(crate) fn watch_folders(files: &[std::path::PathBuf]) -> Option<OwnedFd> {
+    use rustix::fs::inotify;
+    if files.is_empty() {
+        return None;
+    }
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let changes = inotify::init(flags).ok()?;
+    let wanted = inotify::WatchFlags::CLOSE_WRITE
+        | inotify::WatchFlags::MOVED_TO
+        | inotify::WatchFlags::MOVED_FROM
+        | inotify::WatchFlags::DELETE
+        | inotify::WatchFlags::DELETE_SELF
+        | inotify::WatchFlags::ATTRIB;
+    for file in files {
+        inotify::add_watch(&changes, file.parent()?, wanted).ok()?;
+    }
+    Some(changes)
 }
 
 /// Opens a file of the ledger without ever opening a device or waiting for a FIFO's other end.

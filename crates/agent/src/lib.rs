@@ -7,6 +7,7 @@
 
 mod agent;
 mod allow;
+mod bell;
 mod books;
 pub mod cli;
 mod config;
@@ -24,6 +25,7 @@ mod session;
 mod status;
 mod transfer;
 mod turns;
+mod unguarded;
 
 pub use agent::{Agent, GateFailed, StartError};
 pub use config::{

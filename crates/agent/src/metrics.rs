@@ -1,5 +1,5 @@
-//! What the gate counts, as Prometheus metrics. Copied there by the keeper a few times a second,
-//! so that the paths of opens touch nothing but their own atomics.
+//! What the gate counts, as Prometheus metrics. Copied there when somebody asks, so that the paths
+//! of opens touch nothing but their own atomics.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -31,6 +31,8 @@ pub(crate) struct Published {
     allowlist_entries: Gauge,
     allowlist_recalled: Gauge,
     ledger_open: Gauge,
+    supervisor: Vec<Reading<supervisor::Tally>>,
+    unguarded_ms: Gauge,
 }
 
 impl Published {
@@ -85,6 +87,11 @@ impl Published {
                 "lazaret_agent_ledger_open",
                 "Ledger entries not paid back yet.",
             ),
+            supervisor: supervisor_counters(registry),
+            unguarded_ms: registry.gauge(
+                "lazaret_agent_unguarded_ms",
+                "Milliseconds without a guard before this agent started; 0: there were none.",
+            ),
         }
     }
 
@@ -124,6 +131,9 @@ impl Published {
         let ledger = gate.books.totals();
         set_all(&self.ledger, &ledger);
         set_gauge(&self.ledger_open, ledger.open_entries);
+        let beside = gate.worker().map(supervisor::Worker::tally);
+        set_all(&self.supervisor, &beside.unwrap_or_default());
+        set_gauge(&self.unguarded_ms, gate.gap.length_ms());
     }
 
     fn update_fast_paths(&self, gate: &Gate) {
@@ -170,6 +180,30 @@ fn set_gauge(gauge: &Gauge, value: u64) {
     gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
+fn supervisor_counters(registry: &Registry) -> Vec<Reading<supervisor::Tally>> {
+    let counter = |name: &str, help: &str| registry.counter(&full(name), help);
+    vec![
+        (
+            counter(
+                "supervisor_answers",
+                "Openers answered by policy because no worker did in time.",
+            ),
+            |t| t.answered,
+        ),
+        (counter("worker_starts", "Workers started."), |t| {
+            t.worker_starts
+        }),
+        (
+            counter("worker_hangs", "Workers killed for doing nothing."),
+            |t| t.worker_hangs,
+        ),
+        (
+            counter("takeovers", "Times a new supervisor took over."),
+            |t| t.takeovers,
+        ),
+    ]
+}
+
 fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
     let counter = |name: &str, help: &str| registry.counter(&full(name), help);
     vec![
@@ -182,6 +216,13 @@ fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
         (
             counter("content_bytes_sent", "Bytes of file content sent."),
             |t| t.content_bytes_sent.value(),
+        ),
+        (
+            counter(
+                "openers_killed",
+                "Processes killed for what they had opened before a malicious verdict.",
+            ),
+            |t| t.openers_killed.value(),
         ),
         (counter("orders_done", "Removal orders carried out."), |t| {
             t.orders_done.value()

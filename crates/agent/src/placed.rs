@@ -1,6 +1,7 @@
 //! The list of appliances that a placer gave: kept over restarts, and how near its members are.
 
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use daemon::signal::Stop;
 use link::client::{Client, ROUTE_LEN_MAX, Route};
 use proto::v1::{self, envelope::Body};
 
+use crate::bell::wait;
 use crate::gate::Gate;
 
 const FILE: &str = "placement";
@@ -17,8 +19,6 @@ const FILE_BYTES_MAX: u64 = 4096;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections to each appliance; the fastest counts.
 const PROBES: usize = 3;
-/// How often the thread looks whether to stop.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// The file that keeps the list.
 #[derive(Debug)]
@@ -90,13 +90,14 @@ pub(crate) fn measure_all(gate: &Gate, every: Duration, seed: u64, stop: &Stop) 
     // A fleet does not measure in step.
     let mut next = Instant::now() + every.mul_f64((seed % 1000) as f64 / 1000.0);
     while !stop.is_set() {
-        if Instant::now() >= next {
-            next = Instant::now() + every;
+        let now = Instant::now();
+        if now >= next {
+            next = now + every;
             if let Some(client) = gate.client() {
                 measure(gate, client);
             }
         }
-        std::thread::sleep(LOOK);
+        wait(stop.as_fd(), next.saturating_duration_since(Instant::now()));
     }
 }
 

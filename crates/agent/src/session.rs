@@ -223,6 +223,7 @@ impl Session {
             });
             tracing::info!(appliance, %generation, "link is up");
         }
+        self.gate.bell.ring();
         self.change_peer(|peer| {
             *peer = Peer {
                 appliance,
@@ -237,11 +238,15 @@ impl Session {
             return;
         };
         match client.set_route(placement.epoch, &placement.appliances) {
-            Ok(()) => tracing::info!(
-                epoch = placement.epoch,
-                appliances = placement.appliances.join(" "),
-                "another list of appliances"
-            ),
+            Ok(()) => {
+                // It is to be written down.
+                self.gate.bell.ring();
+                tracing::info!(
+                    epoch = placement.epoch,
+                    appliances = placement.appliances.join(" "),
+                    "another list of appliances"
+                );
+            }
             Err(refused) => {
                 self.gate.tally.lists_refused.add(1);
                 tracing::debug!(%refused, "a list of appliances was refused");
@@ -268,6 +273,7 @@ impl Handler for Session {
     fn down(&self, why: &str) {
         self.gate.input(Input::LinkDown);
         self.gate.delivery_lost();
+        self.gate.bell.ring();
         let why = escape(why.as_bytes()).to_string();
         tracing::warn!(why, "link is down");
         self.change_peer(|peer| peer.trouble = why);
@@ -304,10 +310,12 @@ impl Handler for Session {
             Some(Body::Turn(turn)) => {
                 // One too many answers no question.
                 let _ = self.turns.try_send((request_id, turn));
+                self.gate.bell.ring();
             }
             Some(Body::Renewed(renewed)) => {
                 // A second answer to one question is none.
                 let _ = self.renewed.try_send(renewed);
+                self.gate.bell.ring();
             }
             _ => {}
         }

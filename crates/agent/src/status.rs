@@ -1,6 +1,7 @@
 //! What the agent says of itself, and how a person reads it.
 
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -52,7 +53,26 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
             "revoked": list.revoked,
         })
     });
+    let supervisor = gate.worker().map(|worker| {
+        let tally = worker.tally();
+        json!({
+            "pid": worker.supervisor_pid(),
+            "worker_pid": std::process::id(),
+            "answered": tally.answered,
+            "worker_starts": tally.worker_starts,
+            "worker_hangs": tally.worker_hangs,
+            "takeovers": tally.takeovers,
+        })
+    });
+    let gap = &gate.gap;
     json!({
+        "supervisor": supervisor,
+        "unguarded": {
+            "from_ms": gap.from_ms.load(Ordering::Relaxed),
+            "length_ms": gap.length_ms(),
+            "files": gap.files.load(Ordering::Relaxed),
+            "swept": gap.is_swept.load(Ordering::Relaxed),
+        },
         "version": env!("CARGO_PKG_VERSION"),
         "link": if snapshot.link_up { "up" } else { "down" },
         "appliance": peer.appliance,
@@ -135,6 +155,24 @@ pub(crate) fn render(status: &Value) -> String {
         number("/cache/hits"),
         number("/cache/misses")
     );
+    if number("/supervisor/pid") > 0 {
+        let _ = writeln!(
+            out,
+            "supervisor process {}, {} workers started, {} hung, {} opens answered by it",
+            number("/supervisor/pid"),
+            number("/supervisor/worker_starts"),
+            number("/supervisor/worker_hangs"),
+            number("/supervisor/answered")
+        );
+    }
+    if number("/unguarded/from_ms") > 0 {
+        let _ = writeln!(
+            out,
+            "unguarded  for {} ms; {} files touched in it are judged",
+            number("/unguarded/length_ms"),
+            number("/unguarded/files")
+        );
+    }
     let _ = writeln!(
         out,
         "kernel     {} verdicts stand, {} taken down by writers, {} not placed",

@@ -50,6 +50,11 @@ impl Work {
         }
     }
 
+    /// Whether it may be done, until its turn ends.
+    pub(crate) fn is_begun(&self) -> bool {
+        matches!(self.state, State::Begun { .. })
+    }
+
     /// It is to be done within another time from now on.
     pub(crate) fn set_within(&mut self, within: Duration) {
         self.within = within;

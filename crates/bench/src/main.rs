@@ -7,6 +7,7 @@ mod corpus;
 mod differential;
 mod engine;
 mod fleet;
+mod footprint;
 mod holders;
 mod measure;
 mod migration;
@@ -14,6 +15,7 @@ mod noop;
 mod open;
 mod plot;
 mod report;
+mod workload;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +44,10 @@ enum Bench {
     Fleet(fleet::Options),
     /// A guest opens files while it is live-migrated between two hosts.
     Migration(migration::Options),
+    /// What the agent takes from its guest, idle and in a storm, beside clamonacc.
+    Footprint(footprint::Options),
+    /// Ordinary work in the guarded root of a Debian: apt-get, tar, git, PostgreSQL.
+    Workload(workload::Options),
     /// Verdicts by read plan against those of whole-file YARA-X, rule by rule.
     Differential(differential::Options),
     /// Answers every open below a mount point with yes; a part of `open`.
@@ -60,6 +66,8 @@ fn main() -> Result<ExitCode> {
         Bench::Holders(options) => holders::run(&options).map(|()| true),
         Bench::Fleet(options) => fleet::run(&options).map(|()| true),
         Bench::Migration(options) => migration::run(&options).map(|()| true),
+        Bench::Footprint(options) => footprint::run(&options).map(|()| true),
+        Bench::Workload(options) => workload::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),
         Bench::Noop { at } => noop::run(&at).map(|()| true),
     };

@@ -53,6 +53,12 @@ pub(crate) enum Command {
     /// Lists of known content, which costs agents neither bytes nor time.
     #[command(subcommand)]
     Allowlist(Box<AllowlistCommand>),
+    /// Write this program's manual pages into a folder.
+    #[command(hide = true)]
+    Manual {
+        /// Where to.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -17,7 +17,7 @@ mod up;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::args::{Args, Command, PkiCommand};
 use crate::place::{ConfigFailure, Place};
@@ -56,6 +56,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Fleet(command) => fleet::run(&place()?, command),
         // Made where images are made, which need not be where lazaret runs.
         Command::Allowlist(command) => lists::run(command),
+        Command::Manual { folder } => Ok(daemon::manual::write(Args::command(), folder)?),
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod log;
+pub mod manual;
 pub mod metrics;
 pub mod notify;
 pub mod signal;

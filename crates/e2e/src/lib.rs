@@ -37,6 +37,10 @@ pub struct Setup {
     pub netns: Option<u8>,
     /// Files to copy onto the file system before it is guarded.
     pub files: Vec<PathBuf>,
+    /// An agent without a supervisor.
+    pub unsupervised: bool,
+    /// An agent in a mount namespace of its own, as a unit with private mounts has.
+    pub private_mounts: bool,
 }
 
 impl System {
@@ -65,6 +69,8 @@ impl System {
             guard: vec![mount.path().to_owned()],
             extra: setup.agent_extra,
             guard_extra: String::new(),
+            unsupervised: setup.unsupervised,
+            private_mounts: setup.private_mounts,
         };
         let dir = scratch.path().join("agent");
         let agent = Agent::start(&dir, &server, &agent_options, netns.as_ref())?;
@@ -148,21 +154,62 @@ pub struct Opened {
 /// # Errors
 /// Where the process cannot be started.
 pub fn open(path: &Path) -> Result<Opened> {
-    let start = Instant::now();
-    let out = Command::new("cat")
-        .arg("--")
-        .arg(path)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .output()?;
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    Ok(Opened {
-        allowed: out.status.success(),
-        denied: said.contains("Operation not permitted"),
-        took: start.elapsed(),
-        said,
-    })
+    Opener::start(path)?.finish()
+}
+
+/// A process that opens and reads a file, and may be waiting for that.
+#[derive(Debug)]
+pub struct Opener {
+    child: std::process::Child,
+    start: Instant,
+}
+
+impl Opener {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// Where the process cannot be started.
+    pub fn start(path: &Path) -> Result<Self> {
+        let start = Instant::now();
+        let child = Command::new("cat")
+            .arg("--")
+            .arg(path)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        Ok(Self { child, start })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// True while it has no answer.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn waits(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// Waits until it has ended; what it got.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn finish(self) -> Result<Opened> {
+        let out = self.child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        Ok(Opened {
+            allowed: out.status.success(),
+            denied: said.contains("Operation not permitted"),
+            took: self.start.elapsed(),
+            said,
+        })
+    }
 }
 
 /// A folder that goes away with the guard.

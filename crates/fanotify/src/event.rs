@@ -1,10 +1,11 @@
 //! Events and their answers.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::identity::FileIdentity;
+use crate::pending::Pending;
 use crate::sys::GroupFd;
 use crate::without::is_off;
 
@@ -56,6 +57,8 @@ pub enum Event {
 pub(crate) struct Answering {
     pub(crate) group: GroupFd,
     pub(crate) default: Answer,
+    /// Who else must know which openers wait.
+    pub(crate) pending: Option<Arc<dyn Pending>>,
 }
 
 /// A process that waits for an answer. Answered exactly once: by [`PermissionEvent::answer`], or
@@ -73,6 +76,19 @@ pub struct PermissionEvent {
 
 impl PermissionEvent {
     pub(crate) fn new(kind: OpenKind, pid: i32, file: OwnedFd, answering: Arc<Answering>) -> Self {
+        if let Some(pending) = &answering.pending {
+            pending.waits(file.as_raw_fd(), kind, pid);
+        }
+        Self::known(kind, pid, file, answering)
+    }
+
+    /// One whose opener the others know of already.
+    pub(crate) fn known(
+        kind: OpenKind,
+        pid: i32,
+        file: OwnedFd,
+        answering: Arc<Answering>,
+    ) -> Self {
         Self {
             kind,
             pid,
@@ -120,13 +136,47 @@ impl PermissionEvent {
         self.send(answer)
     }
 
+    /// Leaves the opener waiting and the descriptor open, for the process that takes over from
+    /// this one: [`Pending`] knows both. Without one, or where the file is shared with a scan,
+    /// the event is answered by the default instead.
+    pub fn leave(mut self) {
+        if self.answering.pending.is_none() {
+            return;
+        }
+        let Some(file) = Arc::get_mut(&mut self.file) else {
+            return;
+        };
+        // The number stays open: whoever takes over finds it by the number alone.
+        if let Ok(held) = file.try_clone() {
+            let file = std::mem::replace(file, held);
+            let _left_open = file.into_raw_fd();
+        } else {
+            // No descriptor left for that: what never ends cannot close it either.
+            let _left_open = Arc::into_raw(Arc::clone(&self.file));
+        }
+        self.answered = true;
+    }
+
     fn send(&self, answer: Answer) -> Result<(), AnswerError> {
         let duplicate = is_off(10).then(|| self.file.try_clone());
         let duplicate = duplicate.and_then(Result::ok);
         let number = duplicate.as_ref().unwrap_or(&*self.file).as_raw_fd();
-        send_or_fall_back(answer, self.answering.default, |answer| {
+        let pending = self.answering.pending.as_deref();
+        if pending.is_some_and(|pending| !pending.claim(number)) {
+            return Err(AnswerError {
+                wanted: answer,
+                fallback: None,
+                elsewhere: true,
+                source: io::ErrorKind::AlreadyExists.into(),
+            });
+        }
+        let sent = send_or_fall_back(answer, self.answering.default, |answer| {
             write_response(&self.answering.group, number, answer)
-        })
+        });
+        if let Some(pending) = pending {
+            pending.settled(number);
+        }
+        sent
     }
 }
 
@@ -147,6 +197,8 @@ pub struct AnswerError {
     pub wanted: Answer,
     /// The answer that the kernel took instead, if any.
     pub fallback: Option<Answer>,
+    /// Another process answered this opener before; ours was not sent.
+    pub elsewhere: bool,
     /// Why the first one was refused. `ENOENT`: no such event is waiting.
     pub source: io::Error,
 }
@@ -162,12 +214,13 @@ fn send_or_fall_back(
     Err(AnswerError {
         wanted,
         fallback: write(fallback).is_ok().then_some(fallback),
+        elsewhere: false,
         source,
     })
 }
 
 /// Writes a `struct fanotify_response`.
-fn write_response(group: &GroupFd, number: i32, answer: Answer) -> io::Result<()> {
+pub(crate) fn write_response(group: &GroupFd, number: i32, answer: Answer) -> io::Result<()> {
     let mut response = [0; 8];
     let (fd, verdict) = response.split_at_mut(4);
     fd.copy_from_slice(&number.to_ne_bytes());

@@ -9,10 +9,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::event::{Answer, Answering, CloseEvent, Event, OpenKind, PermissionEvent};
+use crate::event::{
+    Answer, Answering, CloseEvent, Event, OpenKind, PermissionEvent, write_response,
+};
 use crate::filesystem::FilesystemKind;
 use crate::identity::FileIdentity;
 use crate::parse::{METADATA_LEN, ParseError};
+use crate::pending::Pending;
 use crate::standing::{BreakOwner, NotPlaced, StandingVerdict};
 use crate::sys::{self, ReadFailure, ReceivedEvent};
 use crate::without::is_off;
@@ -69,6 +72,9 @@ pub enum GroupError {
     /// No descriptor for the interrupter.
     #[error("cannot make an eventfd for the group's interrupter")]
     Interrupter(#[source] io::Error),
+    /// What was handed over is no fanotify group.
+    #[error("the descriptor handed over is not a fanotify group")]
+    NotAGroup,
 }
 
 /// A file system could not be marked. Nothing was changed.
@@ -159,7 +165,19 @@ pub enum ReadError {
 pub struct Group {
     answering: Arc<Answering>,
     interrupter: Interrupter,
-    own_pid: i32,
+    own_pids: Vec<i32>,
+}
+
+/// A group that lives longer than the process that reads it.
+#[derive(Debug)]
+pub struct Shared {
+    /// The group, as [`Group::to_fd`] gives it.
+    pub group: OwnedFd,
+    /// Processes whose opens are allowed and not shown: the reader's own, and those it must not
+    /// wait for.
+    pub own_pids: Vec<i32>,
+    /// What the others are told.
+    pub pending: Arc<dyn Pending>,
 }
 
 impl Group {
@@ -170,6 +188,25 @@ impl Group {
     /// See [`GroupError`].
     pub fn new(options: GroupOptions) -> Result<Self, GroupError> {
         let group = sys::init().map_err(GroupError::Init)?;
+        let own_pids = vec![rustix::process::getpid().as_raw_nonzero().get()];
+        Self::around(group, own_pids, options, None)
+    }
+
+    /// The same group, marks and all, in a process that shares it.
+    ///
+    /// # Errors
+    /// See [`GroupError`].
+    pub fn shared(shared: Shared, options: GroupOptions) -> Result<Self, GroupError> {
+        let group = sys::GroupFd::adopt(shared.group).ok_or(GroupError::NotAGroup)?;
+        Self::around(group, shared.own_pids, options, Some(shared.pending))
+    }
+
+    fn around(
+        group: sys::GroupFd,
+        own_pids: Vec<i32>,
+        options: GroupOptions,
+        pending: Option<Arc<dyn Pending>>,
+    ) -> Result<Self, GroupError> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let wake = rustix::event::eventfd(0, flags)
             .map_err(|errno| GroupError::Interrupter(errno.into()))?;
@@ -177,17 +214,58 @@ impl Group {
             answering: Arc::new(Answering {
                 group,
                 default: options.default_answer,
+                pending,
             }),
             interrupter: Interrupter(Arc::new(wake)),
-            own_pid: rustix::process::getpid().as_raw_nonzero().get(),
+            own_pids,
         })
+    }
+
+    /// From now on the opens of these processes are allowed and not shown.
+    pub fn set_own_pids(&mut self, own_pids: Vec<i32>) {
+        self.own_pids = own_pids;
+    }
+
+    /// A duplicate of the group's descriptor, to be shared.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn to_fd(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::io::fcntl_dupfd_cloexec(&self.answering.group, 3)?)
+    }
+
+    /// The event of an opener that another process left waiting: this one owns its descriptor
+    /// and answers it from now on.
+    #[must_use]
+    pub fn taken_over(&self, kind: OpenKind, pid: i32, file: OwnedFd) -> Event {
+        let answering = Arc::clone(&self.answering);
+        Event::Permission(PermissionEvent::known(kind, pid, file, answering))
+    }
+
+    /// Answers by number for a process that cannot any more. The caller knows, by what it shares
+    /// with that process, that the number is no other opener's.
+    ///
+    /// # Errors
+    /// `ENOENT`: nobody waits for this number.
+    pub fn answer_number(&self, number: i32, answer: Answer) -> io::Result<()> {
+        write_response(&self.answering.group, number, answer)
+    }
+
+    /// Takes all marks off single files: verdicts stored in the kernel, which nobody keeps true
+    /// when the process is gone that held their leases. The marks on file systems stay.
+    ///
+    /// # Errors
+    /// As `fanotify_mark`.
+    pub fn unmark_files(&self) -> io::Result<()> {
+        let group = &self.answering.group;
+        sys::mark(group, libc::FAN_MARK_FLUSH, 0, group.as_fd(), c".")
     }
 
     /// The same group, which tells of opens by this process too.
     pub(crate) fn showing_own_opens(self) -> Self {
         const NOBODY: i32 = -1;
         Self {
-            own_pid: NOBODY,
+            own_pids: vec![NOBODY],
             ..self
         }
     }
@@ -283,7 +361,23 @@ impl Group {
     /// # Errors
     /// See [`ReadError`]; `OutOfDescriptors` and `Unopenable` concern one event, reading goes on.
     pub fn read<'b>(&self, buffer: &'b mut EventBuffer) -> Result<Events<'b>, ReadError> {
+        let pending = self.answering.pending.as_deref();
+        if let Some(pending) = pending {
+            pending.idle();
+        }
         self.wait()?;
+        if let Some(pending) = pending {
+            pending.reading();
+        }
+        self.read_now(buffer)
+    }
+
+    /// As [`read`](Self::read), for a caller that waits by itself: never sleeps. Without anything
+    /// to read it is `Unopenable(EAGAIN)`.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; never `Interrupted`.
+    pub fn read_now<'b>(&self, buffer: &'b mut EventBuffer) -> Result<Events<'b>, ReadError> {
         let EventBuffer { bytes, events } = buffer;
         events.clear();
         let read = sys::read_events(&self.answering.group, bytes, |received| {
@@ -332,7 +426,7 @@ impl Group {
             OpenKind::Open
         };
         let event = PermissionEvent::new(kind, pid, file, Arc::clone(&self.answering));
-        if pid == self.own_pid && !is_off(1) {
+        if self.own_pids.contains(&pid) && !is_off(1) {
             // An error means that nobody waits any more.
             let _ = event.answer(Answer::Allow);
             return None;
@@ -451,5 +545,12 @@ impl Interrupter {
     pub fn interrupt(&self) {
         // Fails only if the counter is full, and then it is readable already.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for Interrupter {
+    /// For a process that cannot call [`Self::interrupt`]: an eventfd, to be written to.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -11,6 +11,7 @@
 //! | # | trap | here |
 //! |---|---|---|
 //! | 1 | our own open waits for our own answer | [`Group::read`] allows this process's opens at once; the reader's thread itself must open nothing |
+//! | 2 | the last holder of the group dies: every waiting opener is let through | [`Pending`], [`Group::shared`]: a second process holds the group and answers |
 //! | 3 | no descriptor left: every opener gets `EPERM` | [`ReadError::OutOfDescriptors`], [`limits::Reserve`], [`limits::raise_nofile`] |
 //! | 4 | queue full: opens pass unscanned | [`Event::Overflow`]; the kernel's bounded queue is kept |
 //! | 5 | a shared mapping changes a file under an ignore mark | [`standing::StandingVerdict`]: no mark without a lease |
@@ -32,6 +33,7 @@ mod event;
 mod group;
 mod identity;
 mod parse;
+mod pending;
 mod sys;
 #[cfg(not(feature = "without"))]
 mod without;
@@ -47,7 +49,8 @@ pub mod standing;
 pub use event::{Answer, AnswerError, CloseEvent, Event, OpenKind, PermissionEvent};
 pub use group::{
     EventBuffer, Events, Group, GroupError, GroupOptions, Interrupter, MarkError, MarkMask,
-    ReadError,
+    ReadError, Shared,
 };
 pub use identity::{FileIdentity, FileKind, path_of};
 pub use parse::ParseError;
+pub use pending::Pending;

@@ -25,6 +25,20 @@ pub fn raise_nofile() -> io::Result<u64> {
     Ok(maximum.unwrap_or(u64::MAX))
 }
 
+/// Lowers the limits on open descriptors to this number, where they are above it.
+///
+/// # Errors
+/// As `setrlimit`.
+pub fn bound_nofile(most: u64) -> io::Result<()> {
+    let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Nofile);
+    let bound = |limit: Option<u64>| Some(limit.map_or(most, |limit| limit.min(most)));
+    let bounded = Rlimit {
+        current: bound(current),
+        maximum: bound(maximum),
+    };
+    Ok(rustix::process::setrlimit(Resource::Nofile, bounded)?)
+}
+
 /// Spare descriptors, held so that they can be given up at need.
 ///
 /// On [`crate::ReadError::OutOfDescriptors`]: release them, read the queue empty and answer by

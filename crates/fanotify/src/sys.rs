@@ -12,14 +12,24 @@ use rustix::io::Errno;
 
 use crate::parse::{self, ParseError};
 
-/// A descriptor that `fanotify_init` returned. Only [`init`] makes one, so that what is read from
-/// it was written by the kernel.
+/// A descriptor that `fanotify_init` returned, here or in the process that shares it: so what is
+/// read from it was written by the kernel.
 #[derive(Debug)]
 pub(crate) struct GroupFd(OwnedFd);
 
 impl AsFd for GroupFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl GroupFd {
+    /// A descriptor from elsewhere; `None`: it is no fanotify group.
+    pub(crate) fn adopt(fd: OwnedFd) -> Option<Self> {
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        // The kernel's own name for it, which nothing else has.
+        let name = rustix::fs::readlink(link, Vec::new()).ok()?;
+        (name.as_bytes() == b"anon_inode:[fanotify]").then_some(Self(fd))
     }
 }
 

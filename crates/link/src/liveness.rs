@@ -67,8 +67,8 @@ impl Liveness {
             self.pinged_at = Some(now);
             return Pulse::Ping;
         }
-        // What is idle now may be busy in a moment, and nobody tells us then.
-        Pulse::Wait(due.min(now + self.silence.busy))
+        // Whoever makes an idle connection busy has to ask again.
+        Pulse::Wait(due)
     }
 }
 
@@ -108,17 +108,19 @@ mod tests {
         let mut liveness = Liveness::new(SILENCE, start);
         assert_eq!(
             liveness.pulse(at(start, 9), false),
-            Pulse::Wait(at(start, 14))
-        );
-        assert_eq!(
-            liveness.pulse(at(start, 14), false),
             Pulse::Wait(at(start, 15))
         );
+        assert_eq!(
+            liveness.pulse(at(start, 9), true),
+            Pulse::Ping,
+            "what became busy is asked again"
+        );
+        liveness.received(at(start, 0));
         assert_eq!(liveness.pulse(at(start, 15), false), Pulse::Ping);
         liveness.received(at(start, 18));
         assert_eq!(
             liveness.pulse(at(start, 19), false),
-            Pulse::Wait(at(start, 24))
+            Pulse::Wait(at(start, 33))
         );
     }
 }

@@ -10,7 +10,7 @@ mod verdict;
 
 pub use digest::{Digest, DigestParseError, Sha256};
 pub use ids::{Generation, GuestId, ItemId, OrderId};
-pub use policy::{Disposition, Policy, PolicyError, RIDE_ALONG_MAX};
+pub use policy::{Disposition, LateAction, Policy, PolicyError, RIDE_ALONG_MAX};
 pub use ranges::Ranges;
 pub use verdict::{
     AccessClass, Coverage, DETECTIONS_MAX, Detection, Outcome, UnscannedReason, Verdict,

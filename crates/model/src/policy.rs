@@ -14,6 +14,16 @@ pub enum Disposition {
     Deny,
 }
 
+/// What is done about an opener that policy let through before the verdict, and the verdict is
+/// malicious. The file itself is removed, or not, as removal says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LateAction {
+    /// It is told.
+    Report,
+    /// It is told, and the process that opened the file is killed.
+    Kill,
+}
+
 /// What an appliance tells its agents to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
@@ -29,6 +39,8 @@ pub struct Policy {
     pub ride_along_max_bytes: u32,
     /// For malicious content.
     pub on_malicious: Disposition,
+    /// For malicious content whose opener is no longer waiting.
+    pub on_late_malicious: LateAction,
     /// For unscanned content, where `unscanned_rules` has no entry.
     pub on_unscanned: Disposition,
     /// Exceptions to `on_unscanned`.
@@ -73,6 +85,7 @@ impl Default for Policy {
             size_max_bytes: 256 << 20,
             ride_along_max_bytes: 64 << 10,
             on_malicious: Disposition::Deny,
+            on_late_malicious: LateAction::Report,
             on_unscanned: Disposition::Allow,
             unscanned_rules: BTreeMap::new(),
             on_error: Disposition::Allow,

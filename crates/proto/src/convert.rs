@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use model::{
-    AccessClass, Coverage, DETECTIONS_MAX, Detection, Digest, Disposition, Generation, Outcome,
-    Policy, PolicyError, Sha256, UnscannedReason, Verdict,
+    AccessClass, Coverage, DETECTIONS_MAX, Detection, Digest, Disposition, Generation, LateAction,
+    Outcome, Policy, PolicyError, Sha256, UnscannedReason, Verdict,
 };
 
 use crate::v1;
@@ -229,6 +229,22 @@ fn disposition(value: v1::Disposition, default: Disposition) -> Disposition {
     }
 }
 
+fn late_action(value: v1::LateAction) -> LateAction {
+    match value {
+        v1::LateAction::Unspecified | v1::LateAction::Report => LateAction::Report,
+        v1::LateAction::Kill => LateAction::Kill,
+    }
+}
+
+impl From<LateAction> for v1::LateAction {
+    fn from(action: LateAction) -> Self {
+        match action {
+            LateAction::Report => Self::Report,
+            LateAction::Kill => Self::Kill,
+        }
+    }
+}
+
 impl From<&Policy> for v1::Policy {
     fn from(policy: &Policy) -> Self {
         let millis = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
@@ -248,6 +264,7 @@ impl From<&Policy> for v1::Policy {
             on_error: v1::Disposition::from(policy.on_error) as i32,
             context_sensitive: policy.context_sensitive,
             scan_on_close: policy.scan_on_close,
+            on_late_malicious: v1::LateAction::from(policy.on_late_malicious) as i32,
             compress: policy.compress,
         }
     }
@@ -265,6 +282,7 @@ impl TryFrom<v1::Policy> for Policy {
             size_max_bytes: message.size_max_bytes,
             ride_along_max_bytes: message.ride_along_max_bytes,
             on_malicious: disposition(message.on_malicious(), Disposition::Deny),
+            on_late_malicious: late_action(message.on_late_malicious()),
             on_unscanned: disposition(message.on_unscanned(), Disposition::Allow),
             unscanned_rules: message
                 .unscanned_rules

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Netns, Process, Spawn, run, wait_until};
 
@@ -351,6 +352,10 @@ pub struct AgentOptions {
     pub extra: String,
     /// Further lines of the `[guard]` table.
     pub guard_extra: String,
+    /// One process instead of two: what a supervisor prevents, and what it costs.
+    pub unsupervised: bool,
+    /// In a mount namespace of its own, as `PrivateTmp=yes` makes one.
+    pub private_mounts: bool,
 }
 
 /// A running `lazaret-agent run`.
@@ -358,6 +363,10 @@ pub struct AgentOptions {
 pub struct Agent {
     process: Option<Process>,
     dir: PathBuf,
+    unsupervised: bool,
+    private_mounts: bool,
+    /// A process that we did not start has taken over.
+    is_adopted: bool,
     /// Where metrics are served, host:port, in the agent's network namespace.
     pub metrics: String,
 }
@@ -392,6 +401,9 @@ impl Agent {
         let agent = Self {
             process: None,
             dir: dir.to_owned(),
+            unsupervised: options.unsupervised,
+            private_mounts: options.private_mounts,
+            is_adopted: false,
             metrics: format!("127.0.0.1:{}", free_port_on("127.0.0.1")?),
         };
         let text = format!(
@@ -427,12 +439,17 @@ impl Agent {
         let log = self.dir.join("agent.log");
         let spawn = match netns {
             Some(net) => net.spawn("agent", &program, &log),
+            None if self.private_mounts => Spawn::new("agent", "unshare", &log)
+                .args(["--mount", "--propagation", "slave", "--"])
+                .arg(&program),
             None => Spawn::new("agent", &program, &log),
         };
         let process = spawn
             // As its systemd unit does: its memory is measured as it ships.
             .env("MALLOC_ARENA_MAX", "2")
-            .args(["run", "--config"])
+            .arg("run")
+            .args(self.unsupervised.then_some("--unsupervised"))
+            .arg("--config")
             .arg(self.config())
             .start_ready(PATIENCE)?;
         self.process = Some(process);
@@ -477,14 +494,71 @@ impl Agent {
         run(&mut command)
     }
 
-    /// Ends it by SIGKILL.
+    /// Ends both its processes by SIGKILL: nobody guards any more.
     ///
     /// # Errors
-    /// Where it cannot be waited for.
+    /// Where they cannot be found or waited for.
     pub fn kill(&mut self) -> Result<()> {
-        if let Some(process) = self.process.take() {
+        if let Some(mut process) = self.process.take() {
+            // Stopped first, so that neither brings the other back.
+            process.freeze()?;
+            for worker in children_of(process.pid())? {
+                kill_process(worker, Signal::KILL)?;
+            }
             process.kill()?;
         }
+        Ok(())
+    }
+
+    /// The processes of the agent now: supervisor and worker.
+    ///
+    /// # Errors
+    /// Where the agent does not answer.
+    pub fn pids(&self) -> Result<AgentPids> {
+        let status = self.status()?;
+        let pid = |key: &str| {
+            let number = status["supervisor"][key]
+                .as_i64()
+                .context("no supervisor")?;
+            Pid::from_raw(i32::try_from(number)?).context("no process")
+        };
+        Ok(AgentPids {
+            supervisor: pid("pid")?,
+            worker: pid("worker_pid")?,
+        })
+    }
+
+    /// Kills the supervisor alone. Its worker goes on, and another supervisor takes over, which
+    /// is no child of ours.
+    ///
+    /// # Errors
+    /// Where it cannot be killed.
+    pub fn kill_supervisor(&mut self) -> Result<()> {
+        let supervisor = self.pids()?.supervisor;
+        if let Some(process) = self.process.take() {
+            process.kill()?;
+        } else {
+            kill_process(supervisor, Signal::KILL)?;
+        }
+        self.is_adopted = true;
+        Ok(())
+    }
+
+    fn stop_adopted(&mut self) -> Result<()> {
+        self.is_adopted = false;
+        let mut pids = None;
+        // One that is just starting answers soon.
+        wait_until(PATIENCE, || {
+            pids = self.pids().ok();
+            pids.is_some()
+        });
+        let pids = pids.context("the agent does not answer")?;
+        kill_process(pids.supervisor, Signal::TERM)?;
+        let is_gone = |pid: Pid| !Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists();
+        let gone = wait_until(PATIENCE, || {
+            is_gone(pids.supervisor) && is_gone(pids.worker)
+        });
+        ensure!(gone, "the agent does not end");
         Ok(())
     }
 
@@ -497,8 +571,37 @@ impl Agent {
             let status = process.stop()?;
             ensure!(status.success(), "lazaret-agent ended with {status}");
         }
+        if self.is_adopted {
+            self.stop_adopted()?;
+        }
         Ok(())
     }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if self.is_adopted
+            && let Err(error) = self.stop_adopted()
+        {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// The two processes of an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgentPids {
+    /// Holds the group.
+    pub supervisor: Pid,
+    /// Judges.
+    pub worker: Pid,
+}
+
+fn children_of(pid: u32) -> Result<Vec<Pid>> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let pids = children.split_whitespace().map(str::parse);
+    let pids: Vec<i32> = pids.collect::<Result<_, _>>()?;
+    Ok(pids.into_iter().filter_map(Pid::from_raw).collect())
 }
 
 /// The project's own rules.

@@ -5,6 +5,7 @@
 mod clam;
 mod daemons;
 mod databases;
+mod debian;
 mod guest;
 mod host_net;
 mod libvirt;
@@ -17,10 +18,11 @@ mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{
-    Agent, AgentOptions, Apart, ApartOptions, Server, ServerOptions, binary, free_address,
-    rules_dir,
+    Agent, AgentOptions, AgentPids, Apart, ApartOptions, Server, ServerOptions, binary,
+    free_address, rules_dir,
 };
 pub use databases::{Postgres, Redis};
+pub use debian::debian_root;
 pub use guest::{GuestImage, GuestTree};
 pub use host_net::HostNet;
 pub use libvirt::{LibvirtHost, LibvirtListen};

@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod generate;
+mod package;
 #[cfg(test)]
 mod reference;
 mod tally;
@@ -70,6 +71,12 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
+    /// Builds the Debian packages into target/package.
+    Package {
+        /// Installs, upgrades and purges them in a fresh Debian, too. Needs root.
+        #[arg(long)]
+        test: bool,
+    },
     /// Generates crates/proto's code from proto/.
     Gen {
         /// Only compares.
@@ -113,6 +120,7 @@ fn main() -> Result<ExitCode> {
         } => done(cargo::bench(&name, quick, publish)?),
         Task::Differential { arguments } => done(cargo::differential(&arguments)?),
         Task::Sim { seeds, from } => done(cargo::sim(seeds, from)?),
+        Task::Package { test } => done(package::package(test)?),
         Task::Gen { check } => generate::run(check).map(|()| ExitCode::SUCCESS),
         Task::Deny { advisories } => done(check::deny(advisories)?),
         Task::Lint => {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::cargo::{bench, build_programs, cargo, differential};
 use crate::tally::Tally;
-use crate::{check, demo, fuzz, generate};
+use crate::{check, demo, fuzz, generate, package};
 
 /// The suites of `./x test`, in order: what fails fast comes first.
 const SUITES: [&str; 6] = ["lint", "gen", "deny", "tests", "traps", "doc"];
@@ -49,6 +49,10 @@ pub(crate) fn ci() -> Result<Tally> {
     tally.step("bench migration --quick", || {
         bench("migration", true, false)
     });
+    tally.step("bench footprint --quick", || {
+        bench("footprint", true, false)
+    });
+    tally.step("package --test", || package::package(true));
     Ok(tally)
 }
 

@@ -27,14 +27,13 @@ impl Core {
         answered: Answered,
         source: Source,
         actions: &mut Vec<Action>,
-    ) -> Disposition {
+    ) {
         let disposition = self.disposition(answered);
         actions.push(Action::Answer {
             ticket,
             disposition,
             why: Why { answered, source },
         });
-        disposition
     }
 
     /// Ends a file that never became a job.
@@ -47,6 +46,10 @@ impl Core {
     ) {
         let ticket = opened.ticket;
         if opened.class.has_opener() {
+            let allowed = self.disposition(answered) == Disposition::Allow;
+            if debt(answered).is_some() && allowed {
+                actions.push(Action::Provisional { ticket });
+            }
             self.answer(ticket, answered, source, actions);
             if let Some(reason) = debt(answered) {
                 actions.push(Action::LedgerAdd { ticket, reason });
@@ -156,7 +159,8 @@ impl Core {
             }
             None | Some(_) => {}
         }
-        if let (Answered::Malicious, true, Some(digest)) = (answered, job.let_through, job.digest) {
+        let opened_before = job.let_through || job.payback;
+        if let (Answered::Malicious, true, Some(digest)) = (answered, opened_before, job.digest) {
             self.counters.late_malicious += 1;
             actions.push(Action::Late {
                 ticket: lead,
@@ -250,7 +254,11 @@ impl Core {
             return;
         }
         let answered = Answered::Unscanned(reason);
-        let allowed = self.answer(ticket, answered, Source::Local, actions) == Disposition::Allow;
+        let allowed = self.disposition(answered) == Disposition::Allow;
+        if allowed {
+            actions.push(Action::Provisional { ticket });
+        }
+        self.answer(ticket, answered, Source::Local, actions);
         let Some(job) = self.jobs.get_mut(&lead) else {
             return;
         };

@@ -327,6 +327,10 @@ impl Gate {
                 self.answers
                     .insert(*ticket, (*disposition, why.answered, why.source));
             }
+            Action::Provisional { ticket } => {
+                let held = self.held.get(ticket).expect("a ticket of ours");
+                assert!(held.class.has_opener() && !held.answered, "{ticket:?}");
+            }
             Action::Digest { ticket, .. } => {
                 self.assert_held(*ticket);
                 let node = self.held[ticket].key.node;

@@ -17,9 +17,6 @@ const FILE_BYTES_MAX: u64 = 512 << 20;
 /// Bytes appended before the whole is written anew.
 const APPENDED_BYTES_MAX: u64 = 1 << 20;
 
-/// Stands for bytes appended where an append failed: the whole is due, changed since or not.
-const FAILED: u64 = u64::MAX;
-
 /// The ledger cannot be kept.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {doing} the ledger {}", path.display())]
@@ -32,8 +29,10 @@ pub struct LedgerFileError {
 /// The open file.
 pub(crate) struct LedgerFile {
     path: PathBuf,
+    /// The same file as the books append to.
     file: File,
-    appended: u64,
+    /// Something failed: the whole is due, changed since or not.
+    whole_due: bool,
 }
 
 impl LedgerFile {
@@ -45,7 +44,7 @@ impl LedgerFile {
     pub(crate) fn open(
         state_dir: &Path,
         entries_max: usize,
-    ) -> Result<(Self, Ledger), LedgerFileError> {
+    ) -> Result<(Self, Books), LedgerFileError> {
         let path = state_dir.join(FILE);
         let failed = |doing| {
             let path = path.clone();
@@ -65,48 +64,55 @@ impl LedgerFile {
         }
         write_whole(&path, &ledger.snapshot()).map_err(failed("write"))?;
         let file = append_to(&path).map_err(failed("open"))?;
-        let appended = 0;
-        Ok((
-            Self {
-                path,
-                file,
-                appended,
-            },
-            ledger,
-        ))
+        let journal = file.try_clone().map_err(failed("open"))?;
+        let ledger_file = Self {
+            path,
+            file,
+            whole_due: false,
+        };
+        Ok((ledger_file, Books::new(ledger, journal)))
     }
 
-    /// Brings the file up to date with the books.
+    /// Brings the disk up to date with the books.
     ///
     /// # Errors
     /// What was to be written stays due: the next call writes the whole.
     pub(crate) fn write(&mut self, books: &Books) -> Result<(), LedgerFileError> {
-        let written = match books.take_unwritten() {
-            None if self.appended != FAILED => return Ok(()),
-            Some(unwritten) if self.appended <= APPENDED_BYTES_MAX => self.append(&unwritten.lines),
-            None | Some(_) => self.write_anew(books),
+        let written = if self.whole_due || books.appended() > APPENDED_BYTES_MAX {
+            self.write_anew(books)
+        } else {
+            self.append(books)
         };
-        written.map_err(|source| {
-            self.appended = FAILED;
-            LedgerFileError {
-                doing: "write",
-                path: self.path.clone(),
-                source,
-            }
+        self.whole_due = written.is_err();
+        written.map_err(|source| LedgerFileError {
+            doing: "write",
+            path: self.path.clone(),
+            source,
         })
     }
 
-    fn append(&mut self, lines: &str) -> io::Result<()> {
-        self.file.write_all(lines.as_bytes())?;
-        self.appended += lines.len() as u64;
-        self.file.sync_data()
+    fn append(&self, books: &Books) -> io::Result<()> {
+        if books.append()? {
+            self.file.sync_data()?;
+        }
+        Ok(())
     }
 
     fn write_anew(&mut self, books: &Books) -> io::Result<()> {
-        write_whole(&self.path, &books.snapshot())?;
-        self.file = append_to(&self.path)?;
-        self.appended = 0;
-        Ok(())
+        let path = &self.path;
+        let whole = books.snapshot();
+        let mut file = write_beside(path, &whole)?;
+        let mut renamed = None;
+        books.replace(|meanwhile| {
+            file.write_all(meanwhile.as_bytes())?;
+            std::fs::rename(beside(path), path)?;
+            let journal = append_to(path)?;
+            renamed = Some(journal.try_clone()?);
+            Ok(journal)
+        })?;
+        self.file = renamed.ok_or(io::ErrorKind::NotFound)?;
+        self.file.sync_data()?;
+        sync_folder(path)
     }
 }
 
@@ -127,13 +133,25 @@ fn append_to(path: &Path) -> io::Result<File> {
 
 /// Written beside, then renamed: a crash leaves the old one or the new one.
 fn write_whole(path: &Path, text: &str) -> io::Result<()> {
-    let beside = path.with_extension("new");
+    write_beside(path, text)?;
+    std::fs::rename(beside(path), path)?;
+    sync_folder(path)
+}
+
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+fn write_beside(path: &Path, text: &str) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(&beside)?;
+    let mut file = options.open(beside(path))?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    std::fs::rename(&beside, path)?;
+    Ok(file)
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     File::open(dir)?.sync_all()
 }
@@ -146,15 +164,14 @@ mod tests {
     #[test]
     fn debts_outlive_the_agent() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut file, ledger) = LedgerFile::open(dir.path(), 10).unwrap();
-        let books = Books::new(ledger);
+        let (mut file, books) = LedgerFile::open(dir.path(), 10).unwrap();
         books.add(b"/a\n", UnscannedReason::Deadline);
         books.add(b"/b", UnscannedReason::Deadline);
         books.paid(b"/b");
         books.overflowed();
         file.write(&books).unwrap();
         books.add(b"/c", UnscannedReason::Unreachable);
-        file.appended = APPENDED_BYTES_MAX + 1;
+        file.whole_due = true;
         file.write(&books).unwrap();
         let (_, read) = LedgerFile::open(dir.path(), 10).unwrap();
         assert_eq!(read.totals(), books.totals());
@@ -163,16 +180,49 @@ mod tests {
     }
 
     #[test]
+    fn a_killed_agents_debts_are_known_without_a_write_of_the_keepers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut file, books) = LedgerFile::open(dir.path(), 10).unwrap();
+        books.add(b"/a", UnscannedReason::Deadline);
+        books.overflowed();
+        let totals = || LedgerFile::open(dir.path(), 10).unwrap().1.totals();
+        assert_eq!((totals().open_entries, totals().overflow_total), (1, 1));
+        // That opening wrote the file anew; this agent's next whole replaces it.
+        file.whole_due = true;
+        file.write(&books).unwrap();
+        books.add(b"/b", UnscannedReason::Deadline);
+        assert_eq!((totals().open_entries, totals().overflow_total), (2, 1));
+    }
+
+    #[test]
+    fn what_comes_while_the_whole_is_written_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, books) = LedgerFile::open(dir.path(), 10).unwrap();
+        books.add(b"/a", UnscannedReason::Deadline);
+        let path = dir.path().join(FILE);
+        let mut beside_it = write_beside(&path, &books.snapshot()).unwrap();
+        books.add(b"/b", UnscannedReason::Deadline);
+        let put = |meanwhile: &str| {
+            beside_it.write_all(meanwhile.as_bytes())?;
+            std::fs::rename(beside(&path), &path)?;
+            append_to(&path)
+        };
+        books.replace(put).unwrap();
+        books.add(b"/c", UnscannedReason::Deadline);
+        let (_, read) = LedgerFile::open(dir.path(), 10).unwrap();
+        assert_eq!(read.totals().open_entries, 3);
+    }
+
+    #[test]
     fn what_could_not_be_written_is_written_without_a_further_change() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut file, ledger) = LedgerFile::open(dir.path(), 10).unwrap();
-        let books = Books::new(ledger);
+        let (mut file, books) = LedgerFile::open(dir.path(), 10).unwrap();
         books.add(b"/a", UnscannedReason::Deadline);
-        let beside = dir.path().join(FILE).with_extension("new");
-        std::fs::create_dir(&beside).unwrap();
-        file.appended = APPENDED_BYTES_MAX + 1;
+        let in_the_way = beside(&dir.path().join(FILE));
+        std::fs::create_dir(&in_the_way).unwrap();
+        file.whole_due = true;
         assert!(file.write(&books).is_err(), "a folder is in the way");
-        std::fs::remove_dir(&beside).unwrap();
+        std::fs::remove_dir(&in_the_way).unwrap();
         file.write(&books).unwrap();
         let (_, read) = LedgerFile::open(dir.path(), 10).unwrap();
         assert_eq!(read.totals().open_entries, 1);
@@ -182,15 +232,16 @@ mod tests {
     fn a_damaged_ledger_is_put_aside_and_said_to_be_lost() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE), "+ deadline 2f61\nnonsense\n").unwrap();
-        let (_, ledger) = LedgerFile::open(dir.path(), 10).unwrap();
-        assert_eq!(ledger.totals().overflow_total, 1);
-        assert_eq!(ledger.totals().open_entries, 1);
+        let (_, books) = LedgerFile::open(dir.path(), 10).unwrap();
+        assert_eq!(books.totals().overflow_total, 1);
+        assert_eq!(books.totals().open_entries, 1);
         assert!(dir.path().join(DAMAGED).exists());
     }
 
     #[test]
     fn a_file_without_a_name_needs_a_full_scan() {
-        let books = Books::new(Ledger::new(10));
+        let dir = tempfile::tempdir().unwrap();
+        let (_, books) = LedgerFile::open(dir.path(), 10).unwrap();
         books.add(b"", UnscannedReason::Deadline);
         assert_eq!(books.totals().overflow_total, 1);
         assert_eq!(books.totals().open_entries, 0);

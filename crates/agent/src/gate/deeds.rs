@@ -1,19 +1,20 @@
 //! Actions of the core, with what they need taken out of the files held; then carried out.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use agent_core::{Action, Answered, Fallen, FileKey, Input, Source, StandingId, Ticket, Why};
 use bytes::Bytes;
 use daemon::log::escape;
-use fanotify::{Answer, PermissionEvent};
+use fanotify::{Answer, FileIdentity, PermissionEvent};
 use link::Priority;
-use model::{AccessClass, Digest, Disposition, Outcome, UnscannedReason};
+use model::{AccessClass, Digest, Disposition, LateAction, Outcome, UnscannedReason};
 use proto::v1::{self, envelope::Body};
 
-use super::content::Content;
+use super::content::{Content, key_of};
 use super::standing::Standing;
 use super::trace::{self, Stages};
 use super::workers::{HashTask, UploadTask};
@@ -38,6 +39,11 @@ pub(super) enum Deed {
         opened_at: Duration,
         /// Whose way it went, where it did not join another one's.
         content: Option<Arc<Content>>,
+    },
+    Suspect {
+        pid: i32,
+        key: FileKey,
+        opened_at: Duration,
     },
     Place {
         standing: StandingId,
@@ -93,6 +99,14 @@ impl Preparation<'_> {
                 disposition,
                 why,
             } => self.answer(ticket, disposition, why)?,
+            Action::Provisional { ticket } => {
+                let held = self.held.get(&ticket)?;
+                Deed::Suspect {
+                    pid: held.event.as_ref()?.pid,
+                    key: held.key,
+                    opened_at: held.opened_at,
+                }
+            }
             Action::Place {
                 ticket,
                 standing,
@@ -212,6 +226,14 @@ impl Gate {
                 self.standing.lift();
                 None
             }
+            Deed::Suspect {
+                pid,
+                key,
+                opened_at,
+            } => {
+                self.suspect(pid, key, self.now().saturating_sub(opened_at));
+                None
+            }
             Deed::Hash(task) => {
                 let ticket = task.ticket;
                 let refused = self.queues.hash(task).is_err();
@@ -276,17 +298,35 @@ impl Gate {
         let taken = event.answer(answer);
         let now = self.now();
         let waited = now.saturating_sub(opened_at);
-        self.tally.answered(disposition, why, waited);
         if let Err(error) = taken {
+            if error.elsewhere {
+                return self.answered_before(&file, pid, why, waited);
+            }
             self.tally.answers_refused.add(1);
             tracing::debug!(%error, "the kernel refused an answer");
         }
+        self.tally.answered(disposition, why, waited);
         if self.trace.wants(why.source) {
             let path = fanotify::path_of(&file).unwrap_or_default();
             let how = (disposition, why);
             self.trace.note((path, pid), how, stages, (opened_at, now));
         }
         self.log_answer(&file, pid, disposition, why);
+    }
+
+    /// The supervisor had answered this opener, whose budget was over. What the core gives now is
+    /// a late verdict; a debt it enters itself.
+    fn answered_before(&self, file: &Arc<OwnedFd>, pid: i32, why: Why, waited: Duration) {
+        let Ok(identity) = FileIdentity::of(file.as_fd()) else {
+            return;
+        };
+        let key = key_of(&identity);
+        self.suspect(pid, key, waited);
+        if why.answered == Answered::Malicious {
+            let recalled = self.recall_openers(&key);
+            let path = fanotify::path_of(file).unwrap_or_default();
+            self.told_late(&format!("answered at the deadline{recalled}"), &path);
+        }
     }
 
     /// Answers an opener that the core never sees, because its file cannot be looked at, and
@@ -297,10 +337,9 @@ impl Gate {
             answered: Answered::Unscanned(reason),
             source: Source::Local,
         };
-        let file = event.file();
+        let path = fanotify::path_of(event.fd()).unwrap_or_default();
+        self.books.add(&path, reason);
         self.answer(event, (disposition, why), self.now(), trace::JOINED);
-        self.books
-            .add(&fanotify::path_of(&file).unwrap_or_default(), reason);
     }
 
     /// Only what a person may want to know; verdicts are logged where they arrive.
@@ -366,12 +405,37 @@ impl Gate {
     }
 
     fn late(&self, content: &Content, digest: Digest) {
-        let path = content.path();
-        self.send_alert("late_malicious", &format!("content {digest}"), path);
+        let recalled = self.recall_openers(&content.key);
+        self.told_late(&format!("content {digest}{recalled}"), content.path());
+    }
+
+    /// Remembers an opener that is let through without a verdict, if policy wants it killed when
+    /// a bad one comes.
+    pub(super) fn suspect(&self, pid: i32, key: FileKey, age: Duration) {
+        if self.kills_late.load(Ordering::Relaxed) {
+            self.suspects.add(pid, key, age);
+        }
+    }
+
+    /// Does what policy says to those who opened this; told in words.
+    fn recall_openers(&self, key: &FileKey) -> String {
+        if self.policy().on_late_malicious != LateAction::Kill {
+            return String::new();
+        }
+        let killed = self.suspects.kill(key);
+        self.tally.openers_killed.add(killed.pids.len() as u64);
+        for pid in &killed.pids {
+            tracing::warn!(pid, "killed: it had opened malicious content");
+        }
+        format!("; killed {:?}, {} had ended", killed.pids, killed.gone)
+    }
+
+    fn told_late(&self, what: &str, path: &[u8]) {
+        self.send_alert("late_malicious", what, path);
         if let Some(suppressed) = self.lines.late.allow(Instant::now()) {
             tracing::warn!(
                 path = %escape(path),
-                %digest,
+                what,
                 suppressed,
                 "malicious, and let through before the verdict came"
             );

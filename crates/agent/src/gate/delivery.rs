@@ -144,6 +144,12 @@ impl Delivery {
         }
     }
 
+    /// Something was offered, or is being fetched: it is to be looked at again soon.
+    pub(crate) fn is_busy(&self, in_force: impl Fn(&str) -> Option<u64>) -> bool {
+        let is_wanted = |offer: &AllowlistOffer| self.wants(offer, &in_force);
+        self.fetching.is_some() || self.fetched.is_some() || self.offers.iter().any(is_wanted)
+    }
+
     /// A list that is whole.
     pub(crate) fn take_fetched(&mut self) -> Option<Fetched> {
         self.fetched.take()

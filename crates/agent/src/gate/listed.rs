@@ -32,12 +32,28 @@ impl Gate {
     /// The appliance says which lists it has.
     pub(crate) fn offered(&self, offers: v1::AllowlistOffers) {
         self.delivery().offered(offers.offers, Instant::now());
+        self.bell.ring();
     }
 
     /// A piece of a list came; the next one is asked for.
     pub(crate) fn part(&self, part: &v1::AllowlistPart) {
         let next = self.delivery().part(part, Instant::now());
         self.fetch(next);
+        self.bell.ring();
+    }
+
+    /// A list is to be fetched: [`deliver`](Self::deliver) is wanted again soon.
+    pub(crate) fn is_delivering(&self) -> bool {
+        let Some(shelf) = &self.shelf else {
+            return false;
+        };
+        let lists = shelf.in_force();
+        let in_force = |name: &str| {
+            let file = self.fetched_files.get(name)?;
+            let list = lists.iter().find(|list| list.path == *file)?;
+            Some(list.serial)
+        };
+        self.delivery().is_busy(in_force)
     }
 
     pub(crate) fn delivery_lost(&self) {

@@ -16,6 +16,7 @@ use fanotify::{
     PermissionEvent, ReadError, lease,
 };
 use model::{AccessClass, UnscannedReason};
+use supervisor::Inherited;
 
 use super::Gate;
 use super::content::{Content, Medium, key_of};
@@ -80,6 +81,47 @@ impl<'a> Reader<'a> {
                     return Err(error);
                 }
             }
+        }
+    }
+
+    /// What an earlier worker left: openers that wait, and files that nobody could judge.
+    pub(crate) fn inherit(&mut self, left: Inherited) {
+        let gate = self.gate;
+        let (file, owed) = match left {
+            Inherited::Opener(event) => return self.look_at(event),
+            Inherited::File { file, owed } => (file, owed),
+        };
+        if let Some((pid, age)) = owed {
+            let path = fanotify::path_of(&file).unwrap_or_default();
+            gate.books.add(&path, UnscannedReason::Deadline);
+            if let Ok(identity) = FileIdentity::of(file.as_fd()) {
+                gate.suspect(pid, key_of(&identity), age);
+            }
+        }
+        let is_owed = owed.is_some();
+        let looked = catch_unwind(AssertUnwindSafe(|| self.judge(Arc::new(file), is_owed)));
+        if looked.is_err() {
+            gate.tally.panics.add(1);
+        }
+    }
+
+    /// Judges a file that nobody waits for.
+    fn judge(&mut self, file: Arc<OwnedFd>, owed: bool) {
+        let unwritten = lease::is_unwritten(file.as_fd());
+        let Ok(identity) = FileIdentity::of(file.as_fd()) else {
+            return;
+        };
+        if identity.kind != FileKind::Regular || identity.size == 0 {
+            return;
+        }
+        let class = if owed {
+            AccessClass::Ledger
+        } else {
+            AccessClass::CloseWrite
+        };
+        if let Some(content) = self.content(file, &identity, class, 0) {
+            let writer_free = unwritten && content.medium.cacheable;
+            self.gate.take_in(None, content, writer_free);
         }
     }
 

@@ -54,6 +54,8 @@ pub(crate) struct Tally {
     pub(crate) hashed_files: Count,
     pub(crate) hashed_bytes: Count,
     pub(crate) content_bytes_sent: Count,
+    /// Processes killed for having opened what a late verdict called malicious.
+    pub(crate) openers_killed: Count,
     pub(crate) orders_done: Count,
     pub(crate) orders_refused: Count,
     /// Programs that were run from memory.

@@ -26,6 +26,8 @@ use crate::gate::content::Content;
 /// Room for one message; the connector sends one in each datagram.
 const MESSAGE_BYTES: usize = 1024;
 
+const PROC_EVENT_EXEC: u32 = 2;
+
 /// Tells of each exec on this machine.
 struct Execs(OwnedFd);
 
@@ -39,7 +41,11 @@ impl Execs {
         let socket =
             rustix::net::socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol)?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, CN_IDX_PROC))?;
-        rustix::net::send(&socket, &listen(), SendFlags::empty())?;
+        rustix::net::send(&socket, &listen(None), SendFlags::empty())?;
+        // Since 6.6: nothing else wakes us. An older kernel does not know this question, and goes
+        // by the one before.
+        let only_execs = listen(Some(PROC_EVENT_EXEC));
+        rustix::net::send(&socket, &only_execs, SendFlags::empty())?;
         Ok(Self(socket))
     }
 
@@ -62,27 +68,33 @@ impl Execs {
     }
 }
 
-/// `PROC_CN_MCAST_LISTEN`, in a connector's message in a netlink message.
-fn listen() -> Vec<u8> {
+/// `PROC_CN_MCAST_LISTEN`, to all that processes do or to one kind of it, in a connector's message
+/// in a netlink message.
+fn listen(only: Option<u32>) -> Vec<u8> {
     const NLMSG_DONE: u16 = 3;
     const LISTEN: u32 = 1;
+    /// Of `struct nlmsghdr` and `struct cn_msg`.
+    const HEADERS_LEN: u32 = 36;
+    let wanted = [Some(LISTEN), only].into_iter().flatten();
+    let wanted: Vec<u8> = wanted.flat_map(u32::to_ne_bytes).collect();
+    // Four or eight.
+    let wanted_len = wanted.len() as u16;
     let mut message = Vec::new();
-    message.extend(40_u32.to_ne_bytes());
+    message.extend((HEADERS_LEN + u32::from(wanted_len)).to_ne_bytes());
     message.extend(NLMSG_DONE.to_ne_bytes());
     message.extend([0; 10]);
     // CN_IDX_PROC, CN_VAL_PROC.
     message.extend(1_u32.to_ne_bytes());
     message.extend(1_u32.to_ne_bytes());
     message.extend([0; 8]);
-    message.extend(4_u16.to_ne_bytes());
+    message.extend(wanted_len.to_ne_bytes());
     message.extend([0; 2]);
-    message.extend(LISTEN.to_ne_bytes());
+    message.extend(wanted);
     message
 }
 
 /// The process that a message says to have run a program; `None`: it says something else.
 fn exec_in(message: &[u8]) -> Option<i32> {
-    const PROC_EVENT_EXEC: u32 = 2;
     /// After `struct nlmsghdr` (16 bytes) and `struct cn_msg` (20).
     const EVENT_AT: usize = 36;
     /// After what happened, the processor and the time.
@@ -200,6 +212,7 @@ mod tests {
 
     #[test]
     fn the_question_is_as_long_as_it_says() {
-        assert_eq!(listen().len(), 40);
+        assert_eq!(listen(None).len(), 40);
+        assert_eq!(listen(Some(PROC_EVENT_EXEC)).len(), 44);
     }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use model::{Disposition, Policy};
+use model::{Disposition, LateAction, Policy};
 use pki::LIFETIME;
 use proto::v1::{self, OrderStatus, TurnKind, envelope::Body};
 
@@ -127,6 +127,62 @@ fn a_silent_appliance_does_not_hold_openers_for_ever() {
         book.reports.last().is_some_and(|r| r.paid_total == 1)
     });
     assert_eq!(rig.read("bad"), Got::Denied);
+}
+
+/// A process that opens the file and lives on.
+fn keeper_of(rig: &Rig, name: &str) -> std::process::Child {
+    std::process::Command::new("tail")
+        .args(["-f", "--"])
+        .arg(rig.path(name))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn a_late_verdict_kills_whoever_opened_the_file_by_policy() {
+    use std::os::unix::process::ExitStatusExt;
+    let policy = Policy {
+        on_late_malicious: LateAction::Kill,
+        ..hasty()
+    };
+    let rig = Rig::new(policy);
+    let shared = rig.shared();
+    shared.book().silent = true;
+    rig.put("bad", BAD);
+    rig.put("good", b"good");
+    let mut of_bad = keeper_of(&rig, "bad");
+    let mut of_good = keeper_of(&rig, "good");
+    rig.wait_for("the ledger entries", |s| s["ledger"]["open_entries"] == 2);
+    shared.speak();
+    let ended = of_bad.wait().unwrap();
+    assert_eq!(ended.signal(), Some(9), "{ended}");
+    shared.wait("the alert", |book| !book.alerts.is_empty());
+    let detail = shared.book().alerts[0].detail.clone();
+    assert!(
+        detail.contains(&format!("killed [{}]", of_bad.id())),
+        "{detail}"
+    );
+    rig.wait_for("the payment", |s| s["ledger"]["open_entries"] == 0);
+    assert!(of_good.try_wait().unwrap().is_none());
+    of_good.kill().unwrap();
+    of_good.wait().unwrap();
+}
+
+#[test]
+fn a_late_verdict_is_only_told_unless_policy_says_more() {
+    let rig = Rig::new(hasty());
+    let shared = rig.shared();
+    shared.book().silent = true;
+    rig.put("bad", BAD);
+    let mut opener = keeper_of(&rig, "bad");
+    rig.wait_for("the ledger entry", |s| s["ledger"]["open_entries"] == 1);
+    shared.speak();
+    shared.wait("the alert", |book| !book.alerts.is_empty());
+    rig.wait_for("the payment", |s| s["ledger"]["open_entries"] == 0);
+    assert!(opener.try_wait().unwrap().is_none());
+    opener.kill().unwrap();
+    opener.wait().unwrap();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::{Disposition, Policy, RIDE_ALONG_MAX, UnscannedReason};
+use model::{Disposition, LateAction, Policy, RIDE_ALONG_MAX, UnscannedReason};
 use prost::Message;
 use proto::v1;
 use serde::Deserialize;
@@ -25,6 +25,8 @@ pub struct PolicyConfig {
     pub ride_along_max_bytes: Ranged<0, { RIDE_ALONG_MAX as u64 }>,
     /// `deny` or `allow`. `deny`.
     pub on_malicious: Answer,
+    /// `report` or `kill`: about an opener that was let through before the verdict. `report`.
+    pub on_late_malicious: Late,
     /// `deny` or `allow`, where `unscanned` has no entry. `allow`.
     pub on_unscanned: Answer,
     /// `deny` or `allow`. `allow`.
@@ -45,6 +47,25 @@ pub enum Answer {
     Allow,
     /// The open fails with EPERM.
     Deny,
+}
+
+/// What is done about an opener that was let through before a malicious verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Late {
+    /// It is told.
+    Report,
+    /// It is told, and the process is killed.
+    Kill,
+}
+
+impl From<Late> for LateAction {
+    fn from(late: Late) -> Self {
+        match late {
+            Late::Report => Self::Report,
+            Late::Kill => Self::Kill,
+        }
+    }
 }
 
 impl From<Answer> for Disposition {
@@ -83,6 +104,7 @@ impl Default for PolicyConfig {
             size_max_bytes: Ranged::new(policy.size_max_bytes),
             ride_along_max_bytes: Ranged::new(policy.ride_along_max_bytes.into()),
             on_malicious: Answer::Deny,
+            on_late_malicious: Late::Report,
             on_unscanned: Answer::Allow,
             on_error: Answer::Allow,
             unscanned: BTreeMap::new(),
@@ -103,6 +125,7 @@ impl PolicyConfig {
             size_max_bytes: self.size_max_bytes.get(),
             ride_along_max_bytes: self.ride_along_max_bytes.u32(),
             on_malicious: self.on_malicious.into(),
+            on_late_malicious: self.on_late_malicious.into(),
             on_unscanned: self.on_unscanned.into(),
             unscanned_rules: self
                 .unscanned

@@ -2,7 +2,7 @@
 
 mod outcome;
 mod scenarios;
-mod stage;
+pub(crate) mod stage;
 mod summary;
 mod wire;
 

@@ -312,7 +312,7 @@ impl Keeper {
         let mut term = first;
         loop {
             match term.take() {
-                Some(leading) => self.lead(leading).await,
+                Some(leading) => Box::pin(self.lead(leading)).await,
                 None => self.follow().await,
             }
             if self.is_stopping() {
@@ -353,18 +353,16 @@ impl Keeper {
     async fn lead(&mut self, mut term: Term) {
         let mut wait = TICK;
         loop {
-            match tokio::time::timeout(wait, self.waiting.recv()).await {
-                Ok(Some(work)) => {
-                    let clock = self.clock();
+            let said = tokio::time::timeout(wait, self.waiting.recv()).await;
+            if let Ok(Some(work)) = said {
+                let clock = self.clock();
+                work(Ok((&mut term.lead, clock)));
+                for _ in 1..APPLIED_AT_ONCE {
+                    let Ok(work) = self.waiting.try_recv() else {
+                        break;
+                    };
                     work(Ok((&mut term.lead, clock)));
-                    for _ in 1..APPLIED_AT_ONCE {
-                        let Ok(work) = self.waiting.try_recv() else {
-                            break;
-                        };
-                        work(Ok((&mut term.lead, clock)));
-                    }
                 }
-                Ok(None) | Err(_) => {}
             }
             if self.is_stopping() {
                 let settled = self.settle(&mut term).await;

@@ -194,6 +194,15 @@ async fn people(fleet: &Fleet, vms: u64, sent: &Sent) {
         .unwrap();
 }
 
+/// Waits until so many lists are written down.
+async fn until_written(store: &Store, lists: usize) {
+    let until = Instant::now() + PATIENCE;
+    while store.load(0).await.unwrap().placements.len() < lists {
+        assert!(Instant::now() < until, "nothing is written down");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 fn keep(sent: &Sent, told: Told) -> bool {
     if let Told::Place(place) = told {
         let guest = GuestId::from_slice(&place.guest_id).unwrap();
@@ -224,8 +233,6 @@ async fn rows_are_kept(store: &Store) {
     until_leads(&fleet).await;
     let sent = Sent::default();
     people(&fleet, 300, &sent).await;
-    // After everything before it was written.
-    fleet.with(|_, _| ()).await.unwrap();
     fleet.stop().await;
     let loaded = store.load(10_000).await.unwrap();
     assert_eq!(
@@ -269,6 +276,7 @@ async fn a_crash_loses_nothing(store: &Store) {
         let fleet = Fleet::start(store.clone(), config("one")).await.unwrap();
         until_leads(&fleet).await;
         people(&fleet, 40, &sent).await;
+        until_written(store, 40).await;
         let moving = fleet.clone();
         let migrations = tokio::spawn(async move {
             for step in 0..400_u64 {
@@ -360,6 +368,7 @@ async fn of_two_controllers_one_places_and_the_other_takes_over() {
     until_leads(&first).await;
     let sent = Sent::default();
     people(&first, 10, &sent).await;
+    until_written(&postgres.store().await, 10).await;
     let second = Fleet::start(postgres.store().await, config("second"))
         .await
         .unwrap();

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::registry;
 
-pub use serve::{ServeError, Server, serve};
+pub use serve::{ServeError, Server, serve, serve_fresh};
 
 /// Counts up; rendered with the suffix `_total`.
 pub type Counter = prometheus_client::metrics::counter::Counter<u64, AtomicU64>;

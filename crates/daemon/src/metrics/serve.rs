@@ -69,6 +69,19 @@ impl Drop for Server {
 /// # Errors
 /// The address is not a loopback address, or cannot be had.
 pub fn serve(addr: SocketAddr, registry: Registry) -> Result<Server, ServeError> {
+    serve_fresh(addr, registry, || {})
+}
+
+/// As [`serve`], with values that `refresh` brings up to date before each answer: nothing has to
+/// be copied while nobody asks.
+///
+/// # Errors
+/// The address is not a loopback address, or cannot be had.
+pub fn serve_fresh(
+    addr: SocketAddr,
+    registry: Registry,
+    refresh: impl Fn() + Send + 'static,
+) -> Result<Server, ServeError> {
     if !addr.ip().is_loopback() {
         return Err(ServeError::NotLoopback(addr));
     }
@@ -80,7 +93,7 @@ pub fn serve(addr: SocketAddr, registry: Registry) -> Result<Server, ServeError>
     let thread = std::thread::Builder::new()
         .name("metrics".into())
         .stack_size(128 * 1024)
-        .spawn(move || run(&listener, &registry, &stopped))
+        .spawn(move || run(&listener, &registry, &refresh, &stopped))
         .map_err(ServeError::Thread)?;
     Ok(Server {
         addr: bound,
@@ -89,10 +102,11 @@ pub fn serve(addr: SocketAddr, registry: Registry) -> Result<Server, ServeError>
     })
 }
 
-fn run(listener: &TcpListener, registry: &Registry, stop: &AtomicBool) {
+fn run(listener: &TcpListener, registry: &Registry, refresh: &impl Fn(), stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
         match listener.accept() {
             Ok((stream, _)) if !stop.load(Ordering::Acquire) => {
+                refresh();
                 if let Err(error) = answer(stream, registry) {
                     tracing::debug!(%error, "metrics client");
                 }

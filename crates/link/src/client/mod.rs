@@ -49,7 +49,7 @@ pub struct Limits {
     pub backoff_max: Duration,
     /// Silence before a ping while something is outstanding. 5 s.
     pub ping_busy_after: Duration,
-    /// Silence before a ping otherwise. 15 s.
+    /// Silence before a ping otherwise: the kernel's keep-alive finds dead machines sooner. 300 s.
     pub ping_idle_after: Duration,
     /// Silence after a ping that means death. 5 s.
     pub dead_after: Duration,
@@ -76,7 +76,7 @@ impl Default for Limits {
             backoff_min: Duration::from_millis(200),
             backoff_max: Duration::from_secs(10),
             ping_busy_after: Duration::from_secs(5),
-            ping_idle_after: Duration::from_secs(15),
+            ping_idle_after: Duration::from_secs(300),
             dead_after: Duration::from_secs(5),
             goodbye_linger: Duration::from_secs(3),
             leave_linger: Duration::from_secs(60),

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -28,6 +28,8 @@ pub(crate) struct Session {
     data_waiters: AtomicUsize,
     keeper: Mutex<Keeper>,
     keeper_wakes: Condvar,
+    /// The keeper has gone to sleep with nothing outstanding.
+    is_keeper_idle: AtomicBool,
     pub(crate) backpressure: AtomicU64,
 }
 
@@ -68,6 +70,7 @@ impl Session {
                 unanswered: Vec::new(),
             }),
             keeper_wakes: Condvar::new(),
+            is_keeper_idle: AtomicBool::new(false),
             backpressure: AtomicU64::new(0),
         }
     }
@@ -115,7 +118,20 @@ impl Session {
             });
         }
         self.pump();
+        self.wake_idle_keeper();
         Ok(())
+    }
+
+    /// What is outstanding now is to be watched more closely. At most once for each of the
+    /// keeper's sleeps: a busy link does not wake it with every frame.
+    fn wake_idle_keeper(&self) {
+        if self.is_keeper_idle.load(Ordering::SeqCst)
+            && self.is_keeper_idle.swap(false, Ordering::SeqCst)
+        {
+            // The keeper holds the lock from its look until it sleeps.
+            drop(self.keeper());
+            self.keeper_wakes.notify_one();
+        }
     }
 
     /// Sends as much of `bytes` as credit and room allow, waiting for both until `give_up`; the
@@ -382,7 +398,12 @@ impl Session {
                 drop(keeper);
                 return self.end(self.why_lingering());
             }
+            // Before the look: what comes after it finds the keeper idle and wakes it.
+            self.is_keeper_idle.store(true, Ordering::SeqCst);
             let is_busy = keeper.is_wanted || self.exchanges().open_count() > 0;
+            if is_busy {
+                self.is_keeper_idle.store(false, Ordering::SeqCst);
+            }
             let next = match keeper.liveness.pulse(now, is_busy) {
                 Pulse::Wait(next) => next,
                 Pulse::Ping => {

@@ -153,6 +153,9 @@ pub struct Policy {
     /// Scan when a writer closes a file, so that the next open finds a verdict. Unset: no.
     #[prost(bool, tag = "11")]
     pub scan_on_close: bool,
+    /// What is done about an opener that was let through before a malicious verdict. Unset: REPORT.
+    #[prost(enumeration = "LateAction", tag = "45")]
+    pub on_late_malicious: i32,
     /// Agents may compress content. Unset: no.
     #[prost(bool, tag = "30")]
     pub compress: bool,
@@ -352,6 +355,39 @@ impl Disposition {
             "DISPOSITION_UNSPECIFIED" => Some(Self::Unspecified),
             "DISPOSITION_ALLOW" => Some(Self::Allow),
             "DISPOSITION_DENY" => Some(Self::Deny),
+            _ => None,
+        }
+    }
+}
+/// What is done about an opener that policy let through before its file's verdict was malicious.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LateAction {
+    /// Report.
+    Unspecified = 0,
+    /// Tell.
+    Report = 1,
+    /// Tell, and kill the process.
+    Kill = 2,
+}
+impl LateAction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LATE_ACTION_UNSPECIFIED",
+            Self::Report => "LATE_ACTION_REPORT",
+            Self::Kill => "LATE_ACTION_KILL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LATE_ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "LATE_ACTION_REPORT" => Some(Self::Report),
+            "LATE_ACTION_KILL" => Some(Self::Kill),
             _ => None,
         }
     }

@@ -73,6 +73,7 @@ pub(crate) fn policy() -> v1::Policy {
         on_error: v1::Disposition::Allow as i32,
         context_sensitive: true,
         scan_on_close: true,
+        on_late_malicious: v1::LateAction::Kill as i32,
         compress: true,
     }
 }
