@@ -106,12 +106,10 @@ impl Core {
         let Some(vm) = self.vm_of_guest.get(&guest).copied() else {
             return;
         };
-        let turns = self.turns.of_vm.get(&vm).into_iter().flatten();
-        let kind = turns
-            .filter(|(_, own)| **own == turn)
-            .map(|(kind, _)| *kind);
+        let mut turns = self.turns.of_vm.get(&vm).into_iter().flatten();
+        let own = turns.find(|(_, own)| **own == turn);
         // What is another guest's is not this one's to give back.
-        if let Some(kind) = kind.last() {
+        if let Some(kind) = own.map(|(kind, _)| *kind) {
             self.end_turn(clock.now, vm, kind);
         }
     }

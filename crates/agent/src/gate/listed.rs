@@ -79,7 +79,7 @@ impl Gate {
             Some(list.serial)
         };
         let now = Instant::now();
-        if !self.delivery().is_wanted(&in_force, spread, now) {
+        if !self.delivery().is_wanted(in_force, spread, now) {
             return false;
         }
         if may() {

@@ -33,7 +33,7 @@ use daemon::signal::Stop;
 
 use crate::AgentConfig;
 
-pub use args::{ProgressMode, ScanArgs, SizeError};
+pub use args::{ProgressMode, ScanArgs, SizeError, TimeError};
 pub use exclude::{Glob, GlobError};
 pub use journal::JournalError;
 pub use run::{Ended, ScanError, Setup, scan};
