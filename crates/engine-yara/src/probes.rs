@@ -21,7 +21,7 @@ pub(crate) struct Probes {
 /// What is asked together.
 enum Group {
     /// Of YARA-X.
-    Rules(Asked),
+    Rules(Box<Asked>),
     /// `pe.imphash() == "…"`: by what stands there, the plan's probes.
     ImportHash(HashMap<String, Vec<usize>>),
 }
@@ -97,13 +97,13 @@ impl Probes {
                 }
             }
             let rules = compiler.build();
-            probes.groups.push(Group::Rules(Asked {
+            probes.groups.push(Group::Rules(Box::new(Asked {
                 rules,
                 reads,
                 needs: kind.needs,
                 has_modules: kind.has_modules,
                 ids,
-            }));
+            })));
         }
         if let Some(hashes) = hashes {
             probes.add_hashes(hashes);
