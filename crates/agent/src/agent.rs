@@ -29,7 +29,7 @@ use crate::gate::{Gate, timer};
 use crate::guard::everywhere;
 use crate::guard::marks::{GuardError, Marks};
 use crate::guard::scope::Scope;
-use crate::keeper::{Keeper, watch_folders};
+use crate::keeper::{Keeper, Turns, watch_folders};
 use crate::metrics::Published;
 use crate::orders::{Hands, open_vault};
 use crate::placed::{self, Placed};
@@ -176,12 +176,15 @@ impl Agent {
 
         let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
         let (renewed, renewed_end) = bounded(1);
+        // One for each kind of work.
+        let (turns, turns_end) = bounded(2);
         let peer = Arc::new(Mutex::new(Peer::default()));
         let follows_lists = config.appliance.follows_lists();
         let session = Session::new(
             Arc::clone(&gate),
             orders,
             renewed,
+            turns,
             Arc::clone(&peer),
             follows_lists,
         );
@@ -205,6 +208,7 @@ impl Agent {
             credentials,
             state_dir: config.state_dir.clone(),
             renewed: renewed_end,
+            turns: Turns::new(turns_end),
             reported: None,
             fast_paths: None,
             reported_to: None,
