@@ -4,14 +4,15 @@
 //! modulo four one gram of four bytes of the literal is in the table, then looking at every fourth
 //! position meets each occurrence exactly once. A literal of 7 bytes and more has such grams; of a
 //! shorter one some lie across an end, and stand there in all spellings of the byte that is not
-//! known. A look is two multiplications and two bits of one word of a bitmap that stays in the
-//! cache; 64 looks are made without a branch. What passes goes through buckets of literals and a
+//! known. A look is two multiplications and three bits of one word of a bitmap that stays in the
+//! cache; 64 looks are made without a branch. For what passes the word beside that one tells
+//! whether the next two bytes fit; what still passes goes through buckets of literals and a
 //! comparison of four more bytes to that with the whole literal. Case is ignored in grams, so that
 //! literals of any spelling cost no more. The grams are the rarest ones, by the pairs of bytes that
 //! files were measured to have.
 //!
 //! The idea of sampled grams is that of Wu and Manber's multi-pattern search ("A fast algorithm
-//! for multi-pattern searching", 1994) with a fixed stride in place of the shift table; that of two
+//! for multi-pattern searching", 1994) with a fixed stride in place of the shift table; that of some
 //! bits in one word is Putze, Sanders and Singler's blocked Bloom filter (2007).
 
 mod error;

@@ -15,16 +15,23 @@ const LOOKS: usize = 64;
 const WINDOW: usize = LOOKS * STRIDE;
 const _: () = assert!(STRIDE == WIDTH, "a look reads the bytes up to the next");
 
-/// The sizes of bitmaps, in words. The largest fits into the second-level cache.
-const SIZES: [usize; 4] = [1 << 10, 1 << 12, 1 << 14, 1 << 16];
+/// A word of the bitmap of grams, and one for what stands beside these.
+type Pair = [u64; 2];
+/// The sizes of bitmaps, in pairs. The largest fits into the second-level cache.
+const SIZES: [usize; 5] = [1 << 9, 1 << 10, 1 << 11, 1 << 13, 1 << 15];
 /// Where the bitmap may be as large: then one look in some hundreds passes for no reason.
-const GRAMS_PER_WORD: usize = 2;
+const GRAMS_PER_WORD: usize = 3;
 
 /// Odd multipliers that spread a gram over its high bits: one for the word of the bitmap, one for
 /// its bits in the word, one for the bucket.
 const WORD_FACTOR: u32 = 0x9e37_79b1;
 const BITS_FACTOR: u32 = 0x85eb_ca6b;
 const BUCKET_FACTOR: u32 = 0xc2b2_ae3d;
+/// The same for the bytes behind a gram and those before it.
+const BEHIND_FACTOR: u32 = 0x27d4_eb2f;
+const BEFORE_FACTOR: u32 = 0x1656_67b1;
+/// How many bytes on either side of a gram are looked at.
+const BESIDE: usize = 2;
 
 /// A literal that has some gram.
 #[derive(Clone, Copy, Debug)]
@@ -119,8 +126,9 @@ const RARE_MIN: i32 = 4 * 9;
 
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    /// A word for some of the grams, of which each sets three bits there.
-    bitmap: Box<[u64]>,
+    /// A pair for some of the grams: each sets three bits in the first word, and in the second one
+    /// those of [`beside`].
+    bitmap: Box<[Pair]>,
     /// By a hash of the gram: the first of its uses. One more than there are hashes.
     buckets: Box<[u32]>,
     bucket_bits: u32,
@@ -152,23 +160,32 @@ impl Table {
                 entries.push(Entry::new(id as u32, span, literal, place));
             }
         }
-        Table::from_uses(users.len(), uses, entries)
+        Table::from_uses(pool, users.len(), uses, entries)
     }
 
-    fn from_uses(grams: usize, mut uses: Vec<(u32, u32)>, entries: Vec<Entry>) -> Table {
+    fn from_uses(
+        pool: &Pool,
+        grams: usize,
+        mut uses: Vec<(u32, u32)>,
+        entries: Vec<Entry>,
+    ) -> Table {
         let wanted = grams.div_ceil(GRAMS_PER_WORD);
         let words = SIZES.into_iter().find(|words| *words >= wanted);
         let words = words.unwrap_or(SIZES[SIZES.len() - 1]);
         let bucket_bits = grams.next_power_of_two().ilog2().clamp(1, 17);
         let mut table = Table {
-            bitmap: vec![0; words].into(),
+            bitmap: vec![[0; 2]; words].into(),
             buckets: vec![0; (1 << bucket_bits) + 1].into(),
             bucket_bits,
             uses: Box::default(),
             entries: entries.into(),
         };
-        for (gram, _) in &uses {
-            table.bitmap[word_of(*gram, words.ilog2())] |= MASKS[mask_of(*gram)];
+        for (gram, entry) in &uses {
+            let entry = &table.entries[*entry as usize];
+            let literal = &pool.bytes[entry.start as usize..][..usize::from(entry.len)];
+            let pair = &mut table.bitmap[word_of(*gram, words.ilog2())];
+            pair[0] |= MASKS[mask_of(*gram)];
+            pair[1] |= beside(literal, entry.gram_at);
         }
         let bucket = |gram: u32| bucket_of(gram, bucket_bits);
         uses.sort_by_key(|(gram, entry)| (bucket(*gram), *entry));
@@ -201,16 +218,17 @@ impl Table {
             return ControlFlow::Continue(());
         }
         match self.bitmap.len() {
+            0x200 => self.scan_sized::<0x200>(scan),
             0x400 => self.scan_sized::<0x400>(scan),
-            0x1000 => self.scan_sized::<0x1000>(scan),
-            0x4000 => self.scan_sized::<0x4000>(scan),
-            _ => self.scan_sized::<0x10000>(scan),
+            0x800 => self.scan_sized::<0x800>(scan),
+            0x2000 => self.scan_sized::<0x2000>(scan),
+            _ => self.scan_sized::<0x8000>(scan),
         }
     }
 
     /// All sizes are constants here, so that the compiler can drop the bounds checks.
-    fn scan_sized<const WORDS: usize>(&self, scan: &mut Scan) -> ControlFlow<()> {
-        let Some(bitmap) = self.bitmap.first_chunk::<WORDS>() else {
+    fn scan_sized<const PAIRS: usize>(&self, scan: &mut Scan) -> ControlFlow<()> {
+        let Some(bitmap) = self.bitmap.first_chunk::<PAIRS>() else {
             unreachable!("bitmaps are as large as SIZES say");
         };
         let (windows, rest) = scan.data.as_chunks::<WINDOW>();
@@ -218,22 +236,33 @@ impl Table {
         for window in windows {
             let looks = look(bitmap, window);
             if looks != 0 {
-                self.resolve(scan, base, looks)?;
+                self.resolve(bitmap, scan, base, looks)?;
             }
             base += WINDOW;
         }
         let mut padded = [0; WINDOW];
         padded[..rest.len()].copy_from_slice(rest);
         let beyond = u64::MAX.unbounded_shl(rest.len().div_ceil(STRIDE) as u32);
-        self.resolve(scan, base, look(bitmap, &padded) & !beyond)
+        self.resolve(bitmap, scan, base, look(bitmap, &padded) & !beyond)
     }
 
     /// Goes from bits to occurrences.
-    fn resolve(&self, scan: &mut Scan, base: usize, mut looks: u64) -> ControlFlow<()> {
+    fn resolve<const PAIRS: usize>(
+        &self,
+        bitmap: &[Pair; PAIRS],
+        scan: &mut Scan,
+        base: usize,
+        mut looks: u64,
+    ) -> ControlFlow<()> {
         while looks != 0 {
             let at = base + STRIDE * looks.trailing_zeros() as usize;
             looks &= looks - 1;
-            let bucket = bucket_of(gram_at(scan.data, at) | FOLD, self.bucket_bits);
+            let gram = gram_at(scan.data, at) | FOLD;
+            let [_, beside] = bitmap[word_of(gram, PAIRS.ilog2())];
+            if !may_stand(beside, scan.data, at) {
+                continue;
+            }
+            let bucket = bucket_of(gram, self.bucket_bits);
             let first = self.buckets[bucket] as usize;
             let end = self.buckets[bucket + 1] as usize;
             for way in &self.uses[first..end] {
@@ -248,16 +277,55 @@ impl Table {
 
 /// Looks at every fourth position of a window: bit n is set if there may be a gram at 4 * n.
 #[inline(always)]
-fn look<const WORDS: usize>(bitmap: &[u64; WORDS], window: &[u8; WINDOW]) -> u64 {
+fn look<const PAIRS: usize>(bitmap: &[Pair; PAIRS], window: &[u8; WINDOW]) -> u64 {
     let (grams, _) = window.as_chunks::<STRIDE>();
     let mut looks = 0;
     for bytes in grams.iter().rev() {
         let gram = u32::from_le_bytes(*bytes) | FOLD;
-        let word = bitmap[word_of(gram, WORDS.ilog2())];
+        let [word, _] = bitmap[word_of(gram, PAIRS.ilog2())];
         let mask = MASKS[mask_of(gram)];
         looks = looks << 1 | u64::from(word & mask == mask);
     }
     looks
+}
+
+/// Bits for what a literal has beside its gram, where that is known: behind it or else before it.
+/// All bits where neither is known.
+fn beside(literal: &[u8], gram_at: i16) -> u64 {
+    let known = |from: i16| {
+        let from = usize::try_from(from).ok()?;
+        literal.get(from..)?.first_chunk::<BESIDE>()
+    };
+    match (
+        known(gram_at + WIDTH as i16),
+        known(gram_at - BESIDE as i16),
+    ) {
+        (Some(behind), _) => side_mask(*behind, BEHIND_FACTOR),
+        (None, Some(before)) => side_mask(*before, BEFORE_FACTOR),
+        (None, None) => u64::MAX,
+    }
+}
+
+/// Whether some gram that has set bits in `beside` may stand at `at`, by its neighbours.
+#[inline(always)]
+fn may_stand(beside: u64, data: &[u8], at: usize) -> bool {
+    const AROUND: usize = BESIDE + WIDTH + BESIDE;
+    let around = at.checked_sub(BESIDE).and_then(|from| data.get(from..));
+    // At the ends of the data some of the neighbours are missing.
+    let Some([a, b, .., y, z]) = around.and_then(|rest| rest.first_chunk::<AROUND>()) else {
+        return true;
+    };
+    let before = side_mask([*a, *b], BEFORE_FACTOR);
+    let behind = side_mask([*y, *z], BEHIND_FACTOR);
+    (beside & before == before) | (beside & behind == behind)
+}
+
+/// One or two bits for bytes beside a gram, in whatever case.
+#[inline(always)]
+fn side_mask(bytes: [u8; BESIDE], factor: u32) -> u64 {
+    let folded = u32::from(u16::from_le_bytes(bytes)) | FOLD & 0xffff;
+    let spread = folded.wrapping_mul(factor);
+    1 << (spread >> 26) | 1 << (spread >> 20 & 63)
 }
 
 /// The word of a bitmap of `1 << bits` words.
