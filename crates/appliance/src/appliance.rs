@@ -25,6 +25,7 @@ use crate::fleet::{FleetPort, ScanTime};
 use crate::force::Force;
 use crate::guests::{Arrival, Guests, Turned};
 use crate::identity::Identity;
+use crate::images;
 use crate::listed;
 use crate::metrics::Metrics;
 use crate::rejudge;
@@ -90,6 +91,9 @@ pub enum StartError {
     /// What is kept of the allowlists.
     #[error(transparent)]
     Allowlist(#[from] allowlist::Error),
+    /// Chunks of images.
+    #[error("chunks.images: {0}")]
+    Images(#[from] image_chunks::Error),
     /// The log of detections.
     #[error(transparent)]
     Detections(#[from] LogError),
@@ -115,6 +119,9 @@ pub enum ReloadError {
     /// Engines.
     #[error(transparent)]
     Engines(#[from] EngineSetError),
+    /// Chunks of images.
+    #[error("chunks.images: {0}")]
+    Images(#[from] image_chunks::Error),
 }
 
 /// A running appliance.
@@ -228,6 +235,7 @@ impl Appliance {
 
     async fn bring_in(&self, config: &Config) -> Result<Generation, ReloadError> {
         config.validate()?;
+        let images = images::open(config)?;
         let engines = self.source.load(config).await?;
         let shared = &self.shared;
         let settings = config.unpack.settings();
@@ -237,6 +245,7 @@ impl Appliance {
         shared.budget.lock().set_limits(force.limits.budget());
         shared.scans.set_limits(limits);
         shared.chunks.set_limits(config.chunk_limits());
+        shared.chunks.set_images(images);
         *shared.engines.write() = engines;
         let generation = force.generation;
         put_in_force(shared, force);
@@ -317,6 +326,7 @@ pub(crate) fn build(
         chunks: Arc::new(ChunkStore::new(
             Spool::new(state.spool()),
             config.chunk_limits(),
+            images::open(config)?,
         )),
         guests: Guests::default(),
         orders: Orders::new(epoch),

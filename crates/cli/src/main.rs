@@ -2,6 +2,7 @@
 
 mod apart;
 mod args;
+mod chunks;
 mod commands;
 mod controller;
 mod desk;
@@ -56,6 +57,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Fleet(command) => fleet::run(&place()?, command),
         // Made where images are made, which need not be where lazaret runs.
         Command::Allowlist(command) => lists::run(command),
+        Command::Chunks(command) => chunks::run(command),
         Command::Manual { folder } => Ok(daemon::manual::write(Args::command(), folder)?),
     }
 }

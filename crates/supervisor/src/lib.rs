@@ -26,6 +26,7 @@
 mod board;
 mod dead;
 mod process;
+mod resident;
 mod run;
 mod sys;
 mod takeover;
@@ -33,5 +34,6 @@ mod worker;
 
 pub use board::{BoardError, Fallback, KEPT_MAX, SLOTS, wall_ms};
 pub use process::{Process, since_boot};
+pub use resident::give_back_start;
 pub use run::{Hooks, Options, SuperviseError, run};
 pub use worker::{Inherited, Tally, Unguarded, Worker};

@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use crate::board::{Board, BoardError, Fallback, Reader, State, Word, now_ms};
+use crate::resident::give_back_start;
 use crate::sys::OneThread;
 use crate::takeover::Beginning;
 use crate::worker::{Worker, set_alarm};
@@ -180,7 +181,7 @@ impl Supervisor {
     where
         W: Fn(Worker) -> i32 + Clone + Send + 'static,
     {
-        sys::give_back_text();
+        give_back_start();
         loop {
             if self.worker.is_none() && self.exit_code.is_none() && now_ms() >= self.start_at_ms {
                 self.start_worker(work.clone())?;

@@ -11,6 +11,7 @@ use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
 use crate::board::{Board, Fallback, Reader, Slot, State, Word, now_ms, wall_ms};
 use crate::process::Process;
+use crate::resident::give_back_start;
 use crate::sys;
 
 /// How long the worker looks for the supervisor's answer to something before it goes on alone.
@@ -268,7 +269,7 @@ impl Worker {
         board.set(Word::GuardingSinceMs, now_ms());
         board.set(Word::HasGuarded, 1);
         self.ring();
-        sys::give_back_text();
+        give_back_start();
     }
 
     /// The interval that nobody guarded before this agent started, until somebody says that it is

@@ -86,6 +86,8 @@ pub struct ChunksConfig {
     pub size_min_bytes: Ranged<0>,
     /// Whose content a guest's is compared with. `guest`: its own.
     pub share: ChunkShare,
+    /// Files of `lazaret chunks build`: what guests were made of, compared with for all of them.
+    pub images: Vec<PathBuf>,
 }
 
 /// Whose content a guest's is compared with.
@@ -104,6 +106,7 @@ impl Default for ChunksConfig {
         Self {
             size_min_bytes: Ranged::new(256 << 10),
             share: ChunkShare::Guest,
+            images: Vec::new(),
         }
     }
 }

@@ -143,6 +143,15 @@ impl Fleet {
     }
 }
 
+/// Configuration that has the chunks of a folder used by appliances.
+pub(crate) fn images(dir: &Path, folder: &Path) -> Result<String> {
+    let made = dir.join("golden.chunks");
+    let mut build = Command::new(binary("lazaret")?);
+    build.args(["chunks", "build", "--directory"]).arg(folder);
+    testbed::run(build.arg("-o").arg(&made))?;
+    Ok(format!("[chunks]\nimages = [{made:?}]\n"))
+}
+
 /// Configuration that has an allowlist of a folder used by agents.
 pub(crate) fn allowlist(dir: &Path, folder: &Path) -> Result<String> {
     let (key, list) = (dir.join("allowlist.key"), dir.join("golden.list"));
