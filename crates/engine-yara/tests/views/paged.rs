@@ -95,8 +95,9 @@ impl Paged {
 
     fn end(&mut self) -> Option<io::Result<BTreeSet<usize>>> {
         let pager = self.pager.take()?;
+        let once = 1_u64;
         // SAFETY: eight bytes, as eventfd takes.
-        let rung = unsafe { libc::write(self.stop.as_raw_fd(), (&raw const API).cast(), 8) };
+        let rung = unsafe { libc::write(self.stop.as_raw_fd(), (&raw const once).cast(), 8) };
         assert_eq!(rung, 8, "the pager cannot be ended");
         Some(pager.join().expect("the pager does not panic"))
     }
