@@ -33,7 +33,7 @@ use crate::placed::Placed;
 use crate::session::{Peer, Session};
 use crate::{AgentConfig, allow, status, unguarded};
 use threads::{
-    spawn_control, spawn_hands, spawn_keeper, spawn_marks, spawn_nearness, spawn_outliving,
+    spawn, spawn_control, spawn_hands, spawn_keeper, spawn_marks, spawn_nearness, spawn_outliving,
     spawn_reader, spawn_standing, spawn_timer, spawn_workers,
 };
 

@@ -29,7 +29,7 @@ use crate::{AgentConfig, STACK_BYTES, control, placed};
 /// The longest that the timer sleeps where no watchdog wants to see it move.
 const TIMER_SLEEP_MAX: Duration = Duration::from_secs(6 * 3600);
 
-fn spawn<T: Send + 'static>(
+pub(super) fn spawn<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, StartError> {
