@@ -26,7 +26,7 @@ use crate::gate::standing::Standing;
 use crate::gate::{Gate, workers};
 use crate::guard::marks::GuardError;
 use crate::guard::scope::Scope;
-use crate::keeper::{Keeper, watch_folders};
+use crate::keeper::{Keeper, Turns, watch_folders};
 use crate::metrics::Published;
 use crate::orders::open_vault;
 use crate::placed::Placed;
@@ -175,12 +175,15 @@ impl Agent {
 
         let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
         let (renewed, renewed_end) = bounded(1);
+        // One for each kind of work.
+        let (turns, turns_end) = bounded(2);
         let peer = Arc::new(Mutex::new(Peer::default()));
         let follows_lists = config.appliance.follows_lists();
         let session = Session::new(
             Arc::clone(&gate),
             orders,
             renewed,
+            turns,
             Arc::clone(&peer),
             follows_lists,
         );
@@ -204,6 +207,7 @@ impl Agent {
             credentials,
             state_dir: config.state_dir.clone(),
             renewed: renewed_end,
+            turns: Turns::new(turns_end),
             reported: None,
             fast_paths: None,
             reported_to: None,

@@ -167,6 +167,18 @@ impl Books {
         ledger.due(now, room)
     }
 
+    /// Whether a file is due for which there is no room: `in_flight_max` are under way.
+    pub(crate) fn is_full(&self, now: Duration, in_flight_max: usize) -> bool {
+        let ledger = &self.lock().ledger;
+        ledger.under_way() >= in_flight_max && ledger.next_due().is_some_and(|due| due <= now)
+    }
+
+    /// Whether a file is due, or under way.
+    pub(crate) fn has_work(&self, now: Duration) -> bool {
+        let ledger = &self.lock().ledger;
+        ledger.under_way() > 0 || ledger.next_due().is_some_and(|due| due <= now)
+    }
+
     /// Appends what is not appended yet. True if something may not be on the disk.
     pub(crate) fn append(&self) -> io::Result<bool> {
         let inner = &mut *self.lock();

@@ -25,6 +25,7 @@ use crate::gate::Gate;
 use crate::gate::content::Content;
 use crate::orders::chain;
 use crate::placed::Placed;
+use crate::turns::Work;
 use crate::unguarded;
 
 /// The least time between two rounds: what happens in it is done at once.
@@ -40,6 +41,53 @@ const ALLOWLIST_PAUSE: Duration = Duration::from_secs(2);
 /// How often where it does: it is silent about what a link leads to.
 const ALLOWLIST_PAUSE_TOLD: Duration = Duration::from_secs(600);
 
+/// What a round of paying back takes at most, and within which time it is to be done.
+const SWEEP: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(60)];
+/// The same of fetching a list or a filter.
+const UPDATE: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(600)];
+
+/// The keeper's work that the guests of one host do in turns.
+pub(crate) struct Turns {
+    answers: Receiver<(u64, v1::Turn)>,
+    sweep: Work,
+    update: Work,
+}
+
+impl Turns {
+    pub(crate) fn new(answers: Receiver<(u64, v1::Turn)>) -> Self {
+        let work = |kind, [takes, within]: [Duration; 2]| Work::new(kind, takes, within);
+        Self {
+            answers,
+            sweep: work(v1::TurnKind::Sweep, SWEEP),
+            update: work(v1::TurnKind::ContentUpdate, UPDATE),
+        }
+    }
+
+    fn take_answers(&mut self) {
+        while let Ok((request_id, turn)) = self.answers.try_recv() {
+            let now = Instant::now();
+            self.sweep.answered(request_id, &turn, now);
+            self.update.answered(request_id, &turn, now);
+        }
+    }
+}
+
+/// Whether this work may be done now; asks where it has to.
+fn may(work: &mut Work, gate: &Gate) -> bool {
+    work.may(Instant::now(), |ask| {
+        let request_id = gate.new_request_id();
+        let sent = gate.send_control(request_id, Body::AskTurn(ask));
+        sent.then_some(request_id)
+    })
+}
+
+/// Gives back what was reserved.
+fn done(work: &mut Work, gate: &Gate) {
+    if let Some(turn_id) = work.done() {
+        gate.send_control(0, Body::TurnOver(v1::TurnOver { turn_id }));
+    }
+}
+
 /// Everything the keeper keeps.
 pub(crate) struct Keeper {
     pub(crate) gate: Arc<Gate>,
@@ -47,6 +95,7 @@ pub(crate) struct Keeper {
     pub(crate) credentials: Credentials,
     pub(crate) state_dir: std::path::PathBuf,
     pub(crate) renewed: Receiver<v1::Renewed>,
+    pub(crate) turns: Turns,
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
     /// As the appliance of this session knows it.
     pub(crate) fast_paths: Option<v1::FastPaths>,
@@ -65,8 +114,13 @@ impl Keeper {
     pub(crate) fn run(&mut self, stop: &Stop) {
         while !stop.is_set() {
             self.round();
-            let pause = self.pause();
             let stop_fd = stop.as_fd();
+            if self.is_paying_back() {
+                // Whatever is paid makes room for the next, and rings.
+                self.gate.bell.wait(&[stop_fd], ROUND);
+                continue;
+            }
+            let pause = self.pause();
             // Bursts are taken together.
             wait(stop_fd, ROUND.min(pause));
             if let Some(more) = pause.checked_sub(ROUND) {
@@ -75,6 +129,15 @@ impl Keeper {
                 self.gate.bell.wait(&others, more);
             }
         }
+    }
+
+    /// As many files as may be are being judged again, and more are due.
+    fn is_paying_back(&self) -> bool {
+        let gate = &self.gate;
+        gate.is_link_up()
+            && gate
+                .books
+                .is_full(gate.now(), gate.limits.ledger_in_flight_max)
     }
 
     /// How long nothing is to do, unless the bell rings.
@@ -99,10 +162,12 @@ impl Keeper {
                 at_most(ROUND);
             }
             if let Some(due) = gate.books.next_due() {
-                at_most(due.saturating_sub(gate.now()));
+                // What is due and waits for its turn is not looked at all the time.
+                let turn = self.turns.sweep.until_look(Instant::now());
+                at_most(due.saturating_sub(gate.now()).max(turn));
             }
             if gate.is_delivering() || gate.is_filter_due() {
-                at_most(ROUND);
+                at_most(self.turns.update.until_look(Instant::now()).max(ROUND));
             }
             at_most(self.until_renewal());
         }
@@ -143,10 +208,10 @@ impl Keeper {
             unguarded::tell(&self.gate);
             self.report();
             self.tell_fast_paths();
+            self.turns.take_answers();
             self.pay_back();
             self.renew();
-            self.gate.deliver(self.credentials.seed());
-            self.gate.deliver_filter(self.credentials.seed());
+            self.deliver();
         } else {
             self.reported = None;
             self.fast_paths = None;
@@ -211,6 +276,12 @@ impl Keeper {
     fn pay_back(&mut self) {
         let gate = &self.gate;
         let now = gate.now();
+        if !gate.books.has_work(now) {
+            return done(&mut self.turns.sweep, gate);
+        }
+        if !may(&mut self.turns.sweep, gate) {
+            return;
+        }
         for path in gate.books.due(now, gate.limits.ledger_in_flight_max) {
             match open_to_judge(&path) {
                 Ok(Some(content)) => {
@@ -220,6 +291,17 @@ impl Keeper {
                 Ok(None) => gate.books.paid(&path),
                 Err(_) => gate.books.unpaid(&path, now),
             }
+        }
+    }
+
+    /// Fetches the lists and the filter that are wanted: both in one turn.
+    fn deliver(&mut self) {
+        let (gate, seed) = (&self.gate, self.credentials.seed());
+        let update = &mut self.turns.update;
+        let lists = gate.deliver(seed, || may(update, gate));
+        let filter = gate.deliver_filter(seed, || may(update, gate));
+        if !lists && !filter {
+            done(update, gate);
         }
     }
 

@@ -25,6 +25,7 @@ pub mod scan;
 mod session;
 mod status;
 mod transfer;
+mod turns;
 mod unguarded;
 
 pub use agent::{Agent, GateFailed, StartError};

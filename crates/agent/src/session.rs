@@ -31,6 +31,7 @@ pub(crate) struct Session {
     gate: Arc<Gate>,
     orders: Sender<v1::Order>,
     renewed: Sender<v1::Renewed>,
+    turns: Sender<(u64, v1::Turn)>,
     peer: Arc<Mutex<Peer>>,
     follows_lists: bool,
 }
@@ -40,6 +41,7 @@ impl Session {
         gate: Arc<Gate>,
         orders: Sender<v1::Order>,
         renewed: Sender<v1::Renewed>,
+        turns: Sender<(u64, v1::Turn)>,
         peer: Arc<Mutex<Peer>>,
         follows_lists: bool,
     ) -> Self {
@@ -47,6 +49,7 @@ impl Session {
             gate,
             orders,
             renewed,
+            turns,
             peer,
             follows_lists,
         }
@@ -321,6 +324,11 @@ impl Handler for Session {
             Some(Body::FilterPart(part)) => self.gate.filter_part(&part),
             Some(Body::Order(order)) => self.order(order),
             Some(Body::Placement(placement)) => self.place(&placement),
+            Some(Body::Turn(turn)) => {
+                // One too many answers no question.
+                let _ = self.turns.try_send((request_id, turn));
+                self.gate.bell.ring();
+            }
             Some(Body::Renewed(renewed)) => {
                 // A second answer to one question is none.
                 let _ = self.renewed.try_send(renewed);

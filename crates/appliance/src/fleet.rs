@@ -27,11 +27,17 @@ const ROUND_TRIPS_MAX: usize = 8;
 /// Weight of the latest scan in the mean time of a scan: one part in so many.
 const MEAN_OVER: u64 = 16;
 
+/// Takes the answer to a guest that asks for a turn; `None`: nobody gives turns now.
+pub type TurnAnswer = Box<dyn FnOnce(Option<v1::Turn>) + Send>;
+
 /// The way to the controller, as far as the fleet is concerned.
 pub trait FleetPort: Send + Sync {
     /// Tells something; never waits. What cannot be told is told anew when there is a stream
     /// again ([`Appliance::guests_up`]).
     fn tell(&self, said: Said);
+
+    /// A guest asks whether it may work. The answer may come at once or later, from any thread.
+    fn ask_turn(&self, guest: GuestId, ask: v1::AskTurn, answer: TurnAnswer);
 }
 
 /// An appliance that belongs to no fleet.
@@ -40,6 +46,10 @@ pub struct NoFleet;
 
 impl FleetPort for NoFleet {
     fn tell(&self, _said: Said) {}
+
+    fn ask_turn(&self, _guest: GuestId, _ask: v1::AskTurn, answer: TurnAnswer) {
+        answer(None);
+    }
 }
 
 /// What a guest asked about lately, the latest last; each content once.
@@ -98,6 +108,51 @@ impl ScanTime {
 impl Session {
     pub(crate) fn tell_fleet(&self, said: Said) {
         self.shared.fleet.tell(said);
+    }
+
+    /// A guest asks whether it may work. Where nobody gives turns it may.
+    pub(crate) fn ask_turn(&self, request_id: u64, ask: v1::AskTurn) {
+        if !self.may_speak_of_turns() {
+            return;
+        }
+        let outbox = self.asker.outbox.clone();
+        let counted = self.shared.metrics.guests.turns.clone();
+        let ends_in_ms = ask.takes_s.saturating_mul(1000);
+        let answer = move |turn: Option<v1::Turn>| {
+            counted.with([turn_answer(turn.as_ref())]).inc();
+            let turn = turn.unwrap_or(v1::Turn {
+                ends_in_ms,
+                ..v1::Turn::default()
+            });
+            let envelope = v1::Envelope {
+                request_id,
+                body: Some(Body::Turn(turn)),
+            };
+            outbox.send(Priority::Control, envelope);
+        };
+        let fleet = &self.shared.fleet;
+        fleet.ask_turn(self.guest(), ask, Box::new(answer));
+    }
+
+    /// One that is not told of ends by itself.
+    pub(crate) fn turn_over(&self, turn_id: u64) {
+        if !self.may_speak_of_turns() {
+            return;
+        }
+        self.tell_fleet(Said::TurnOver(v1::GuestTurnOver {
+            guest_id: self.guest().0.to_vec(),
+            turn_id,
+        }));
+    }
+
+    fn may_speak_of_turns(&self) -> bool {
+        let rates = self.shared.guests.rates(self.guest());
+        let now = std::time::Instant::now();
+        let may = rates.is_some_and(|rates| rates.turns.allow(now).is_some());
+        if !may {
+            self.shared.metrics.guests.frames_ignored.inc();
+        }
+        may
     }
 
     /// A guest measured appliances; one frame in a while counts.
@@ -191,6 +246,16 @@ impl Appliance {
         for session in self.shared.guests.sessions_of(guest) {
             session.outbox.refuse("this guest has been revoked");
         }
+    }
+}
+
+/// For the metric.
+fn turn_answer(turn: Option<&v1::Turn>) -> &'static str {
+    match turn {
+        None => "nobody_asked",
+        Some(turn) if !turn.refused.is_empty() => "refused",
+        Some(turn) if turn.wait_ms > 0 => "wait",
+        Some(_) => "begin",
     }
 }
 

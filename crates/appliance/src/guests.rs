@@ -43,6 +43,8 @@ const FETCHES_PER_MINUTE: u32 = 1024;
 const FILTER_FETCHES_PER_MINUTE: u32 = 256;
 /// Frames with round trips of one guest that count in a minute, as the contract says.
 const NEARNESS_PER_MINUTE: u32 = 6;
+/// Frames about turns that one guest may send in a minute, as the contract says.
+const TURNS_PER_MINUTE: u32 = 120;
 
 /// How much one guest may ask of us, over all its sessions.
 #[derive(Debug)]
@@ -52,6 +54,7 @@ pub(crate) struct GuestRates {
     pub(crate) fetches: RateLimit,
     pub(crate) filter_fetches: RateLimit,
     pub(crate) nearness: RateLimit,
+    pub(crate) turns: RateLimit,
 }
 
 /// Everybody who is connected.
@@ -130,6 +133,7 @@ impl Guests {
                 fetches: RateLimit::new(FETCHES_PER_MINUTE),
                 filter_fetches: RateLimit::new(FILTER_FETCHES_PER_MINUTE),
                 nearness: RateLimit::new(NEARNESS_PER_MINUTE),
+                turns: RateLimit::new(TURNS_PER_MINUTE),
             }),
             recent: Arc::default(),
             placement_epoch: 0,

@@ -47,7 +47,7 @@ pub use engines::{
     DeltaFuture, EngineSetError, EngineSource, LoadFuture, ManifestFuture, ProcessEngines,
     SharedEngine,
 };
-pub use fleet::{FleetPort, NoFleet};
+pub use fleet::{FleetPort, NoFleet, TurnAnswer};
 pub use identity::{Identity, RenewAnswer};
 pub use released::ReleaseError;
 pub use rule_delta::{Change, Manifest};

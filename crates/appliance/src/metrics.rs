@@ -52,6 +52,7 @@ pub(crate) struct GuestMetrics {
     pub(crate) chunk_store_guests: Gauge,
     pub(crate) refusals: Counters<1>,
     pub(crate) alerts: Counters<1>,
+    pub(crate) turns: Counters<1>,
     pub(crate) ledger_open: Gauges<1>,
     pub(crate) ledger_overflow: Gauges<1>,
     pub(crate) fast_paths: Gauges<2>,
@@ -107,6 +108,11 @@ impl GuestMetrics {
                 ["limit"],
             ),
             alerts: r.counters("lazaret_alerts", "Alerts of agents.", ["kind"]),
+            turns: r.counters(
+                "lazaret_turns",
+                "Turns of guests for background work, by what they were told.",
+                ["answer"],
+            ),
             ledger_open: r.gauges(
                 "lazaret_guest_ledger_open",
                 "Opens answered without a verdict and not paid back, as last reported.",

@@ -141,6 +141,8 @@ impl Session {
             Some(Body::FetchFilter(fetch)) => self.fetch_filter(&fetch),
             Some(Body::Renew(renew)) => self.renew(request_id, &renew),
             Some(Body::Nearness(nearness)) => self.nearness(nearness),
+            Some(Body::AskTurn(ask)) => self.ask_turn(request_id, ask),
+            Some(Body::TurnOver(over)) => self.turn_over(over.turn_id),
             Some(Body::Hello(_) | Body::Ping(_) | Body::Pong(_) | Body::Goodbye(_)) | None => {
                 self.shared.metrics.guests.frames_ignored.inc();
             }
@@ -159,7 +161,8 @@ impl Session {
                 | Body::FilterPart(_)
                 | Body::Order(_)
                 | Body::Renewed(_)
-                | Body::Placement(_),
+                | Body::Placement(_)
+                | Body::Turn(_),
             ) => return Err(Breach::NotYours),
         }
         Ok(())

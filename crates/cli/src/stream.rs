@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use appliance::{Appliance, FleetPort, Identity, RenewAnswer};
+use appliance::{Appliance, FleetPort, Identity, RenewAnswer, TurnAnswer};
 use controller::Authority;
 use controller::fleet::{Dialled, Fleet, QUEUE_LEN_MAX};
 use model::GuestId;
@@ -20,16 +20,64 @@ const QUEUE_EVERY: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_secs(1);
 /// Guests in one frame.
 const GUESTS_AT_ONCE: usize = 1000;
-/// Renewals of guests that wait for an answer.
-const RENEWALS_MAX: usize = 10_000;
+/// Questions of guests, of one kind, that wait for an answer.
+const WAITING_MAX: usize = 10_000;
 
 /// What sessions of guests tell the fleet goes to the stream that is up.
 #[derive(Default)]
 pub(crate) struct Port {
     said: Mutex<Option<mpsc::Sender<Said>>>,
-    renewals: Mutex<HashMap<u64, RenewAnswer>>,
-    next_ticket: AtomicU64,
+    renewals: Waiting<RenewAnswer>,
+    turns: Waiting<TurnAnswer>,
     revoked: Mutex<HashSet<GuestId>>,
+}
+
+/// Questions that were sent to the controller, by their tickets.
+struct Waiting<T> {
+    answers: Mutex<HashMap<u64, T>>,
+    next_ticket: AtomicU64,
+}
+
+impl<T> Default for Waiting<T> {
+    fn default() -> Self {
+        Self {
+            answers: Mutex::default(),
+            next_ticket: AtomicU64::new(1),
+        }
+    }
+}
+
+impl<T> Waiting<T> {
+    /// Sends a question that `said` makes of its ticket. Where that cannot be, whoever waits for
+    /// the answer comes back.
+    fn ask(
+        &self,
+        to: Option<mpsc::Sender<Said>>,
+        answer: T,
+        said: impl FnOnce(u64) -> Said,
+    ) -> Result<(), T> {
+        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+        {
+            let mut answers = lock(&self.answers);
+            if to.is_none() || answers.len() >= WAITING_MAX {
+                return Err(answer);
+            }
+            answers.insert(ticket, answer);
+        }
+        if to.is_some_and(|to| to.try_send(said(ticket)).is_ok()) {
+            return Ok(());
+        }
+        // Taken already: whoever ended the stream has answered.
+        self.take(ticket).map_or(Ok(()), Err)
+    }
+
+    fn take(&self, ticket: u64) -> Option<T> {
+        lock(&self.answers).remove(&ticket)
+    }
+
+    fn take_all(&self) -> impl Iterator<Item = T> + use<T> {
+        std::mem::take(&mut *lock(&self.answers)).into_values()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -44,28 +92,34 @@ impl FleetPort for Port {
             *slot = None;
         }
     }
+
+    fn ask_turn(&self, guest: GuestId, ask: v1::AskTurn, answer: TurnAnswer) {
+        let to = lock(&self.said).clone();
+        let asked = self.turns.ask(to, answer, |ticket| {
+            Said::AskTurn(v1::AskGuestTurn {
+                guest_id: guest.0.to_vec(),
+                ticket,
+                ask: Some(ask),
+            })
+        });
+        if let Err(answer) = asked {
+            answer(None);
+        }
+    }
 }
 
 /// For an appliance that runs apart from its controller.
 impl Identity for Port {
     fn renew(&self, guest: GuestId, csr_der: &[u8], answer: RenewAnswer) {
         let to = lock(&self.said).clone();
-        let mut renewals = lock(&self.renewals);
-        let (Some(to), true) = (to, renewals.len() < RENEWALS_MAX) else {
-            drop(renewals);
-            return answer(Err("the controller cannot be reached".to_owned()));
-        };
-        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
-        renewals.insert(ticket, answer);
-        drop(renewals);
-        let renew = v1::RenewGuest {
-            guest_id: guest.0.to_vec(),
-            ticket,
-            csr: csr_der.to_vec(),
-        };
-        if to.try_send(Said::RenewGuest(renew)).is_err()
-            && let Some(answer) = lock(&self.renewals).remove(&ticket)
-        {
+        let asked = self.renewals.ask(to, answer, |ticket| {
+            Said::RenewGuest(v1::RenewGuest {
+                guest_id: guest.0.to_vec(),
+                ticket,
+                csr: csr_der.to_vec(),
+            })
+        });
+        if let Err(answer) = asked {
             answer(Err("the controller cannot be reached".to_owned()));
         }
     }
@@ -134,9 +188,11 @@ pub(crate) async fn keep(
         if let Some(dialled) = ended {
             let end = run(&port, &appliance, &hello, dialled, renewed.as_ref()).await;
             *lock(&port.said) = None;
-            let unanswered = std::mem::take(&mut *lock(&port.renewals));
-            for (_, answer) in unanswered {
+            for answer in port.renewals.take_all() {
                 answer(Err("the controller cannot be reached".to_owned()));
+            }
+            for answer in port.turns.take_all() {
+                answer(None);
             }
             match end {
                 End::Elsewhere(address) if !address.is_empty() => hint = Some(address),
@@ -235,13 +291,17 @@ fn take(
             tracing::debug!(taken, "verdicts from another appliance");
         }
         Told::Renewal(renewal) => {
-            let answer = lock(&port.renewals).remove(&renewal.ticket);
-            if let Some(answer) = answer {
+            if let Some(answer) = port.renewals.take(renewal.ticket) {
                 answer(if renewal.chain.is_empty() {
                     Err(renewal.refused)
                 } else {
                     Ok(renewal.chain)
                 });
+            }
+        }
+        Told::Turn(told) => {
+            if let Some(answer) = port.turns.take(told.ticket) {
+                answer(told.turn);
             }
         }
         Told::Revoked(guest) => {

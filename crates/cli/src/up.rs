@@ -12,8 +12,9 @@ use controller::{Authority, Enrolment, EnrolmentLimits};
 use daemon::metrics::Registry;
 use daemon::notify::{self, Progress, Watchdog};
 use daemon::signal::{Stop, Wake};
-use fleet_core::{CoreSettings, SiteRule, SiteRules};
+use fleet_core::{Area, CoreSettings, SiteRules};
 use pki::renew_after;
+use placement::{Resources, StormPolicy};
 
 use crate::controller::InProcess;
 use crate::desk;
@@ -156,22 +157,40 @@ async fn fleet_of(config: &Config, state: &Path, name: &str) -> anyhow::Result<F
         controller::fleet::FleetConfig {
             holder,
             address,
-            settings: CoreSettings::default(),
+            settings: CoreSettings {
+                storm: storm_policy(&controller.storm),
+                ..CoreSettings::default()
+            },
             sites: sites_of(controller)?,
         },
     );
     Ok(fleet.await?)
 }
 
+/// What an operator says of budgets.
+fn storm_policy(config: &appliance::config::StormConfig) -> StormPolicy {
+    StormPolicy {
+        host: Resources {
+            cpu_milli: config.host_cpu_milli.u32(),
+            read_mib_s: config.host_read_mib_s.u32(),
+            link_mib_s: config.host_link_mib_s.u32(),
+        },
+        datastore_read_mib_s: config.datastore_read_mib_s.u32(),
+        site_link_mib_s: config.site_link_mib_s.u32(),
+        ..StormPolicy::default()
+    }
+}
+
 /// What an operator says of sites and rules.
 fn sites_of(config: &appliance::config::ControllerConfig) -> anyhow::Result<SiteRules> {
-    let site = |site: &appliance::config::SiteConfig| SiteRule {
-        site: site.name.clone(),
-        connectors: site.connectors.clone(),
-        clusters: site.clusters.clone(),
+    let area = |area: &appliance::config::AreaConfig| Area {
+        name: area.name.clone(),
+        connectors: area.connectors.clone(),
+        clusters: area.clusters.clone(),
     };
     let mut sites = SiteRules {
-        sites: config.site.iter().map(site).collect(),
+        sites: config.site.iter().map(area).collect(),
+        datastores: config.datastore.iter().map(area).collect(),
         rules: Vec::new(),
     };
     for rule in &config.rule {

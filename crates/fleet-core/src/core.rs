@@ -12,6 +12,7 @@ use placement::{
 use crate::guests::Guest;
 use crate::rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
 use crate::sites::SiteRules;
+use crate::turns::Turns;
 
 /// The load of an average VM; every VM counts as one.
 pub(crate) const WEIGHT: u64 = 1000;
@@ -109,6 +110,7 @@ pub struct Core {
     pub(crate) sites: SiteRules,
     pub(crate) fleet: Fleet,
     pub(crate) admission: Admission,
+    pub(crate) turns: Turns,
     pub(crate) storms: BootStorms,
     pub(crate) hosts: BTreeMap<HostId, StoredHost>,
     pub(crate) host_ids: BTreeMap<(String, String), HostId>,
@@ -154,7 +156,8 @@ impl Core {
             silence: settings.silence,
             sites,
             fleet,
-            admission: Admission::new(settings.storm, seed),
+            admission: Admission::new(settings.storm, seed, term),
+            turns: Turns::default(),
             storms: BootStorms::new(settings.boot),
             hosts: BTreeMap::new(),
             host_ids: BTreeMap::new(),
@@ -313,11 +316,6 @@ impl Core {
     /// What is to be sent, in order; to be called after [`Self::take_writes`].
     pub fn take_orders(&mut self) -> Vec<Order> {
         std::mem::take(&mut self.orders)
-    }
-
-    /// Asks for time on shared resources; see [`Admission`].
-    pub fn admission(&mut self) -> &mut Admission {
-        &mut self.admission
     }
 
     /// Placement as it is.

@@ -456,6 +456,7 @@ impl Core {
         self.vm_ids
             .remove(&(vm.connector.clone(), vm.record.id.clone()));
         self.forget_uuid(vm.record.uuid, id);
+        self.end_turns(clock.now, id);
         let epoch = self.fleet.placement(id).map_or(0, |list| list.epoch.0);
         self.fleet.remove_vm(clock.now, id);
         if vm.connector != crate::guests::NO_CONNECTOR {

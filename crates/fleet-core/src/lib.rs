@@ -13,6 +13,7 @@ mod look;
 mod orders;
 mod rows;
 mod sites;
+mod turns;
 
 pub use appliances::ApplianceHello;
 pub use core::{Clock, Core, CoreSettings, Loaded, Order, SilenceLimits};
@@ -20,4 +21,5 @@ pub use guests::GuestFacts;
 pub use inventory::{HostRecord, InventoryChange, MovePhase, Power, VmRecord, VmState};
 pub use look::{ApplianceRow, HostRow, VmRow, Why, WhyAppliance};
 pub use rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
-pub use sites::{SiteRule, SiteRules, SiteRulesError};
+pub use sites::{Area, SiteRules, SiteRulesError};
+pub use turns::{TurnAnswer, TurnAsk};

@@ -1,19 +1,15 @@
-//! Which clusters are on which site, as an operator says: connectors do not know.
+//! Which clusters are on which site and which datastore, as an operator says: connectors do not
+//! know.
 
 use placement::{Condition, ConditionError, Rule};
-use serde::Deserialize;
-
-/// Clusters on a site.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SiteRule {
-    /// The site.
-    pub site: String,
-    /// Its connectors, whole. Unset: none.
-    #[serde(default)]
+/// Clusters that have something in common: a site, or a datastore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Area {
+    /// What they have in common.
+    pub name: String,
+    /// Connectors, whole.
     pub connectors: Vec<String>,
-    /// Its clusters, by name. Unset: none.
-    #[serde(default)]
+    /// Clusters, by name.
     pub clusters: Vec<String>,
 }
 
@@ -21,7 +17,9 @@ pub struct SiteRule {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SiteRules {
     /// In order: the first that names a host's cluster, else its connector, counts.
-    pub sites: Vec<SiteRule>,
+    pub sites: Vec<Area>,
+    /// In order, likewise: where the disks of a host's VMs lie. None: nobody says.
+    pub datastores: Vec<Area>,
     /// Rules of placement.
     pub rules: Vec<Rule>,
 }
@@ -71,14 +69,25 @@ impl SiteRules {
 
     /// The site of a cluster. Without any rule everything of one connector is one site.
     pub(crate) fn site_of(&self, connector: &str, cluster: Option<&str>) -> Option<String> {
-        let by_cluster = |rule: &&SiteRule| {
-            cluster.is_some_and(|cluster| rule.clusters.iter().any(|name| name == cluster))
-        };
-        let by_connector = |rule: &&SiteRule| rule.connectors.iter().any(|it| it == connector);
-        let named = self.sites.iter().find(by_cluster);
-        let named = named.or_else(|| self.sites.iter().find(by_connector));
-        Some(named.map_or_else(|| connector.to_owned(), |rule| rule.site.clone()))
+        let named = area_of(&self.sites, connector, cluster).and_then(|at| self.sites.get(at));
+        Some(named.map_or_else(|| connector.to_owned(), |site| site.name.clone()))
     }
+
+    /// The datastore of a cluster, as its place in the list.
+    pub(crate) fn datastore_of(&self, connector: &str, cluster: Option<&str>) -> Option<u64> {
+        let at = area_of(&self.datastores, connector, cluster)?;
+        u64::try_from(at).ok()
+    }
+}
+
+/// The first that names the cluster, else the connector.
+fn area_of(areas: &[Area], connector: &str, cluster: Option<&str>) -> Option<usize> {
+    let by_cluster = |area: &Area| {
+        cluster.is_some_and(|cluster| area.clusters.iter().any(|name| name == cluster))
+    };
+    let by_connector = |area: &Area| area.connectors.iter().any(|it| it == connector);
+    let named = areas.iter().position(by_cluster);
+    named.or_else(|| areas.iter().position(by_connector))
 }
 
 #[cfg(test)]
@@ -87,19 +96,22 @@ mod tests {
 
     #[test]
     fn clusters_come_before_connectors() {
-        let rule = |site: &str, connectors: &[&str], clusters: &[&str]| SiteRule {
-            site: site.into(),
+        let area = |name: &str, connectors: &[&str], clusters: &[&str]| Area {
+            name: name.into(),
             connectors: connectors.iter().map(|it| (*it).into()).collect(),
             clusters: clusters.iter().map(|it| (*it).into()).collect(),
         };
         let rules = SiteRules {
-            sites: vec![rule("north", &["vc1"], &[]), rule("south", &[], &["edge"])],
+            sites: vec![area("north", &["vc1"], &[]), area("south", &[], &["edge"])],
+            datastores: vec![area("san", &[], &["edge"])],
             rules: Vec::new(),
         };
         let of = |connector, cluster| rules.site_of(connector, cluster).unwrap();
         assert_eq!(of("vc1", Some("edge")), "south");
         assert_eq!(of("vc1", Some("main")), "north");
         assert_eq!(of("vc2", None), "vc2");
+        assert_eq!(rules.datastore_of("vc1", Some("edge")), Some(0));
+        assert_eq!(rules.datastore_of("vc1", Some("main")), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ impl Work {
     pub(crate) fn new(seed: u64) -> Self {
         let policy = StormPolicy::default();
         Self {
-            admission: Admission::new(policy.clone(), seed),
+            admission: Admission::new(policy.clone(), seed, 1),
             policy,
             waiting: Vec::new(),
             running: Vec::new(),

@@ -56,6 +56,19 @@ impl Delivery {
         self.offered_at = Some(now);
     }
 
+    /// Whether a list is being fetched, or to be fetched now.
+    pub(crate) fn is_wanted(
+        &self,
+        in_force: impl Fn(&str) -> Option<u64>,
+        spread: Duration,
+        now: Instant,
+    ) -> bool {
+        let is_time = |at: Instant| now.saturating_duration_since(at) >= spread;
+        self.fetching.is_some()
+            || self.offered_at.is_some_and(is_time)
+                && self.offers.iter().any(|it| self.wants(it, &in_force))
+    }
+
     /// What to ask for now, if anything: a list that is wanted and newer than what is `in_force`
     /// under its name, `spread` after it was offered; or again what was not answered.
     pub(crate) fn ask(

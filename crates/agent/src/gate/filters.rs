@@ -81,23 +81,31 @@ impl Filters {
         }
     }
 
-    /// What to ask for now, if anything: what is offered and not in hand, `spread` after it was
-    /// offered; or again what was not answered.
+    /// Whether a filter is being fetched, or to be fetched now: `spread` after it was offered.
+    pub(crate) fn is_wanted(&self, spread: Duration, now: Instant) -> bool {
+        self.fetching.is_some() || self.wanted(spread, now).is_some()
+    }
+
+    /// What is offered and not in hand.
+    fn wanted(&self, spread: Duration, now: Instant) -> Option<Offer> {
+        let is_time = |it: &Offer| now.saturating_duration_since(it.at) >= spread;
+        let offer = self.offer.filter(is_time)?;
+        let is_of_use = self.in_force().is_none()
+            && offer.size <= self.bytes_max
+            && !self.refused.contains(&offer.id);
+        is_of_use.then_some(offer)
+    }
+
+    /// What to ask for now, if anything: what is wanted, or again what was not answered.
     pub(crate) fn ask(&mut self, spread: Duration, now: Instant) -> Option<FetchFilter> {
-        let passed = |since: Instant| now.saturating_duration_since(since);
         if self.fetched.is_some() {
             return None;
         }
         if let Some(fetching) = &mut self.fetching {
-            return (passed(fetching.asked_at) >= ASK_AGAIN).then(|| fetching.next(now));
+            let waited = now.saturating_duration_since(fetching.asked_at);
+            return (waited >= ASK_AGAIN).then(|| fetching.next(now));
         }
-        let offer = self.offer.filter(|it| passed(it.at) >= spread)?;
-        if self.in_force().is_some()
-            || offer.size > self.bytes_max
-            || self.refused.contains(&offer.id)
-        {
-            return None;
-        }
+        let offer = self.wanted(spread, now)?;
         let in_hand = self.in_hand.as_ref().map(|pack| FilterId(pack.id()));
         let asked_base = in_hand.filter(|_| self.whole != Some(offer.id));
         let fetching = self.fetching.insert(Fetching {
@@ -361,7 +369,10 @@ mod tests {
         let now = Instant::now();
         let mut it = offered(now, 3, 10);
         let spread = Duration::from_secs(7);
+        assert!(!it.is_wanted(spread, now));
         assert!(it.ask(spread, now).is_none());
+        assert!(it.is_wanted(spread, now + spread));
         assert!(it.ask(spread, now + spread).is_some());
+        assert!(it.is_wanted(spread, now), "it is on its way");
     }
 }

@@ -61,11 +61,12 @@ impl Gate {
         self.looking.link_lost();
     }
 
-    /// Asks for a list that is wanted, some time within the spread after it was offered; takes
-    /// one that is whole. What is not verified changes nothing.
-    pub(crate) fn deliver(&self, seed: u64) {
+    /// Asks for a list that is wanted, some time within the spread after it was offered and where
+    /// it `may`; takes one that is whole. What is not verified changes nothing. False: no list is
+    /// wanted.
+    pub(crate) fn deliver(&self, seed: u64, may: impl FnOnce() -> bool) -> bool {
         let Some(shelf) = &self.shelf else {
-            return;
+            return false;
         };
         if let Some(fetched) = { self.delivery().take_fetched() } {
             self.install(shelf, fetched);
@@ -78,8 +79,15 @@ impl Gate {
             let list = lists.iter().find(|list| list.path == *file)?;
             Some(list.serial)
         };
-        let next = self.delivery().ask(in_force, spread, Instant::now());
-        self.fetch(next);
+        let now = Instant::now();
+        if !self.delivery().is_wanted(in_force, spread, now) {
+            return false;
+        }
+        if may() {
+            let next = self.delivery().ask(in_force, spread, now);
+            self.fetch(next);
+        }
+        true
     }
 
     fn install(&self, shelf: &Shelf, fetched: Fetched) {

@@ -141,9 +141,9 @@ impl Gate {
     }
 
     /// Brings the filter in line with policy and with what is offered: asks for one some time within
-    /// the spread after it was offered, and takes one that is whole. What is not verified changes
-    /// nothing.
-    pub(crate) fn deliver_filter(&self, seed: u64) {
+    /// the spread after it was offered and where it `may`, and takes one that is whole. What is not
+    /// verified changes nothing. False: none is wanted.
+    pub(crate) fn deliver_filter(&self, seed: u64, may: impl FnOnce() -> bool) -> bool {
         let looking = &self.looking;
         let is_off = looking.report_min_bytes().is_none();
         let is_gone = looking.filters().take_unwanted();
@@ -151,7 +151,7 @@ impl Gate {
             self.forget_filter();
         }
         if is_off {
-            return;
+            return false;
         }
         if !looking.is_read.swap(true, Ordering::Relaxed) {
             self.load_filter();
@@ -161,8 +161,15 @@ impl Gate {
         }
         let spread_ms = self.limits.filter_fetch_spread_s.saturating_mul(1000);
         let spread = Duration::from_millis(seed % (spread_ms + 1));
-        let next = looking.filters().ask(spread, Instant::now());
-        self.fetch_filter(next);
+        let now = Instant::now();
+        if !looking.filters().is_wanted(spread, now) {
+            return false;
+        }
+        if may() {
+            let next = looking.filters().ask(spread, now);
+            self.fetch_filter(next);
+        }
+        true
     }
 
     /// What the last run kept.

@@ -1,6 +1,7 @@
 //! The command line of a scan.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::exclude::Glob;
 
@@ -32,6 +33,10 @@ pub struct ScanArgs {
     /// Ask about content that is on an allowlist, too: so is seen whether new rules find any of it.
     #[arg(long)]
     pub no_allowlist: bool,
+    /// There is time, such as 90m or 4h: work in turns with the other guests of this host and of
+    /// what it shares with others, so that the scan is done within that time.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub within: Option<Duration>,
     /// Report only: carry out no removal orders.
     #[arg(long)]
     pub no_removal: bool,
@@ -68,9 +73,49 @@ fn parse_size(text: &str) -> Result<u64, SizeError> {
         .ok_or_else(|| SizeError(text.to_owned()))
 }
 
+/// Longest time that a scan may have.
+const WITHIN_MAX_S: u64 = 7 * 24 * 3600;
+
+/// A text that is no time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a time such as 90s, 30m or 4h, of one second to seven days")]
+pub struct TimeError(String);
+
+fn parse_time(text: &str) -> Result<Duration, TimeError> {
+    let wrong = || TimeError(text.to_owned());
+    let unit_s = match text.as_bytes().last() {
+        Some(b's') => 1,
+        Some(b'm') => 60,
+        Some(b'h') => 3600,
+        _ => return Err(wrong()),
+    };
+    let number = text[..text.len() - 1].parse::<u64>().ok();
+    let seconds = number.and_then(|number| number.checked_mul(unit_s));
+    let seconds = seconds.filter(|seconds| (1..=WITHIN_MAX_S).contains(seconds));
+    seconds.map(Duration::from_secs).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times() {
+        assert_eq!(parse_time("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_time("4h"), Ok(Duration::from_secs(4 * 3600)));
+        for text in [
+            "",
+            "m",
+            "4",
+            "-1s",
+            "0s",
+            "1.5h",
+            "169h",
+            "99999999999999999h",
+        ] {
+            assert!(parse_time(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes() {

@@ -25,6 +25,7 @@ mod run;
 mod session;
 mod totals;
 mod tracker;
+mod turn;
 mod walk;
 
 use std::process::ExitCode;
@@ -33,7 +34,7 @@ use daemon::signal::Stop;
 
 use crate::AgentConfig;
 
-pub use args::{ProgressMode, ScanArgs, SizeError};
+pub use args::{ProgressMode, ScanArgs, SizeError, TimeError};
 pub use exclude::{Glob, GlobError};
 pub use journal::JournalError;
 pub use run::{Ended, ScanError, Setup, scan};

@@ -35,6 +35,7 @@ use super::report::{Report, Summary};
 use super::session::Session;
 use super::totals::Totals;
 use super::tracker::Tracker;
+use super::turn::ScanTurns;
 use super::walk::{Met, Position, Skip, Walk, WalkOptions};
 
 /// Files hashed, asked about or sent at once, where the appliance allows as many. They mostly wait.
@@ -134,6 +135,7 @@ struct Scan<'a> {
     report: &'a Report<'a>,
     halt: &'a Halt,
     pace: Pace,
+    turns: ScanTurns,
     hands: Hands,
     bytes_read: AtomicU64,
     foresight: Foresight,
@@ -183,6 +185,7 @@ pub fn scan(
         report: &report,
         halt: &halt,
         pace: Pace::default(),
+        turns: ScanTurns::new(args.within),
         hands: Hands::new(vault),
         bytes_read: AtomicU64::new(totals.bytes),
         foresight: Foresight::default(),
@@ -191,6 +194,7 @@ pub fn scan(
         started: Instant::now(),
     };
     scan.threads(appliance.in_flight_max.min(WORKERS_MAX))?;
+    scan.turns.done(&session);
     session.stop();
     let ended = scan.finish()?;
     Ok(ended)
@@ -370,6 +374,7 @@ impl Scan<'_> {
                 return;
             }
             self.pace.give_way(self.halt);
+            self.turns.wait(self.session, self.halt);
             let number = self.tracker.met(walk.position());
             let counts = match met {
                 Met::File => match self.open(&walk) {
@@ -545,6 +550,8 @@ impl Scan<'_> {
                 Some("no appliance, waiting")
             } else if self.pace.is_busy() {
                 Some("openers first")
+            } else if self.turns.is_waiting() {
+                Some("other guests of this host first")
             } else {
                 None
             },

@@ -80,6 +80,8 @@ struct State {
     /// The last reason why there is no appliance.
     trouble: String,
     exchanges: HashMap<u64, Sender<Event>>,
+    /// The latest answer to [`Session::ask_turn`].
+    turn: Option<(u64, v1::Turn)>,
 }
 
 impl Shared {
@@ -148,6 +150,7 @@ impl Handler for Shared {
                     appliance.policy = policy;
                 }
             }
+            Some(Body::Turn(turn)) => state.turn = Some((id, turn)),
             Some(Body::Recall(recall)) => {
                 let digests = recall.digests.iter();
                 let digests = digests.filter_map(|it| it.as_slice().try_into().ok());
@@ -194,6 +197,7 @@ impl Session {
                 down_since: Instant::now(),
                 trouble: "no answer yet".into(),
                 exchanges: HashMap::new(),
+                turn: None,
             }),
             changed: Condvar::new(),
             shelf,
@@ -370,6 +374,31 @@ impl Session {
         };
         let sent = self.client.send(Priority::OnDemand, envelope);
         sent.map_err(|_| Stopped::NotConnected)
+    }
+
+    /// Asks whether the scan may go on; the request, where the link took it.
+    pub(crate) fn ask_turn(&self, ask: v1::AskTurn) -> Option<u64> {
+        let request_id = self.client.next_request_id();
+        let envelope = v1::Envelope {
+            request_id,
+            body: Some(Body::AskTurn(ask)),
+        };
+        let sent = self.client.send(Priority::Control, envelope);
+        sent.is_ok().then_some(request_id)
+    }
+
+    /// The answer that came last, once.
+    pub(crate) fn take_turn(&self) -> Option<(u64, v1::Turn)> {
+        self.shared.lock().turn.take()
+    }
+
+    /// A turn is given back. Where the link breaks, it ends by itself.
+    pub(crate) fn turn_over(&self, turn_id: u64) {
+        let envelope = v1::Envelope {
+            request_id: 0,
+            body: Some(Body::TurnOver(v1::TurnOver { turn_id })),
+        };
+        let _link_broke = self.client.send(Priority::Control, envelope);
     }
 
     /// Tells how an order ended. It is not repeated where the link breaks: the appliance then

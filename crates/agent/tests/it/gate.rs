@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use model::{Disposition, LateAction, Policy};
 use pki::LIFETIME;
-use proto::v1::{self, OrderStatus, envelope::Body};
+use proto::v1::{self, OrderStatus, TurnKind, envelope::Body};
 
-use crate::puppet::{BAD, PATIENCE};
+use crate::puppet::{BAD, PATIENCE, TURN};
 use crate::rig::{Got, Rig};
 
 fn content(bytes: &[u8]) -> Got {
@@ -183,6 +183,29 @@ fn a_late_verdict_is_only_told_unless_policy_says_more() {
     assert!(opener.try_wait().unwrap().is_none());
     opener.kill().unwrap();
     opener.wait().unwrap();
+}
+
+#[test]
+fn debts_are_paid_in_turns() {
+    let rig = Rig::new(hasty());
+    let shared = rig.shared();
+    {
+        let mut book = shared.book();
+        (book.silent, book.busy) = (true, true);
+    }
+    rig.put("f", b"good");
+    assert_eq!(rig.read("f"), content(b"good"), "policy allows");
+    rig.wait_for("the ledger entry", |s| s["ledger"]["open_entries"] == 1);
+    // Until its first scan is given up, nothing is due.
+    shared.wait("asked again under the same turn", |book| {
+        book.turns.len() >= 3 && book.turns[1..].iter().all(|ask| ask.turn_id == TURN)
+    });
+    assert_eq!(shared.book().turns[0].kind(), TurnKind::Sweep);
+    assert_eq!(rig.status()["ledger"]["open_entries"], 1);
+    shared.book().busy = false;
+    shared.speak();
+    rig.wait_for("the payment", |s| s["ledger"]["open_entries"] == 0);
+    shared.wait("the turn given back", |book| book.turns_over == [TURN]);
 }
 
 #[test]

@@ -18,6 +18,8 @@ use crate::looks::Looks;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const GENERATION: Generation = Generation([5; 16]);
+/// The turn that is given.
+pub(crate) const TURN: u64 = 5;
 /// Content with these bytes in it is malicious.
 pub(crate) const BAD: &[u8] = b"this-is-bad";
 
@@ -33,6 +35,11 @@ pub(crate) struct Book {
     pub(crate) reports: Vec<v1::LedgerReport>,
     pub(crate) fast_paths: Vec<v1::FastPaths>,
     pub(crate) renewals: usize,
+    /// Turns asked for, and given back.
+    pub(crate) turns: Vec<v1::AskTurn>,
+    pub(crate) turns_over: Vec<u64>,
+    /// Work has to wait.
+    pub(crate) busy: bool,
     /// Files of allowlists, by fingerprint, and how many pieces of them were sent.
     pub(crate) lists: HashMap<Vec<u8>, Vec<u8>>,
     pub(crate) pieces: usize,
@@ -274,6 +281,19 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
                 shared.write(|book| book.renewals += 1);
                 let _ = sender.send(Priority::Control, enclose(id, renewed));
             }
+            Some(Body::AskTurn(ask)) => {
+                let mut turn = v1::Turn {
+                    turn_id: TURN,
+                    ends_in_ms: 60_000,
+                    ..v1::Turn::default()
+                };
+                shared.write(|book| {
+                    book.turns.push(ask);
+                    turn.wait_ms = if book.busy { 20 } else { 0 };
+                });
+                let _ = sender.send(Priority::Control, enclose(id, Body::Turn(turn)));
+            }
+            Some(Body::TurnOver(over)) => shared.write(|book| book.turns_over.push(over.turn_id)),
             Some(Body::FetchAllowlist(fetch)) => {
                 let part = shared.part(&fetch);
                 let _ = sender.send(Priority::OnDemand, enclose(0, Body::AllowlistPart(part)));

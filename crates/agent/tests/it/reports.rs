@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 use literal_filter::{Pack, Report};
 use model::{Digest, Policy};
 use pki::LIFETIME;
-use proto::v1::{self, UnscannedReason, envelope::Body};
+use proto::v1::{self, TurnKind, UnscannedReason, envelope::Body};
 
 use crate::looks::pack;
-use crate::puppet::BAD;
+use crate::puppet::{BAD, TURN};
 use crate::rig::{Got, Rig};
 
 const LEAST: u64 = 1000;
@@ -128,6 +128,29 @@ fn content_is_judged_by_its_report_and_ranges() {
     let status = rig.status();
     assert_eq!(status["reports"]["sent"], 2);
     assert_eq!(status["reports"]["range_bytes_sent"], 10 + 1000 + 10 + 10);
+}
+
+#[test]
+fn a_filter_is_fetched_in_its_turn_and_nobody_waits_for_that() {
+    let rig = rig(policy());
+    let (pack, content) = (pack(1, &[WORD]), content(1));
+    let shared = rig.shared();
+    shared.book().busy = true;
+    shared.offer_filter(Some(&pack));
+    shared.wait("asked again under the same turn", |book| {
+        book.turns.len() >= 3 && book.turns[1..].iter().all(|ask| ask.turn_id == TURN)
+    });
+    assert_eq!(shared.book().turns[0].kind(), TurnKind::ContentUpdate);
+    rig.put("file", &content);
+    reads(&rig, "file", &content);
+    {
+        let book = shared.book();
+        assert_eq!(book.uploads.len(), 1, "judged whole meanwhile");
+        assert!(book.looks.fetches.is_empty());
+    }
+    shared.book().busy = false;
+    wait_for(&rig, &pack);
+    shared.wait("the turn given back", |book| book.turns_over == [TURN]);
 }
 
 #[test]

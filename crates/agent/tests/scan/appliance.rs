@@ -48,6 +48,9 @@ pub(crate) struct Seen {
     /// Ranges of content that came after a report.
     pub(crate) ranges: Mutex<Vec<(u64, Vec<u8>)>>,
     pub(crate) hellos: Mutex<Vec<v1::Hello>>,
+    /// Turns asked for, and given back.
+    pub(crate) turns: Mutex<Vec<v1::AskTurn>>,
+    pub(crate) turns_over: Mutex<Vec<u64>>,
     /// Most checks unanswered at once.
     pub(crate) open_most: AtomicUsize,
 }
@@ -75,6 +78,8 @@ impl Default for Greeting {
     }
 }
 
+/// The turn that is given.
+pub(crate) const TURN: u64 = 5;
 /// Where upload credit starts and what it is raised by.
 const CREDIT_BYTES: u32 = 200_000;
 
@@ -188,6 +193,14 @@ impl Session {
                     self.seen.results.lock().unwrap().push(result);
                     true
                 }
+                Some(Body::AskTurn(ask)) => {
+                    self.turn(id, ask);
+                    true
+                }
+                Some(Body::TurnOver(over)) => {
+                    self.seen.turns_over.lock().unwrap().push(over.turn_id);
+                    true
+                }
                 Some(Body::Cancel(_)) => {
                     self.open.remove(&id);
                     true
@@ -198,6 +211,19 @@ impl Session {
                 return;
             }
         }
+    }
+
+    /// Others come first, twice.
+    fn turn(&self, id: u64, ask: v1::AskTurn) {
+        let mut turns = self.seen.turns.lock().unwrap();
+        turns.push(ask);
+        let turn = v1::Turn {
+            turn_id: TURN,
+            wait_ms: if turns.len() <= 2 { 10 } else { 0 },
+            ends_in_ms: 60_000,
+            ..v1::Turn::default()
+        };
+        self.send(id, Body::Turn(turn));
     }
 
     fn check(&mut self, id: u64, check: v1::Check) -> bool {

@@ -5,12 +5,13 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use model::{Digest, Outcome, Policy, UnscannedReason};
-use proto::v1::{OrderStatus, SessionRole};
+use proto::v1::{OrderStatus, SessionRole, TurnKind};
 use quarantine::{Limits, Listed, Vault};
 
-use crate::appliance::{Greeting, Say, judge, malicious, reply};
+use crate::appliance::{Greeting, Say, TURN, judge, malicious, reply};
 use crate::scene::{Scene, json};
 
 fn items(scene: &Scene) -> Vec<quarantine::ItemInfo> {
@@ -47,6 +48,33 @@ fn clean_files_of_all_sizes() {
     let hellos = scene.appliance.seen.hellos.lock().unwrap();
     assert_eq!(hellos[0].role(), SessionRole::Scan);
     assert!(scene.journals().is_empty());
+}
+
+#[test]
+fn a_scan_that_has_time_works_in_its_turn() {
+    let scene = Scene::new(judge);
+    scene.write("f", b"good");
+    let (ended, out) = scene.scan(&["--within", "1h"]);
+    assert_eq!(ended.exit_code(), 0, "{out}");
+    let seen = &scene.appliance.seen;
+    let turns = seen.turns.lock().unwrap().clone();
+    let ids: Vec<u64> = turns.iter().map(|ask| ask.turn_id).collect();
+    assert_eq!(ids, [0, TURN, TURN]);
+    assert!(
+        turns.iter().all(|ask| ask.kind() == TurnKind::Scan),
+        "{turns:?}"
+    );
+    assert_eq!(turns[0].takes_s, 450);
+    assert!((3500..=3600).contains(&turns[0].within_s), "{turns:?}");
+    let given_back = || *seen.turns_over.lock().unwrap() == [TURN];
+    let until = Instant::now() + Duration::from_secs(60);
+    while !given_back() {
+        assert!(Instant::now() < until, "the turn was not given back");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Somebody waits for it.
+    scene.scan(&[]);
+    assert_eq!(seen.turns.lock().unwrap().len(), 3);
 }
 
 #[test]

@@ -55,17 +55,50 @@ pub struct ControllerConfig {
     /// How those reach it, as host:port. Unset: the address of `listen`.
     pub advertise: Option<String>,
     /// Which clusters are on which site. Unset: each connector is a site.
-    pub site: Vec<SiteConfig>,
+    pub site: Vec<AreaConfig>,
+    /// Which clusters' disks lie on which datastore. Unset: nobody says, and none is spared.
+    pub datastore: Vec<AreaConfig>,
+    /// What background work of guests may use of what they share.
+    pub storm: StormConfig,
     /// Which guests belong to which appliances. The first rule that fits counts; where none of
     /// its appliances can take the guest, the others do.
     pub rule: Vec<RuleConfig>,
 }
 
-/// Clusters on a site.
+/// What background work of guests (scans that have time, sweeps, updates) may use together. None of
+/// these may be less than what one guest's work is taken to use, or nobody could ever work.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StormConfig {
+    /// Thousandths of a processor, of each host. 2000.
+    pub host_cpu_milli: Ranged<500, 1_000_000>,
+    /// Reads, in MiB a second, of each host. 200.
+    pub host_read_mib_s: Ranged<40, 1_000_000>,
+    /// On its network, in MiB a second, of each host. 100.
+    pub host_link_mib_s: Ranged<20, 1_000_000>,
+    /// Reads, in MiB a second, of each datastore. 800.
+    pub datastore_read_mib_s: Ranged<40, 1_000_000>,
+    /// On each site's link, in MiB a second. 400.
+    pub site_link_mib_s: Ranged<20, 1_000_000>,
+}
+
+impl Default for StormConfig {
+    fn default() -> Self {
+        Self {
+            host_cpu_milli: Ranged::new(2000),
+            host_read_mib_s: Ranged::new(200),
+            host_link_mib_s: Ranged::new(100),
+            datastore_read_mib_s: Ranged::new(800),
+            site_link_mib_s: Ranged::new(400),
+        }
+    }
+}
+
+/// Clusters that have something in common: a site, or a datastore.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct SiteConfig {
-    /// The site.
+pub struct AreaConfig {
+    /// What it is called.
     pub name: String,
     /// Its connectors, whole.
     #[serde(default)]

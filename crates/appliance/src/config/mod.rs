@@ -20,7 +20,7 @@ use serde::Deserialize;
 use crate::chunk_store::ChunkLimits;
 
 pub use engines::{ClamdConfig, EngineLimits, EnginesConfig, UnpackConfig, YaraConfig};
-pub use fleet::{ControllerConfig, FleetConfig, RuleConfig, SiteConfig};
+pub use fleet::{AreaConfig, ControllerConfig, FleetConfig, RuleConfig, StormConfig};
 pub use limits::Limits;
 pub use policy::{PolicyConfig, RemovalAction, RemovalConfig};
 pub use sightings::SightingsConfig;

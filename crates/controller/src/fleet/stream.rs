@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use daemon::log::RateLimit;
-use fleet_core::{ApplianceHello, GuestFacts};
+use fleet_core::{ApplianceHello, GuestFacts, TurnAnswer, TurnAsk};
 use model::GuestId;
-use placement::ApplianceId;
+use placement::{ApplianceId, LeaseId, WorkKind};
 use proto::v1;
 use proto::v1::fleet_order::Body as Told;
 use proto::v1::fleet_said::Body as Said;
@@ -213,6 +213,16 @@ impl Stream {
                 self.renew_guest(&renew);
                 Ok(())
             }
+            Said::AskTurn(asked) => self.ask_turn(asked).await,
+            Said::TurnOver(over) => match GuestId::from_slice(&over.guest_id) {
+                Some(guest) => {
+                    let turn = LeaseId(over.turn_id);
+                    self.fleet
+                        .with(move |lead, clock| lead.core.turn_over(clock, guest, turn))
+                        .await
+                }
+                None => Ok(()),
+            },
             Said::RenewSelf(csr) => {
                 let renewed = self
                     .authority
@@ -222,6 +232,24 @@ impl Stream {
             }
             Said::Hello(_) | Said::Leaving(_) => Ok(()),
         }
+    }
+
+    async fn ask_turn(&self, asked: v1::AskGuestTurn) -> Result<(), NotLeading> {
+        let guest = GuestId::from_slice(&asked.guest_id);
+        let (Some(guest), Some(ask)) = (guest, asked.ask.and_then(|ask| turn_ask(&ask))) else {
+            return Ok(());
+        };
+        let answer = self
+            .fleet
+            .with(move |lead, clock| lead.core.ask_turn(clock, guest, ask))
+            .await?;
+        let turn = v1::GuestTurn {
+            ticket: asked.ticket,
+            turn: Some(turn(answer)),
+        };
+        // Full: the guest works without.
+        let _ = self.told.try_send(Told::Turn(turn));
+        Ok(())
     }
 
     fn guest(&self, up: &v1::GuestUp) -> Option<(GuestId, GuestFacts)> {
@@ -245,6 +273,48 @@ impl Stream {
         let _ = self
             .told
             .try_send(Told::Renewal(renewal(renew.ticket, renewed)));
+    }
+}
+
+/// `None`: not a kind of work that this version knows.
+fn turn_ask(ask: &v1::AskTurn) -> Option<TurnAsk> {
+    let kind = match ask.kind() {
+        v1::TurnKind::Unspecified => return None,
+        v1::TurnKind::Scan => WorkKind::Scan,
+        v1::TurnKind::Sweep => WorkKind::Sweep,
+        v1::TurnKind::ContentUpdate => WorkKind::ContentUpdate,
+    };
+    Some(TurnAsk {
+        kind,
+        again: (ask.turn_id != 0).then_some(LeaseId(ask.turn_id)),
+        takes: Duration::from_secs(ask.takes_s.into()),
+        within: Duration::from_secs(ask.within_s.into()),
+    })
+}
+
+fn turn(answer: TurnAnswer) -> v1::Turn {
+    let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    match answer {
+        TurnAnswer::Begin { turn, ends_in } => v1::Turn {
+            turn_id: turn.map_or(0, |turn| turn.0),
+            ends_in_ms: millis(ends_in),
+            ..v1::Turn::default()
+        },
+        TurnAnswer::Wait { turn, wait } => v1::Turn {
+            turn_id: turn.0,
+            // 0 would be now.
+            wait_ms: millis(wait).max(1),
+            ..v1::Turn::default()
+        },
+        TurnAnswer::Refused {
+            why,
+            possible_within,
+        } => v1::Turn {
+            refused: why.to_string(),
+            // Rounded up: what is just too short is refused again.
+            possible_within_s: possible_within.map_or(0, |within| millis(within).div_ceil(1000)),
+            ..v1::Turn::default()
+        },
     }
 }
 

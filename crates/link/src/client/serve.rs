@@ -159,7 +159,8 @@ impl Shared {
                 | Body::FilterPart(_)
                 | Body::Order(_)
                 | Body::Renewed(_)
-                | Body::Placement(_),
+                | Body::Placement(_)
+                | Body::Turn(_),
             ) if is_for_somebody => {
                 if !guarded("frame", || handler.frame(envelope)) {
                     return Err(Ending::of("the handler of a frame failed"));

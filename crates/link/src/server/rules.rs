@@ -111,7 +111,9 @@ impl AgentRules {
             | Body::Alert(_)
             | Body::FetchAllowlist(_)
             | Body::FetchFilter(_)
-            | Body::Nearness(_) => Ok(Pass::Deliver),
+            | Body::Nearness(_)
+            | Body::TurnOver(_) => Ok(Pass::Deliver),
+            Body::AskTurn(_) => self.opens(id).map(|()| Pass::Deliver),
             Body::Hello(_) => Err(Violation("a second Hello")),
             _ => Err(Violation("a frame that only appliances send")),
         }

@@ -8,7 +8,7 @@
 mod boot;
 mod calendar;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use boot::{BootPolicy, BootStorms, Started};
@@ -86,6 +86,12 @@ pub struct StormPolicy {
     pub datastore_read_mib_s: u32,
     /// Of each site's link. 400 MiB/s.
     pub site_link_mib_s: u32,
+    /// What a scan of one guest is taken to use. Half a processor, 40 MiB/s read, 10 on the network.
+    pub scan: Resources,
+    /// What a sweep is taken to use. A quarter of a processor, 20 MiB/s read, 5 on the network.
+    pub sweep: Resources,
+    /// What an update is taken to use. A twentieth of a processor, 5 MiB/s read, 20 on the network.
+    pub content_update: Resources,
     /// Leases begin and end at multiples of this. 5 s.
     pub step: Duration,
     /// Nothing is reserved farther ahead. 7 days.
@@ -106,10 +112,37 @@ impl Default for StormPolicy {
             },
             datastore_read_mib_s: 800,
             site_link_mib_s: 400,
+            scan: Resources {
+                cpu_milli: 500,
+                read_mib_s: 40,
+                link_mib_s: 10,
+            },
+            sweep: Resources {
+                cpu_milli: 250,
+                read_mib_s: 20,
+                link_mib_s: 5,
+            },
+            content_update: Resources {
+                cpu_milli: 50,
+                read_mib_s: 5,
+                link_mib_s: 20,
+            },
             step: Duration::from_secs(5),
             horizon: Duration::from_secs(7 * 24 * 3600),
             lease_max: Duration::from_secs(12 * 3600),
             leases_max: 200_000,
+        }
+    }
+}
+
+impl StormPolicy {
+    /// What work of a kind is taken to use: nobody who works says it of himself.
+    #[must_use]
+    pub fn needs(&self, kind: WorkKind) -> Resources {
+        match kind {
+            WorkKind::Scan => self.scan,
+            WorkKind::Sweep => self.sweep,
+            WorkKind::ContentUpdate => self.content_update,
         }
     }
 }
@@ -208,21 +241,40 @@ pub struct Admission {
     next_id: u64,
     calendars: BTreeMap<Resource, Calendar>,
     leases: BTreeMap<LeaseId, Lease>,
+    /// The same by their ends.
+    by_end: BTreeSet<(Duration, LeaseId)>,
     holds: BTreeMap<HostId, Duration>,
+    /// The past was forgotten up to this step.
+    forgotten: u64,
 }
 
 impl Admission {
-    /// Nothing is reserved. `seed` spreads the beginnings.
+    /// Nothing is reserved. `seed` spreads the beginnings. `term` must be higher than any before:
+    /// a lease of an earlier one names none of this one.
     #[must_use]
-    pub fn new(policy: StormPolicy, seed: u64) -> Self {
+    pub fn new(policy: StormPolicy, seed: u64, term: u32) -> Self {
         Self {
             policy,
             seed,
-            next_id: 0,
+            next_id: u64::from(term) << 32,
             calendars: BTreeMap::new(),
             leases: BTreeMap::new(),
+            by_end: BTreeSet::new(),
             holds: BTreeMap::new(),
+            forgotten: 0,
         }
+    }
+
+    /// The numbers.
+    #[must_use]
+    pub fn policy(&self) -> &StormPolicy {
+        &self.policy
+    }
+
+    /// A lease that is out.
+    #[must_use]
+    pub fn lease(&self, id: LeaseId) -> Option<&Lease> {
+        self.leases.get(&id)
     }
 
     /// Reserves time for a job.
@@ -274,6 +326,7 @@ impl Admission {
     /// The work is done or given up: what it had left is free again.
     pub fn release(&mut self, now: Duration, id: LeaseId) {
         if let Some(lease) = self.leases.remove(&id) {
+            self.by_end.remove(&(lease.ends, id));
             let from = self.step_of(now).max(self.step_of(lease.begins));
             self.book_from(&lease, from, false);
         }
@@ -400,7 +453,10 @@ impl Admission {
             ends,
         };
         self.book(&lease, true);
-        self.leases.insert(id, lease);
+        if let Some(old) = self.leases.insert(id, lease) {
+            self.by_end.remove(&(old.ends, id));
+        }
+        self.by_end.insert((lease.ends, id));
         lease
     }
 
@@ -421,12 +477,17 @@ impl Admission {
     }
 
     fn forget_past(&mut self, now: Duration) {
-        let over = self.leases.values().filter(|lease| lease.ends <= now);
-        let over: Vec<LeaseId> = over.map(|lease| lease.id).collect();
-        for id in over {
+        while let Some((ends, id)) = self.by_end.first().copied()
+            && ends <= now
+        {
+            self.by_end.remove(&(ends, id));
             self.leases.remove(&id);
         }
         let step = self.step_of(now);
+        if step == self.forgotten {
+            return;
+        }
+        self.forgotten = step;
         self.calendars.retain(|_, calendar| {
             calendar.forget_before(step);
             !calendar.is_empty()

@@ -29,7 +29,7 @@ fn job(vm: u64, host: u64, cpu_milli: u32, takes_s: u64, window: (u64, u64)) -> 
 
 #[test]
 fn a_fleet_is_spread_over_its_window() {
-    let mut admission = Admission::new(StormPolicy::default(), 1);
+    let mut admission = Admission::new(StormPolicy::default(), 1, 1);
     let window = (0, 4 * 3600);
     let mut begins: Vec<Duration> = (0..200)
         .map(|vm| {
@@ -50,7 +50,7 @@ fn a_fleet_is_spread_over_its_window() {
 
 #[test]
 fn what_does_not_fit_is_told_by_when_it_would() {
-    let mut admission = Admission::new(StormPolicy::default(), 1);
+    let mut admission = Admission::new(StormPolicy::default(), 1, 1);
     let all = job(1, 0, 2000, 100, (0, 100));
     let lease = admission.reserve(at(0), all).unwrap();
     assert_eq!((lease.begins, lease.ends), (at(0), at(100)));
@@ -75,7 +75,7 @@ fn what_does_not_fit_is_told_by_when_it_would() {
 
 #[test]
 fn work_begins_at_its_time_and_gives_back_what_it_did_not_need() {
-    let mut admission = Admission::new(StormPolicy::default(), 1);
+    let mut admission = Admission::new(StormPolicy::default(), 1, 1);
     let lease = admission
         .reserve(at(0), job(1, 0, 2000, 100, (50, 150)))
         .unwrap();
@@ -97,7 +97,7 @@ fn work_begins_at_its_time_and_gives_back_what_it_did_not_need() {
 
 #[test]
 fn a_boot_storm_puts_work_off_unless_its_deadline_would_be_missed() {
-    let mut admission = Admission::new(StormPolicy::default(), 1);
+    let mut admission = Admission::new(StormPolicy::default(), 1, 1);
     let patient = admission
         .reserve(at(0), job(1, 0, 500, 60, (0, 1000)))
         .unwrap();
@@ -125,7 +125,7 @@ fn there_are_no_more_leases_than_may_be() {
         leases_max: 3,
         ..StormPolicy::default()
     };
-    let mut admission = Admission::new(policy, 1);
+    let mut admission = Admission::new(policy, 1, 1);
     for vm in 0..3 {
         admission
             .reserve(at(0), job(vm, vm, 10, 10, (0, 100)))
@@ -199,7 +199,7 @@ proptest! {
 
     #[test]
     fn budgets_hold_and_deadlines_are_met(steps in steps()) {
-        let mut admission = Admission::new(StormPolicy::default(), 3);
+        let mut admission = Admission::new(StormPolicy::default(), 3, 1);
         let (mut clock, mut given) = (0, Vec::new());
         for step in steps {
             let now = at(clock);

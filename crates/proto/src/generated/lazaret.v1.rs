@@ -411,7 +411,7 @@ pub struct Envelope {
     /// What it carries. Absent or unknown: the receiver ignores the frame and counts it.
     #[prost(
         oneof = "envelope::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35, 45, 50, 51"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35, 45, 50, 51, 52, 53, 54"
     )]
     pub body: ::core::option::Option<envelope::Body>,
 }
@@ -486,6 +486,12 @@ pub mod envelope {
         Placement(super::Placement),
         #[prost(message, tag = "51")]
         Nearness(super::Nearness),
+        #[prost(message, tag = "52")]
+        AskTurn(super::AskTurn),
+        #[prost(message, tag = "53")]
+        Turn(super::Turn),
+        #[prost(message, tag = "54")]
+        TurnOver(super::TurnOver),
     }
 }
 /// First frame of an agent.
@@ -1016,6 +1022,50 @@ pub struct RoundTrip {
     #[prost(uint32, tag = "2")]
     pub rtt_us: u32,
 }
+/// "May I work?" Answered by Turn; of more than 120 of these and TurnOver in a minute nothing comes. A
+/// guest has one turn of each kind: asking for a new one ends the old one. Whoever gets no answer works
+/// all the same.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AskTurn {
+    /// What it is. Never unset.
+    #[prost(enumeration = "TurnKind", tag = "1")]
+    pub kind: i32,
+    /// The turn that was given before, to begin later. Unset: a new one is asked for.
+    #[prost(uint64, tag = "2")]
+    pub turn_id: u64,
+    /// Seconds that it takes at most. Never 0; more than 1800 counts as 1800.
+    #[prost(uint32, tag = "3")]
+    pub takes_s: u32,
+    /// Seconds from now within which it has to have ended.
+    #[prost(uint32, tag = "4")]
+    pub within_s: u32,
+}
+/// Answer to AskTurn.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Turn {
+    /// Which. Unset: there is none, either because it was refused or because nobody has to wait.
+    #[prost(uint64, tag = "1")]
+    pub turn_id: u64,
+    /// Milliseconds after which it is to be asked for again. Unset: begin now.
+    #[prost(uint32, tag = "2")]
+    pub wait_ms: u32,
+    /// Milliseconds from now within which the work that begins has to end.
+    #[prost(uint32, tag = "3")]
+    pub ends_in_ms: u32,
+    /// Why it cannot be done in time, for people. Unset: it can.
+    #[prost(string, tag = "4")]
+    pub refused: ::prost::alloc::string::String,
+    /// Where it was refused: seconds within which it could be done. Unset: unknown.
+    #[prost(uint32, tag = "5")]
+    pub possible_within_s: u32,
+}
+/// The work of a turn is done, or given up.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TurnOver {
+    /// Which. Never 0.
+    #[prost(uint64, tag = "1")]
+    pub turn_id: u64,
+}
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1090,6 +1140,43 @@ impl OrderStatus {
             "ORDER_STATUS_REFUSED_MISSING" => Some(Self::RefusedMissing),
             "ORDER_STATUS_REFUSED_CONFLICT" => Some(Self::RefusedConflict),
             "ORDER_STATUS_FAILED" => Some(Self::Failed),
+            _ => None,
+        }
+    }
+}
+/// Work that nobody waits for, on what the guests of a host share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TurnKind {
+    /// Not valid.
+    Unspecified = 0,
+    /// A scan that has time.
+    Scan = 1,
+    /// What was opened without a verdict is judged.
+    Sweep = 2,
+    /// A list is fetched.
+    ContentUpdate = 3,
+}
+impl TurnKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TURN_KIND_UNSPECIFIED",
+            Self::Scan => "TURN_KIND_SCAN",
+            Self::Sweep => "TURN_KIND_SWEEP",
+            Self::ContentUpdate => "TURN_KIND_CONTENT_UPDATE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TURN_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "TURN_KIND_SCAN" => Some(Self::Scan),
+            "TURN_KIND_SWEEP" => Some(Self::Sweep),
+            "TURN_KIND_CONTENT_UPDATE" => Some(Self::ContentUpdate),
             _ => None,
         }
     }
@@ -1851,7 +1938,7 @@ pub struct HolderRecord {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FleetSaid {
     /// Absent or unknown: ignored.
-    #[prost(oneof = "fleet_said::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "fleet_said::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub body: ::core::option::Option<fleet_said::Body>,
 }
 /// Nested message and enum types in `FleetSaid`.
@@ -1882,13 +1969,17 @@ pub mod fleet_said {
         /// The appliance stops: its guests go elsewhere at once. Always true.
         #[prost(bool, tag = "9")]
         Leaving(bool),
+        #[prost(message, tag = "10")]
+        AskTurn(super::AskGuestTurn),
+        #[prost(message, tag = "11")]
+        TurnOver(super::GuestTurnOver),
     }
 }
 /// Controller to appliance.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FleetOrder {
     /// Absent or unknown: ignored.
-    #[prost(oneof = "fleet_order::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "fleet_order::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: ::core::option::Option<fleet_order::Body>,
 }
 /// Nested message and enum types in `FleetOrder`.
@@ -1918,6 +2009,8 @@ pub mod fleet_order {
         /// Nothing to say. Sent every few seconds: the controller is alive. Always true.
         #[prost(bool, tag = "9")]
         Alive(bool),
+        #[prost(message, tag = "10")]
+        Turn(super::GuestTurn),
     }
 }
 /// First frame of an appliance. Its name is the one in its certificate.
@@ -2060,6 +2153,38 @@ pub struct Renewal {
     /// Why it was refused, for people. Unset: not refused.
     #[prost(string, tag = "3")]
     pub refused: ::prost::alloc::string::String,
+}
+/// A guest asks whether it may work.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AskGuestTurn {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// Returned with the answer.
+    #[prost(uint64, tag = "2")]
+    pub ticket: u64,
+    /// As the guest asked. Never unset.
+    #[prost(message, optional, tag = "3")]
+    pub ask: ::core::option::Option<AskTurn>,
+}
+/// When it may.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GuestTurn {
+    /// From AskGuestTurn.
+    #[prost(uint64, tag = "1")]
+    pub ticket: u64,
+    /// For the guest. Never unset.
+    #[prost(message, optional, tag = "2")]
+    pub turn: ::core::option::Option<Turn>,
+}
+/// A guest's work is done.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GuestTurnOver {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub turn_id: u64,
 }
 /// A verdict as it is kept: clean or malicious, of content that an appliance has proved.
 #[derive(Clone, PartialEq, ::prost::Message)]

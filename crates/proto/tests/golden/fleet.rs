@@ -30,7 +30,35 @@ fn nearness() -> v1::Nearness {
     }
 }
 
+fn ask_turn() -> v1::AskTurn {
+    v1::AskTurn {
+        kind: v1::TurnKind::Sweep as i32,
+        turn_id: (1 << 32) + 5,
+        takes_s: 30,
+        within_s: 600,
+    }
+}
+
+fn turn() -> v1::Turn {
+    v1::Turn {
+        turn_id: (1 << 32) + 5,
+        wait_ms: 2500,
+        ends_in_ms: 30_000,
+        refused: "all is taken".into(),
+        possible_within_s: 900,
+    }
+}
+
+fn turn_over() -> v1::TurnOver {
+    v1::TurnOver {
+        turn_id: (1 << 32) + 5,
+    }
+}
+
 fn link(golden: &mut Golden) {
+    golden.add("AskTurn", &ask_turn());
+    golden.add("Turn", &turn());
+    golden.add("TurnOver", &turn_over());
     golden.add("Placement", &placement());
     golden.add("Nearness", &nearness());
     golden.add("RoundTrip", &round_trip());
@@ -43,6 +71,9 @@ fn link(golden: &mut Golden) {
     };
     body("Placement", envelope::Body::Placement(placement()));
     body("Nearness", envelope::Body::Nearness(nearness()));
+    body("AskTurn", envelope::Body::AskTurn(ask_turn()));
+    body("Turn", envelope::Body::Turn(turn()));
+    body("TurnOver", envelope::Body::TurnOver(turn_over()));
 }
 
 fn list() -> v1::FleetList {
@@ -252,6 +283,21 @@ fn guests_up() -> v1::GuestsUp {
     }
 }
 
+fn ask_guest_turn() -> v1::AskGuestTurn {
+    v1::AskGuestTurn {
+        guest_id: vec![0x99; 16],
+        ticket: 4,
+        ask: Some(ask_turn()),
+    }
+}
+
+fn guest_turn_over() -> v1::GuestTurnOver {
+    v1::GuestTurnOver {
+        guest_id: vec![0x99; 16],
+        turn_id: (1 << 32) + 5,
+    }
+}
+
 fn said(golden: &mut Golden) {
     use fleet_said::Body;
     golden.add("FleetHello", &hello());
@@ -261,6 +307,8 @@ fn said(golden: &mut Golden) {
     golden.add("Warmth", &warmth());
     golden.add("WarmVerdict", &warm_verdict());
     golden.add("RenewGuest", &renew_guest());
+    golden.add("AskGuestTurn", &ask_guest_turn());
+    golden.add("GuestTurnOver", &guest_turn_over());
     let said = |body| v1::FleetSaid { body: Some(body) };
     golden.add("FleetSaid", &said(Body::QueueMs(7)));
     let mut body = |name: &str, body| golden.add(&format!("FleetSaid.{name}"), &said(body));
@@ -273,6 +321,8 @@ fn said(golden: &mut Golden) {
     body("RenewGuest", Body::RenewGuest(renew_guest()));
     body("RenewSelf", Body::RenewSelf(vec![0x30]));
     body("Leaving", Body::Leaving(true));
+    body("AskTurn", Body::AskTurn(ask_guest_turn()));
+    body("TurnOver", Body::TurnOver(guest_turn_over()));
 }
 
 fn place() -> v1::PlaceGuest {
@@ -311,6 +361,11 @@ fn told(golden: &mut Golden) {
     golden.add("PlaceGuest", &place());
     golden.add("WarmGuest", &warm());
     golden.add("Renewal", &renewal());
+    let guest_turn = v1::GuestTurn {
+        ticket: 4,
+        turn: Some(turn()),
+    };
+    golden.add("GuestTurn", &guest_turn);
     let order = |body| v1::FleetOrder { body: Some(body) };
     golden.add("FleetOrder", &order(Body::Alive(true)));
     let mut body = |name: &str, body| golden.add(&format!("FleetOrder.{name}"), &order(body));
@@ -323,6 +378,7 @@ fn told(golden: &mut Golden) {
     body("Revoked", Body::Revoked(vec![0x99; 16]));
     body("RenewedSelf", Body::RenewedSelf(renewal()));
     body("Alive", Body::Alive(true));
+    body("Turn", Body::Turn(guest_turn));
 }
 
 pub(crate) fn add(golden: &mut Golden) {

@@ -1,0 +1,73 @@
+//! What connectors tell, in whatever order.
+
+use fleet_core::{Core, InventoryChange, MovePhase};
+
+use crate::scene::{CONNECTOR, appliance, at, core, host, vm};
+
+fn told(core: &mut Core, changes: Vec<InventoryChange>) {
+    for change in changes {
+        core.inventory(at(1), CONNECTOR, change);
+    }
+    core.tick(at(1));
+}
+
+/// The first appliance of the only VM, and its host's name.
+fn only_vm(core: &Core) -> (Option<String>, Option<String>) {
+    let rows = core.vm_rows(None, 0, 10);
+    assert_eq!(rows.len(), 1);
+    (rows[0].appliances.first().cloned(), rows[0].host.clone())
+}
+
+fn on(host: &str) -> (Option<String>, Option<String>) {
+    (Some(format!("on-{host}")), Some(host.to_owned()))
+}
+
+#[test]
+fn a_vm_that_moves_is_sent_to_the_appliance_beside_it() {
+    let mut core = core(1);
+    appliance(&mut core, "h1");
+    appliance(&mut core, "h2");
+    told(&mut core, vec![host("h1"), host("h2"), vm(1, "h1")]);
+    assert_eq!(only_vm(&core), on("h1"));
+    let moves = |phase| InventoryChange::VmMoved {
+        vm: "v1".into(),
+        to: Some("h2".into()),
+        phase,
+    };
+    told(&mut core, vec![moves(MovePhase::Started)]);
+    assert_eq!(only_vm(&core), on("h1"), "it runs where it was");
+    told(&mut core, vec![moves(MovePhase::Switched)]);
+    assert_eq!(only_vm(&core), on("h2"));
+}
+
+#[test]
+fn a_vm_may_be_told_of_before_its_host() {
+    let mut core = core(1);
+    appliance(&mut core, "h1");
+    appliance(&mut core, "h2");
+    told(&mut core, vec![host("h1"), vm(1, "h2")]);
+    assert_eq!(only_vm(&core).1, None);
+    told(&mut core, vec![host("h2")]);
+    assert_eq!(only_vm(&core), on("h2"));
+    // It goes and comes back, and the VM was there all the time.
+    told(&mut core, vec![InventoryChange::HostGone("h2".into())]);
+    told(&mut core, vec![host("h2")]);
+    assert_eq!(only_vm(&core), on("h2"));
+}
+
+#[test]
+fn lists_of_vms_come_by_the_page() {
+    let mut core = core(1);
+    told(&mut core, vec![host("h1"), host("h2")]);
+    told(&mut core, (1..=9).map(|n| vm(n, "h1")).collect());
+    told(&mut core, vec![vm(10, "h2")]);
+    let names = |host, skip, max| -> Vec<String> {
+        let rows = core.vm_rows(host, skip, max);
+        rows.into_iter().map(|row| row.stored.record.name).collect()
+    };
+    assert_eq!(names(None, 0, 3), ["v1", "v10", "v2"]);
+    assert_eq!(names(None, 8, 3), ["v8", "v9"]);
+    assert_eq!(names(Some("h1"), 1, 2), ["v2", "v3"]);
+    assert_eq!(names(Some("h2"), 0, 5), ["v10"]);
+    assert_eq!(names(Some("h3"), 0, 5), [""; 0]);
+}
