@@ -193,7 +193,7 @@ async fn what_many_have_is_proved_once() {
         &mut ninth,
         3,
         small,
-        &places(&(600..900).step_by(4).collect::<Vec<_>>()),
+        &places(&(600..1600).step_by(4).collect::<Vec<_>>()),
     )
     .await;
     assert!(send_ranges(&mut ninth, 3, small).await > 4096 / 4 - 512);
