@@ -235,7 +235,7 @@ impl Session {
             });
             tracing::info!(appliance, %generation, "link is up");
             // A handshake runs through much code that nothing else does.
-            supervisor::give_back_start();
+            supervisor::give_back_code();
         }
         self.gate.bell.ring();
         self.change_peer(|peer| {

@@ -219,7 +219,8 @@ impl State {
 }
 
 impl ChunkLimits {
-    fn keeps(&self, size: u64) -> bool {
+    /// Whether anything is kept of content of this size.
+    pub(crate) fn keeps(&self, size: u64) -> bool {
         let has_room = self.bytes_max > 0 && self.guest_bytes_max > 0;
         has_room && self.size_min_bytes > 0 && size >= self.size_min_bytes
     }

@@ -19,7 +19,7 @@ const SIZE_MIN_BYTES: u64 = 256 << 10;
 pub(crate) enum ChunksCommand {
     /// Make a file of the chunks of a golden image, for `chunks.images` of appliances.
     Build(BuildArgs),
-    /// Check such a file and show what is in it.
+    /// Check that such a file is whole, and its index, and show what is in it.
     Inspect {
         /// The file.
         file: PathBuf,

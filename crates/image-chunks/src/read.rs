@@ -1,7 +1,6 @@
 //! A file of chunks, opened.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,9 @@ use crate::Error;
 use crate::format::{
     ENTRY_BYTES, Entry, HEADER_BYTES, MAGIC, TRAILER_BYTES, Trailer, VERSION, part,
 };
+
+/// Entries of the index read at a time.
+const ENTRIES_READ: usize = 4096;
 
 /// A file of chunks; its index is in memory.
 #[derive(Debug)]
@@ -32,12 +34,16 @@ impl ImageChunks {
             path: path.to_owned(),
             what,
         };
-        let file = File::open(path).map_err(io)?;
-        let meta = file.metadata().map_err(io)?;
         let magic = || Error::Magic {
             path: path.to_owned(),
         };
-        if !meta.is_file() || meta.len() < HEADER_BYTES {
+        // Before it is opened: a pipe would be waited for.
+        if !path.metadata().map_err(io)?.is_file() {
+            return Err(magic());
+        }
+        let file = File::open(path).map_err(io)?;
+        let meta = file.metadata().map_err(io)?;
+        if meta.len() < HEADER_BYTES {
             return Err(magic());
         }
         let mut header = [0; HEADER_BYTES as usize];
@@ -103,27 +109,34 @@ impl ImageChunks {
 }
 
 fn read_index(path: &Path, file: &File, trailer: &Trailer) -> Result<Vec<Entry>, Error> {
-    let mut bytes = vec![0; trailer.entries as usize * ENTRY_BYTES];
-    let read = file.read_exact_at(&mut bytes, trailer.index_at);
-    read.map_err(|error: io::Error| Error::io(path)(error))?;
-    if *blake3::hash(&bytes).as_bytes() != trailer.digest {
+    let mut hasher = blake3::Hasher::new();
+    let mut index: Vec<Entry> = Vec::with_capacity(trailer.entries as usize);
+    let mut piece = vec![0; ENTRIES_READ * ENTRY_BYTES];
+    let mut at = trailer.index_at;
+    while index.len() < trailer.entries as usize {
+        let entries = ENTRIES_READ.min(trailer.entries as usize - index.len());
+        let piece = piece.get_mut(..entries * ENTRY_BYTES).unwrap_or_default();
+        file.read_exact_at(piece, at).map_err(Error::io(path))?;
+        hasher.update(piece);
+        at += piece.len() as u64;
+        for entry in piece.as_chunks::<ENTRY_BYTES>().0 {
+            let entry = Entry::decode(entry);
+            let is_above = index.last().is_none_or(|last| last.key() < entry.key());
+            let unsorted = (!is_above).then_some("not above the one before it");
+            if let Some(what) = entry.fault(trailer.index_at).or(unsorted) {
+                return Err(Error::Entry {
+                    path: path.to_owned(),
+                    entry: index.len(),
+                    what,
+                });
+            }
+            index.push(entry);
+        }
+    }
+    if *hasher.finalize().as_bytes() != trailer.digest {
         let path = path.to_owned();
         let what = "its index is not the one that was written";
         return Err(Error::Damaged { path, what });
-    }
-    let mut index: Vec<Entry> = Vec::with_capacity(trailer.entries as usize);
-    for (number, entry) in bytes.as_chunks::<ENTRY_BYTES>().0.iter().enumerate() {
-        let entry = Entry::decode(entry);
-        let is_above = index.last().is_none_or(|last| last.key() < entry.key());
-        let unsorted = (!is_above).then_some("not above the one before it");
-        if let Some(what) = entry.fault(trailer.index_at).or(unsorted) {
-            return Err(Error::Entry {
-                path: path.to_owned(),
-                entry: number,
-                what,
-            });
-        }
-        index.push(entry);
     }
     Ok(index)
 }

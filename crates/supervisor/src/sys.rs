@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU64;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 use rustix::process::Pid;
 
-use crate::resident::Mapping;
+use crate::code::CodeRange;
 
 /// Shows that the process has one thread. Whoever holds it starts none.
 #[derive(Debug)]
@@ -163,15 +163,10 @@ pub(crate) fn never_dump_core() {
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
-/// Gives back the pages of the program and its libraries that the start needed. Those still needed
-/// come again, one by one, from the files: what goes on when nothing is opened is a few pages of a
-/// large program.
-pub(crate) fn give_back(mappings: &[Mapping]) {
-    for Mapping { start, len } in mappings {
-        let start = std::ptr::with_exposed_provenance_mut(*start);
-        // SAFETY: what is mapped there comes from a file, cannot be written, and no page of it is
-        // a copy that was ever changed: what is dropped comes back as it was. Nothing of it is
-        // unmapped in between: no library is ever unloaded.
-        let _unchanged_if_refused = unsafe { madvise(start, *len, Advice::LinuxDontNeed) };
-    }
+/// Gives back the pages of this code. Those still needed come again, one by one, from the file.
+pub(crate) fn give_back(code: &CodeRange) {
+    let start = std::ptr::with_exposed_provenance_mut(code.start);
+    // SAFETY: `code::note` alone makes ranges, of the code that the process began with, which is
+    // never unloaded nor written: what is dropped comes back from the file as it was.
+    let _unchanged_if_refused = unsafe { madvise(start, code.len, Advice::LinuxDontNeed) };
 }

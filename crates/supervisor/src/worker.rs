@@ -10,8 +10,8 @@ use fanotify::{Answer, Event, Group, GroupError, GroupOptions, Interrupter, Open
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
 use crate::board::{Board, Fallback, Reader, Slot, State, Word, now_ms, wall_ms};
+use crate::code::give_back_code;
 use crate::process::Process;
-use crate::resident::give_back_start;
 use crate::sys;
 
 /// How long the worker looks for the supervisor's answer to something before it goes on alone.
@@ -269,7 +269,7 @@ impl Worker {
         board.set(Word::GuardingSinceMs, now_ms());
         board.set(Word::HasGuarded, 1);
         self.ring();
-        give_back_start();
+        give_back_code();
     }
 
     /// The interval that nobody guarded before this agent started, until somebody says that it is

@@ -4,21 +4,22 @@
 //! Who opens is told by the program that it runs; nothing else of another process is looked at, since
 //! its memory may make whoever reads it wait for ever.
 
-use std::io::IoSliceMut;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::io::pread;
 
 use super::content::Content;
 
 /// What these open they run, or hand to a program whose name they were given.
-const SHELLS: [&[u8]; 9] = [
-    b"sh", b"bash", b"dash", b"ash", b"zsh", b"ksh", b"mksh", b"fish", b"pwsh",
+const SHELLS: [&[u8]; 12] = [
+    b"sh", b"bash", b"dash", b"ash", b"busybox", b"zsh", b"ksh", b"mksh", b"csh", b"tcsh", b"fish",
+    b"pwsh",
 ];
 /// These read data, too: of theirs, what begins like a script or is called like one.
-const LANGUAGES: [&[u8]; 18] = [
-    b"python", b"pypy", b"perl", b"ruby", b"node", b"nodejs", b"deno", b"bun", b"php", b"lua",
-    b"luajit", b"tclsh", b"wish", b"awk", b"gawk", b"mawk", b"java", b"Rscript",
+const LANGUAGES: [&[u8]; 20] = [
+    b"python", b"pypy", b"perl", b"ruby", b"node", b"nodejs", b"deno", b"bun", b"php", b"php-fpm",
+    b"php-cgi", b"lua", b"luajit", b"tclsh", b"wish", b"awk", b"gawk", b"mawk", b"java",
+    b"Rscript",
 ];
 const SCRIPT_SUFFIXES: [&[u8]; 21] = [
     b"sh", b"py", b"pyc", b"pyw", b"pl", b"pm", b"rb", b"js", b"mjs", b"cjs", b"ts", b"php",
@@ -53,7 +54,7 @@ impl Runner {
     }
 }
 
-/// Whether the process that opens this runs it.
+/// Whether the process that opens this runs it. Reads the file, which was hashed just now.
 pub(super) fn runs(pid: i32, content: &Content) -> bool {
     if pid <= 0 {
         return false;
@@ -65,10 +66,10 @@ pub(super) fn runs(pid: i32, content: &Content) -> bool {
         None => false,
         Some(Runner::Shell) => true,
         Some(Runner::Language) => {
-            begins(&content.file, b"#!") == Some(true) || is_called_a_script(content.path())
+            begins(&content.file, b"#!") || is_called_a_script(content.path())
         }
-        // Unless it is known to be none: a list of libraries, its cache.
-        Some(Runner::Loader) => begins(&content.file, b"\x7fELF") != Some(false),
+        // What else it opens: a list of libraries, its cache.
+        Some(Runner::Loader) => begins(&content.file, b"\x7fELF"),
     }
 }
 
@@ -79,13 +80,11 @@ fn is_called_a_script(path: &[u8]) -> bool {
     suffix.is_some_and(|suffix| SCRIPT_SUFFIXES.contains(&suffix))
 }
 
-/// `None`: it would have to be waited for.
-fn begins(file: &OwnedFd, with: &[u8]) -> Option<bool> {
+fn begins(file: &OwnedFd, with: &[u8]) -> bool {
     let mut head = [0; 4];
-    let head = head.get_mut(..with.len())?;
-    let flags = ReadWriteFlags::NOWAIT;
-    let read = preadv2(file.as_fd(), &mut [IoSliceMut::new(head)], 0, flags).ok()?;
-    Some(read == with.len() && *head == *with)
+    let head = head.get_mut(..with.len()).unwrap_or_default();
+    let read = pread(file, &mut *head, 0);
+    read == Ok(with.len()) && *head == *with
 }
 
 #[cfg(test)]
@@ -101,6 +100,8 @@ mod tests {
             (b"/usr/bin/perl5.36-x86_64-linux-gnu", None),
             (b"/usr/bin/perl", Some(Runner::Language)),
             (b"/usr/bin/php8.2", Some(Runner::Language)),
+            (b"/usr/sbin/php-fpm8.2", Some(Runner::Language)),
+            (b"/bin/busybox", Some(Runner::Shell)),
             (
                 b"/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
                 Some(Runner::Loader),
@@ -133,8 +134,10 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"#!/bin/sh", 0).unwrap();
         let file = OwnedFd::from(file);
-        // Just written, so in memory.
-        assert_eq!(begins(&file, b"#!"), Some(true));
-        assert_eq!(begins(&file, b"\x7fELF"), Some(false));
+        assert!(begins(&file, b"#!") && !begins(&file, b"\x7fELF"));
+        assert!(!begins(
+            &OwnedFd::from(tempfile::tempfile().unwrap()),
+            b"#!"
+        ));
     }
 }

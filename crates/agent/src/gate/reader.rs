@@ -20,7 +20,6 @@ use supervisor::Inherited;
 
 use super::Gate;
 use super::content::{Content, Medium, key_of};
-use super::interpreter;
 use crate::guard::scope::Scope;
 
 /// Events taken in one read. Each costs a descriptor before it is looked at.
@@ -172,13 +171,10 @@ impl<'a> Reader<'a> {
             return pass(event);
         }
         let content = self.content(event.file(), &identity, class, event.pid);
-        let Some(mut content) = content else {
+        let Some(content) = content else {
             self.gate.tally.passed_path.add(1);
             return pass(event);
         };
-        if class == AccessClass::Open && interpreter::runs(event.pid, &content) {
-            content.class = AccessClass::Exec;
-        }
         let writer_free = unwritten && content.medium.cacheable;
         self.gate.take_in(Some(event), content, writer_free);
     }

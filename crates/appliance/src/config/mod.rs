@@ -188,6 +188,10 @@ impl Config {
             let problem = "no key is trusted, so no list can be".to_owned();
             return conflict("allowlist.trusted_keys", problem);
         }
+        if !self.chunks.images.is_empty() && !self.chunk_limits().keeps(u64::MAX) {
+            let problem = "of no use while chunks.size_min_bytes, limits.chunk_bytes_max or limits.guest_chunk_bytes_max is 0";
+            return conflict("chunks.images", problem.to_owned());
+        }
         if self.verdict_store.url.is_some() && self.verdict_store.key_file.is_none() {
             let problem = "needed beside url: without a key anybody who can write to the store could make verdicts";
             return conflict("verdict_store.key_file", problem.to_owned());

@@ -197,6 +197,11 @@ async fn what_the_image_had_is_sent_by_nobody() {
     }
     let (reply, _) = rig.guest(A).by_chunks(3, &next_version(&old, EVIL)).await;
     malicious(&reply, false);
+    // Without the image there is nothing to compare a third guest's content with.
+    rig.shared.chunks.set_images(Default::default());
+    let mut third = rig.guest(model::GuestId([77; 16]));
+    third.check(1, claim(&next_version(&old, b"third")));
+    assert!(!third.needed(1).await.manifest);
 }
 
 /// Chunks are what their names say, or are asked for.
@@ -220,12 +225,21 @@ fn an_image_that_is_none_is_refused() {
     let path = dir.path().join("none");
     std::fs::write(&path, b"something else altogether").unwrap();
     let text = format!("[chunks]\nimages = [{path:?}]\n");
-    let config = daemon::config::parse(&text, "test.toml").unwrap();
+    let config: crate::Config = daemon::config::parse(&text, "test.toml").unwrap();
+    config.validate().unwrap();
     let error = crate::images::open(&config).unwrap_err().to_string();
     assert_eq!(
         error,
         format!("{}: not a file of image chunks", path.display())
     );
+}
+
+#[test]
+fn images_without_a_store_are_refused() {
+    let text = "[chunks]\nimages = ['x']\nsize_min_bytes = 0\n";
+    let config: crate::Config = daemon::config::parse(text, "test.toml").unwrap();
+    let error = config.validate().unwrap_err();
+    assert_eq!(error.key, "chunks.images");
 }
 
 #[tokio::test]

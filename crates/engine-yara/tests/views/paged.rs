@@ -22,7 +22,7 @@ const IOCTL_COPY: libc::Ioctl = 0xc028_aa03;
 const REGISTER_MISSING: u64 = 1;
 const USER_MODE_ONLY: libc::c_int = 1;
 const EVENT_PAGEFAULT: u64 = 0x12;
-/// Of an event: its kind, flags, address and two more, 8 bytes each.
+/// Of an event: its kind, flags, address and one more, 8 bytes each.
 const EVENT_WORDS: usize = 4;
 
 /// Content in memory, page by page when it is touched.
