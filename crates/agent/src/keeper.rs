@@ -112,6 +112,7 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Works until told to stop; the ledger is on disk when this returns.
     pub(crate) fn run(&mut self, stop: &Stop) {
+        let mut has_settled = false;
         while !stop.is_set() {
             self.round();
             let stop_fd = stop.as_fd();
@@ -124,6 +125,10 @@ impl Keeper {
             // Bursts are taken together.
             wait(stop_fd, ROUND.min(pause));
             if let Some(more) = pause.checked_sub(ROUND) {
+                if !has_settled && self.gate.is_link_up() {
+                    supervisor::give_back_code();
+                    has_settled = true;
+                }
                 let changes = self.allowlist_changes.as_ref().map(AsFd::as_fd);
                 let others: Vec<_> = changes.into_iter().chain([stop_fd]).collect();
                 self.gate.bell.wait(&others, more);

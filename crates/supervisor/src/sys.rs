@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU64;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 use rustix::process::Pid;
 
-use crate::code::CodeRange;
+use crate::code::FixedRange;
 
 /// Shows that the process has one thread. Whoever holds it starts none.
 #[derive(Debug)]
@@ -163,10 +163,10 @@ pub(crate) fn never_dump_core() {
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
-/// Gives back the pages of this code. Those still needed come again, one by one, from the file.
-pub(crate) fn give_back(code: &CodeRange) {
-    let start = std::ptr::with_exposed_provenance_mut(code.start);
-    // SAFETY: `code::note` alone makes ranges, of the code that the process began with, which is
-    // never unloaded nor written: what is dropped comes back from the file as it was.
-    let _unchanged_if_refused = unsafe { madvise(start, code.len, Advice::LinuxDontNeed) };
+/// Gives back the pages of such a range. Those still needed come again, one by one, from the file.
+pub(crate) fn give_back(range: &FixedRange) {
+    let start = std::ptr::with_exposed_provenance_mut(range.start);
+    // SAFETY: `code::note` alone makes ranges, of code and constants that the process began with,
+    // which are never unloaded nor written: what is dropped comes back from the file as it was.
+    let _unchanged_if_refused = unsafe { madvise(start, range.len, Advice::LinuxDontNeed) };
 }
