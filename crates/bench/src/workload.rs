@@ -24,7 +24,7 @@ pub(crate) struct Options {
 }
 
 /// Needed in the root beside a minimal Debian.
-const PACKAGES: [&str; 3] = ["git", "postgresql", "cargo"];
+const PACKAGES: [&str; 4] = ["git", "postgresql", "cargo", "libc6-dev"];
 
 /// Work and its script, run by a shell in the root.
 const WORK: [(&str, &str); 5] = [

@@ -228,7 +228,11 @@ async fn join_here(
     appliances: Vec<String>,
 ) -> anyhow::Result<Enrolment> {
     let address = config.listen.enrol;
-    let limits = EnrolmentLimits::default();
+    let limits = EnrolmentLimits {
+        burst_per_address: config.controller.joins_burst.u32(),
+        per_minute_per_address: config.controller.joins_per_minute.u32(),
+        ..EnrolmentLimits::default()
+    };
     let started = Enrolment::start(address, tls.enrol.clone(), authority, appliances, limits);
     started
         .await
