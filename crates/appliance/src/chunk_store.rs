@@ -132,8 +132,7 @@ impl ChunkStore {
         let state = self.state.lock();
         let ring = state.guests.get(&state.limits.owner(guest))?.ring.clone();
         drop(state);
-        let bytes = ring.lock().read(chunk.id, chunk.len);
-        bytes
+        ring.lock().read(chunk.id, chunk.len)
     }
 
     /// A place for content that is to be kept; `None`: it is not.
