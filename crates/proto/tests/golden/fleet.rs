@@ -140,6 +140,16 @@ fn host() -> v1::FleetHost {
     }
 }
 
+fn turn_row() -> v1::FleetTurn {
+    v1::FleetTurn {
+        vm: "vm-42".into(),
+        host: "h1".into(),
+        kind: "scan".into(),
+        begins_in_ms: 500,
+        ends_in_ms: 30_500,
+    }
+}
+
 fn vm() -> v1::FleetVm {
     v1::FleetVm {
         number: 9,
@@ -212,6 +222,7 @@ fn replies(golden: &mut Golden) {
     golden.add("FleetConsidered", &considered());
     golden.add("FleetWhy", &why());
     golden.add("FleetEvent", &event());
+    golden.add("FleetTurn", &turn_row());
     let reply = v1::FleetReply {
         hosts: vec![host()],
         vms: vec![vm()],
@@ -220,6 +231,7 @@ fn replies(golden: &mut Golden) {
         events: vec![event()],
         more: true,
         identity: "-----BEGIN".into(),
+        turns: vec![turn_row()],
     };
     golden.add("FleetReply", &reply);
     let body = Some(admin_reply::Body::Fleet(reply));
