@@ -45,7 +45,7 @@ fn of_a_new_version_only_what_is_new_is_sent() -> Result<()> {
         kept.is_ok_and(|bytes| bytes >= SIZE as f64)
     };
     ensure!(
-        wait_until(Duration::from_secs(20), is_kept),
+        wait_until(Duration::from_secs(60), is_kept),
         "nothing is kept"
     );
 

@@ -11,8 +11,9 @@ use testbed::{ServerOptions, run, samples, wait_until};
 
 /// Budget of an open in these tests; policy answers at 80 % of it.
 const BUDGET: Duration = Duration::from_millis(2_500);
-/// No opener may wait longer: the budget, and time for a loaded machine to run a process.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// An opener that waits longer hangs: much more than the budget, for a loaded machine runs a process
+/// when it can.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn setup(on_unscanned: &str, netns: Option<u8>) -> Setup {
     let budget = BUDGET.as_millis();
@@ -81,7 +82,7 @@ fn away_and_back(
         "the ledger is not paid back: {}",
         system.agent.status()?
     );
-    let found = wait_until(Duration::from_secs(30), || {
+    let found = wait_until(Duration::from_secs(60), || {
         system
             .detections()
             .is_ok_and(|all| all.len() > detected_before)

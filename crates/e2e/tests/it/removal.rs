@@ -38,7 +38,7 @@ fn eicar_is_denied_and_quarantined_and_comes_back_whole() -> Result<()> {
     let first = open(&path)?;
     ensure!(!first.allowed, "EICAR was opened");
     ensure!(
-        wait_until(Duration::from_secs(20), || !path.exists()),
+        wait_until(Duration::from_secs(60), || !path.exists()),
         "EICAR is still there"
     );
     let listed = system.server.cli(&["quarantine", "list", "--json"])?;
@@ -84,7 +84,7 @@ fn delete_removes_and_denies() -> Result<()> {
     let system = system("delete")?;
     let path = system.write("eicar.com", &samples::eicar())?;
     ensure!(!open(&path)?.allowed);
-    ensure!(wait_until(Duration::from_secs(20), || !path.exists()));
+    ensure!(wait_until(Duration::from_secs(60), || !path.exists()));
     let listed = system.server.cli(&["quarantine", "list", "--json"])?;
     ensure!(listed.trim() == "[]", "{listed}");
     Ok(())

@@ -75,7 +75,7 @@ fn a_scan_of_the_guarded_tree_removes_and_does_not_wait_for_the_gate() -> Result
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     // Either the scan found it or the gate had taken it away on close before.
     ensure!(matches!(code(&out), Some(0 | 1)), "{out:?}");
-    let gone = testbed::wait_until(std::time::Duration::from_secs(20), || !eicar.exists());
+    let gone = testbed::wait_until(std::time::Duration::from_secs(60), || !eicar.exists());
     ensure!(gone, "still there: {text}");
     let listed = system.agent.cli(&["quarantine", "list"])?;
     ensure!(listed.contains("eicar.com"), "{listed}");

@@ -116,7 +116,7 @@ fn the_second_profits(fleet: &Fleet) -> Result<(Server, Server)> {
     let first = fleet.appliance("first", rules())?;
     fleet.scan("guest1", &first, &fleet.tree())?;
     ensure!(scans(&first) == FILES, "{} scans", scans(&first));
-    let kept = wait_until(Duration::from_secs(30), || {
+    let kept = wait_until(Duration::from_secs(60), || {
         store(&first, "puts", "kept") == FILES
     });
     ensure!(kept, "kept {} of {FILES}", store(&first, "puts", "kept"));
@@ -140,7 +140,7 @@ fn through_postgres() -> Result<()> {
     let fleet = Fleet::new(postgres.url())?;
     let (first, second) = the_second_profits(&fleet)?;
     // Whom anybody has seen, everybody knows.
-    let all = wait_until(Duration::from_secs(30), || {
+    let all = wait_until(Duration::from_secs(60), || {
         holders(&first).is_ok_and(|n| n == 3) && holders(&second).is_ok_and(|n| n == 3)
     });
     ensure!(
