@@ -183,6 +183,10 @@ impl Work {
 
     /// What runs never uses more than a budget, whatever the terms in which it was allowed.
     pub(crate) fn check(&self) -> Result<(), String> {
+        let is_late = |it: &&Running| it.lease.ends > it.lease.job.deadline;
+        if let Some(late) = self.running.iter().find(is_late) {
+            return Err(format!("work goes beyond its deadline: {late:?}"));
+        }
         let policy = policy();
         let mut hosts: BTreeMap<HostId, Resources> = BTreeMap::new();
         let mut stores: BTreeMap<Option<u64>, Resources> = BTreeMap::new();
