@@ -393,9 +393,7 @@ impl World {
         let done = self.work.done_early(&mut self.random);
         if let (Some((vm, turn)), Some(controller)) = (done, &mut self.controller) {
             let clock = controller.clock(now_ms, jump);
-            controller
-                .core
-                .turn_over(clock, self.agents[vm].id, turn);
+            controller.core.turn_over(clock, self.agents[vm].id, turn);
         }
     }
 

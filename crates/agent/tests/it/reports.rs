@@ -139,7 +139,12 @@ fn a_filter_is_fetched_in_its_turn_and_nobody_waits_for_that() {
     shared.offer_filter(Some(&pack));
     shared.wait("asked again under the same turn", |book| {
         let is_update = |ask: &&v1::AskTurn| ask.kind() == TurnKind::ContentUpdate;
-        let asked: Vec<u64> = book.turns.iter().filter(is_update).map(|ask| ask.turn_id).collect();
+        let asked: Vec<u64> = book
+            .turns
+            .iter()
+            .filter(is_update)
+            .map(|ask| ask.turn_id)
+            .collect();
         asked.len() >= 3 && asked[0] == 0 && asked[1..].iter().all(|turn| *turn == UPDATE)
     });
     rig.put("file", &content);
@@ -151,7 +156,9 @@ fn a_filter_is_fetched_in_its_turn_and_nobody_waits_for_that() {
     }
     shared.book().busy = false;
     wait_for(&rig, &pack);
-    shared.wait("the turn given back", |book| book.turns_over.contains(&UPDATE));
+    shared.wait("the turn given back", |book| {
+        book.turns_over.contains(&UPDATE)
+    });
 }
 
 #[test]

@@ -30,7 +30,7 @@ const CONNECTIONS_MAX: u32 = 4;
 /// The database's version of the schema; another one is refused.
 const SCHEMA: &str = "1";
 
-const TABLES: [&str; 7] = [
+const TABLES: [&str; 8] = [
     "CREATE TABLE IF NOT EXISTS fleet_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS fleet_placer (id BIGINT PRIMARY KEY, holder TEXT NOT NULL, \
      address TEXT NOT NULL, term BIGINT NOT NULL, until_ms BIGINT NOT NULL)",

@@ -166,7 +166,13 @@ fn a_placer_that_takes_over_waits_for_the_turns_that_it_does_not_know() {
     let orders = core.take_orders();
     let is_begin = |order: &Order| {
         let told = matches!(order, Order::Turn { via, ticket: 9, .. } if *via == ApplianceId(7));
-        told && matches!(order, Order::Turn { answer: TurnAnswer::Begin { .. }, .. })
+        told && matches!(
+            order,
+            Order::Turn {
+                answer: TurnAnswer::Begin { .. },
+                ..
+            }
+        )
     };
     assert!(orders.iter().any(is_begin), "{orders:?}");
     core.tick(at(begins + 100));
