@@ -1,7 +1,6 @@
 //! `lazaret up` and `lazaret-agent run`, with the configuration an operator would write.
 
 use std::fmt::Write as _;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Netns, Process, Spawn, run, wait_until};
+use crate::{Netns, Process, Spawn, free_port_on, run, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -335,14 +334,6 @@ fn spawn_in(netns: Option<&str>, name: &str, program: &Path, log: &Path) -> Spaw
     }
 }
 
-/// A free address of this machine alone, host:port.
-///
-/// # Errors
-/// Where there is none.
-pub fn free_address() -> Result<String> {
-    Ok(format!("127.0.0.1:{}", free_port_on("127.0.0.1")?))
-}
-
 /// How to run an agent.
 #[derive(Debug, Clone, Default)]
 pub struct AgentOptions {
@@ -614,9 +605,4 @@ fn children_of(pid: u32) -> Result<Vec<Pid>> {
 #[must_use]
 pub fn rules_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../rules")
-}
-
-/// A TCP port on `address` that nobody uses now.
-fn free_port_on(address: &str) -> Result<u16> {
-    Ok(TcpListener::bind((address, 0))?.local_addr()?.port())
 }

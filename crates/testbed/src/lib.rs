@@ -11,6 +11,7 @@ mod host_net;
 mod libvirt;
 mod mount;
 mod netns;
+mod ports;
 mod process;
 mod relay;
 pub mod samples;
@@ -18,8 +19,7 @@ mod usage;
 
 pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{
-    Agent, AgentOptions, AgentPids, Apart, ApartOptions, Server, ServerOptions, binary,
-    free_address, rules_dir,
+    Agent, AgentOptions, AgentPids, Apart, ApartOptions, Server, ServerOptions, binary, rules_dir,
 };
 pub use databases::{Postgres, Redis};
 pub use debian::debian_root;
@@ -28,6 +28,7 @@ pub use host_net::HostNet;
 pub use libvirt::{LibvirtHost, LibvirtListen};
 pub use mount::{FileSystem, LoopMount};
 pub use netns::Netns;
+pub use ports::{free_address, free_port_on};
 pub use process::{Pin, Process, Spawn, run, wait_until};
 pub use relay::{Relay, RelayBytes};
 pub use usage::Usage;
