@@ -334,7 +334,7 @@ impl Engine<Content> for ProcessEngine {
                 size: task.size,
                 known: task.known,
                 filter: task.filter,
-                report: task.report.into(),
+                report: task.report,
                 context: task.context.map(wire_context),
                 unpack: Some(self.unpack),
             };

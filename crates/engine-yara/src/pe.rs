@@ -4,6 +4,7 @@
 //! The module itself is never asked again for the same bytes, but it has to be asked for each
 //! file: it keeps an import hash and a checksum for the thread until then.
 
+use md5::{Digest, Md5};
 use yara_x::Scanner;
 use yara_x::mods::PE;
 use yara_x::mods::pe::{DirEntry, Export, Import, KeyValue, Resource, Section, Signature};
@@ -158,7 +159,11 @@ impl Needs {
 
 /// The module's output for one file.
 #[derive(Default)]
-pub(crate) struct Portable(Option<Parts>);
+pub(crate) struct Portable {
+    parts: Option<Parts>,
+    /// `None`: not asked yet.
+    import_hash: Option<Option<String>>,
+}
 
 /// The lists apart from the rest.
 struct Parts {
@@ -185,16 +190,66 @@ impl Portable {
         if !needs.any || !bytes.starts_with(b"MZ") {
             return Ok(());
         }
-        if self.0.is_none() {
-            self.0 = yara_x::mods::invoke::<PE>(bytes).map(|pe| Parts::of(*pe));
-        }
-        let Some(parts) = &self.0 else {
+        let Some(parts) = self.parts(bytes) else {
             return Ok(());
         };
         scanner
             .set_module_output(Box::new(parts.message(needs)))
             .map(drop)
             .map_err(|error| format!("PE module: {error}"))
+    }
+
+    fn parts(&mut self, bytes: &[u8]) -> Option<&Parts> {
+        if self.parts.is_none() {
+            self.parts = yara_x::mods::invoke::<PE>(bytes).map(|pe| Parts::of(*pe));
+        }
+        self.parts.as_ref()
+    }
+
+    /// Fields that conditions compare with numbers, as far as the module was asked already;
+    /// `None`: undefined.
+    pub(crate) fn numbers(&self) -> Vec<(&'static str, Option<i64>)> {
+        let Some(Parts { rest: pe, .. }) = &self.parts else {
+            return Vec::new();
+        };
+        let overlay = pe.overlay.as_ref();
+        vec![
+            ("timestamp", pe.timestamp.map(i64::from)),
+            ("characteristics", pe.characteristics.map(i64::from)),
+            ("checksum", pe.checksum.map(i64::from)),
+            ("entry_point", pe.entry_point.map(i64::from)),
+            ("number_of_sections", pe.number_of_sections.map(i64::from)),
+            ("number_of_resources", pe.number_of_resources),
+            ("number_of_exports", pe.number_of_exports),
+            ("number_of_imports", pe.number_of_imports),
+            ("number_of_version_infos", pe.number_of_version_infos),
+            ("overlay.offset", overlay.and_then(|o| o.offset)),
+            ("overlay.size", overlay.and_then(|o| o.size)),
+        ]
+    }
+
+    /// The module was asked.
+    pub(crate) fn is_read(&self) -> bool {
+        self.parts.is_some()
+    }
+
+    /// Asks the module, if the file is for it.
+    pub(crate) fn read(&mut self, bytes: &[u8]) {
+        if bytes.starts_with(b"MZ") {
+            self.parts(bytes);
+        }
+    }
+
+    /// What `pe.imphash()` is for these bytes; `None`: undefined.
+    pub(crate) fn import_hash(&mut self, bytes: &[u8]) -> Option<&str> {
+        if self.import_hash.is_none() {
+            let parts = match bytes.starts_with(b"MZ") {
+                true => self.parts(bytes),
+                false => None,
+            };
+            self.import_hash = Some(parts.and_then(Parts::import_hash));
+        }
+        self.import_hash.as_ref()?.as_deref()
     }
 }
 
@@ -212,6 +267,29 @@ impl Parts {
             directories: std::mem::take(&mut pe.data_directories),
             rest: pe,
         }
+    }
+
+    /// As YARA-X makes it of what its module found: MD5 of all functions' names with those of their
+    /// libraries, in lower case.
+    fn import_hash(&self) -> Option<String> {
+        if !self.rest.is_pe() {
+            return None;
+        }
+        let mut hasher = Md5::new();
+        let mut is_first = true;
+        for import in &self.imports {
+            let library = without_extension(import.library_name()).to_lowercase();
+            for function in &import.functions {
+                if !std::mem::take(&mut is_first) {
+                    hasher.update(b",");
+                }
+                hasher.update(&library);
+                hasher.update(b".");
+                hasher.update(function.name().to_lowercase());
+            }
+        }
+        let digest = hasher.finalize();
+        Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     fn message(&self, needs: Needs) -> PE {
@@ -240,6 +318,18 @@ impl Parts {
         }
         pe
     }
+}
+
+fn without_extension(library: &str) -> &str {
+    let ends = |extension: &&str| {
+        let start = library.len().checked_sub(extension.len())?;
+        let end = library.get(start..)?;
+        end.eq_ignore_ascii_case(extension).then_some(start)
+    };
+    let end = [".dll", ".sys", ".ocx"].iter().find_map(ends);
+    library
+        .get(..end.unwrap_or(library.len()))
+        .unwrap_or(library)
 }
 
 #[cfg(test)]

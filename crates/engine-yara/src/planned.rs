@@ -402,10 +402,11 @@ impl<'r> PlannedScanner<'r> {
         let mut open = plan.open(&known, &|_| None);
         stages.open_after_filter = open.len();
         self.prober.clear();
-        let mut next = 0;
+        let (mut next, mut numbers_told) = (0, false);
         loop {
             let wanted = probes.wanted(plan, &open, next);
-            if known.search.is_none() && wanted.is_none_or(|group| probes.has_modules(group)) {
+            let is_slow = wanted.is_none_or(|group| probes.is_slow(group));
+            if known.search.is_none() && is_slow {
                 known.search = Some(telling.bytes);
                 open = plan.still_open(&open, &known, &|probe| self.prober.answer(probe));
                 continue;
@@ -413,14 +414,26 @@ impl<'r> PlannedScanner<'r> {
             let Some(group) = wanted else {
                 return Ok(open);
             };
-            self.prober.ask(group, telling, portable)?;
-            stages.probes += 1;
-            // The answers are news for those alone that asked.
-            let asks = |rule: &RuleId| probes.asks(plan, *rule, group);
-            let (asking, mut others): (Vec<_>, Vec<_>) = open.iter().copied().partition(asks);
-            others.extend(plan.still_open(&asking, &known, &|p| self.prober.answer(p)));
-            open = others;
-            next = group + 1;
+            if is_slow && !numbers_told {
+                // What the module's numbers decide needs no structures.
+                portable.read(telling.bytes);
+            } else {
+                self.prober.ask(group, telling, portable)?;
+                stages.probes += 1;
+                // The answers are news for those alone that asked.
+                let asks = |rule: &RuleId| probes.asks(plan, *rule, group);
+                let (asking, others): (Vec<_>, Vec<_>) = open.iter().copied().partition(asks);
+                open = others;
+                open.extend(plan.still_open(&asking, &known, &|p| self.prober.answer(p)));
+                next = group + 1;
+            }
+            if !numbers_told && portable.is_read() {
+                for (field, value) in portable.numbers() {
+                    self.hits.tell_number(field, value);
+                }
+                open = plan.still_open(&open, &known, &|probe| self.prober.answer(probe));
+            }
+            numbers_told |= is_slow || portable.is_read();
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Parts of conditions that YARA-X decides without looking for patterns, in groups of those that
 //! need the same of the file: a group is run for a file when an open rule asks one of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use readplan::{Plan, RuleId};
 use yara_x::{Rules, Scanner};
+use yara_x_parser::ast::{AST, Expr};
 
 use crate::context::Reads;
 use crate::pe::{Needs, Portable};
@@ -17,7 +18,15 @@ pub(crate) struct Probes {
     group_of: Vec<Option<usize>>,
 }
 
-struct Group {
+/// What is asked together.
+enum Group {
+    /// Of YARA-X.
+    Rules(Box<Asked>),
+    /// `pe.imphash() == "…"`: by what stands there, the plan's probes.
+    ImportHash(HashMap<String, Vec<usize>>),
+}
+
+struct Asked {
     rules: Rules,
     reads: Reads,
     needs: Needs,
@@ -46,11 +55,16 @@ impl Probes {
                 .iter()
                 .for_each(|probe| often[*probe] = true);
         }
+        let mut hashes: HashMap<String, Vec<usize>> = HashMap::new();
         let all = plan.probes().iter().enumerate();
         for (id, probe) in all.filter(|(_, probe)| !probe.expensive) {
             let imports = probe.imports.iter();
             let mut text: String = imports.map(|name| format!("import \"{name}\"\n")).collect();
             text.push_str(&format!("rule p{id} {{ condition: {} }}\n", probe.text));
+            if let Some(hash) = import_hash(text.as_bytes()) {
+                hashes.entry(hash).or_default().push(id);
+                continue;
+            }
             let needs = Needs::of(text.as_bytes()).rounded();
             let kind = Kind {
                 has_modules: !probe.imports.is_empty(),
@@ -65,7 +79,12 @@ impl Probes {
             group_of: vec![None; plan.probes().len()],
         };
         // Those that need the least come first.
+        let mut hashes = Some(hashes).filter(|hashes| !hashes.is_empty());
         for (kind, texts) in texts {
+            // It is told without YARA-X making structures: before all else of modules.
+            if let Some(hashes) = hashes.take_if(|_| kind.has_modules) {
+                probes.add_hashes(hashes);
+            }
             let mut compiler = compiler()?;
             let mut reads = Reads::default();
             let mut ids = Vec::new();
@@ -78,15 +97,25 @@ impl Probes {
                 }
             }
             let rules = compiler.build();
-            probes.groups.push(Group {
+            probes.groups.push(Group::Rules(Box::new(Asked {
                 rules,
                 reads,
                 needs: kind.needs,
                 has_modules: kind.has_modules,
                 ids,
-            });
+            })));
+        }
+        if let Some(hashes) = hashes {
+            probes.add_hashes(hashes);
         }
         Ok(probes)
+    }
+
+    fn add_hashes(&mut self, hashes: HashMap<String, Vec<usize>>) {
+        for id in hashes.values().flatten() {
+            self.group_of[*id] = Some(self.groups.len());
+        }
+        self.groups.push(Group::ImportHash(hashes));
     }
 
     /// How many scanners they need.
@@ -107,11 +136,12 @@ impl Probes {
         groups.collect()
     }
 
-    /// It takes a module to answer this group.
-    pub(crate) fn has_modules(&self, group: usize) -> bool {
-        self.groups
-            .get(group)
-            .is_some_and(|group| group.has_modules)
+    /// It takes structures of a module to answer this group.
+    pub(crate) fn is_slow(&self, group: usize) -> bool {
+        match self.groups.get(group) {
+            Some(Group::Rules(asked)) => asked.has_modules,
+            Some(Group::ImportHash(_)) | None => false,
+        }
     }
 
     /// The rule has a probe in this group.
@@ -162,20 +192,23 @@ impl<'r> Prober<'r> {
         telling: &Telling<'_>,
         portable: &mut Portable,
     ) -> Result<(), Stopped> {
-        let Some(Group {
-            rules,
-            reads,
-            needs,
-            ids,
-            ..
-        }) = self.probes.groups.get(group)
-        else {
-            return Ok(());
+        let asked = match self.probes.groups.get(group) {
+            None => return Ok(()),
+            Some(Group::Rules(asked)) => asked,
+            Some(Group::ImportHash(by_hash)) => {
+                let hash = portable.import_hash(telling.bytes);
+                for (wanted, ids) in by_hash {
+                    for id in ids {
+                        self.answers[*id] = Some(hash == Some(wanted.as_str()));
+                    }
+                }
+                return Ok(());
+            }
         };
-        let scanner = self.scanners[group].get_or_insert_with(|| scanner(rules));
-        telling.tell(scanner, *reads, *needs, portable)?;
+        let scanner = self.scanners[group].get_or_insert_with(|| scanner(&asked.rules));
+        telling.tell(scanner, asked.reads, asked.needs, portable)?;
         let results = scanner.scan(telling.bytes)?;
-        for id in ids {
+        for id in &asked.ids {
             self.answers[*id] = Some(false);
         }
         for rule in results.matching_rules() {
@@ -187,4 +220,19 @@ impl<'r> Prober<'r> {
         }
         Ok(())
     }
+}
+
+/// What a probe compares the import hash with. YARA-X's is in lower case, and case counts.
+fn import_hash(source: &[u8]) -> Option<String> {
+    let ast = AST::from(source);
+    let Expr::Eq(equal) = &ast.rules().next()?.condition else {
+        return None;
+    };
+    let (Expr::FuncCall(call), Expr::LiteralString(hash)) = (&equal.lhs, &equal.rhs) else {
+        return None;
+    };
+    let is_of_module = matches!(&call.object, Some(Expr::Ident(name)) if name.name == "pe");
+    let is_hash = is_of_module && call.identifier.name == "imphash" && call.args.is_empty();
+    let hash = std::str::from_utf8(hash.value.as_ref()).ok()?;
+    is_hash.then(|| hash.to_owned())
 }

@@ -49,8 +49,7 @@ fn single(byte: u8) -> i32 {
 
 /// How rare a run of bytes is at some place in a file, letters of either case being equal, in
 /// quarters of a bit; larger is rarer. Each byte depends on the one before it.
-#[must_use]
-pub fn rarity(gram: &[u8]) -> i32 {
+pub(crate) fn rarity(gram: &[u8]) -> i32 {
     match gram {
         [] => 0,
         [byte] => single(*byte),

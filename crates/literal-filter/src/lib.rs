@@ -21,6 +21,7 @@ mod needles;
 mod pack;
 mod report;
 mod scan;
+mod spots;
 mod stream;
 mod table;
 mod wire;
@@ -29,7 +30,6 @@ pub use error::FilterError;
 pub use filter::{
     Filter, LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, Literal, POOL_MAX, SHORT_MAX, WHOLE_MIN,
 };
-pub use grams::rarity;
 pub use needles::{
     KEYS_MAX, NEEDLES_MAX, Needle, Needles, REACH_MAX, TOKENS_MAX, Token as NeedleToken,
 };

@@ -1,8 +1,9 @@
 //! Patterns that have no literal to look for: bytes of which some bits count, and gaps. An agent
 //! looks for a few of them besides the literals.
 //!
-//! A needle is found by two neighbouring bytes of it (its *key*), which every position of the data
-//! is looked up for; around the key its tokens are followed as a set of positions.
+//! A needle is found by its *key*, two neighbouring bytes, and reported where that is. Three bytes
+//! around the key, the rarest, are looked up at every position of the data (`spots.rs`); there the
+//! needle's tokens are followed as a set of positions.
 //!
 //! Serialised: `LZND`, a version byte, the number of needles (varint); for each the number of
 //! tokens (1 byte), which of them the key starts at (1 byte), and the tokens: a byte of value and
@@ -11,6 +12,7 @@
 use std::ops::ControlFlow;
 
 use crate::FilterError;
+use crate::spots::Spots;
 use crate::wire::{Reader, put_varint};
 
 /// Needles of one set.
@@ -47,8 +49,8 @@ pub enum Token {
 /// Something to look for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Needle {
-    tokens: Vec<Token>,
-    key: usize,
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) key: usize,
 }
 
 impl Needle {
@@ -109,11 +111,31 @@ impl Needle {
 
 /// Whether the tokens follow each other; `byte` gives the bytes in their direction.
 fn follows<'t>(
+    mut tokens: impl Iterator<Item = &'t Token>,
+    byte: impl Fn(usize) -> Option<u8>,
+) -> bool {
+    let mut at = 0;
+    while let Some(token) = tokens.next() {
+        match *token {
+            Token::Byte { value, mask } if byte(at).is_some_and(|b| b & mask == value) => at += 1,
+            Token::Byte { .. } => return false,
+            // From here on there may be several ways.
+            Token::Gap { .. } => {
+                let rest = std::iter::once(token).chain(tokens);
+                return follows_somehow(at, rest, byte);
+            }
+        }
+    }
+    true
+}
+
+fn follows_somehow<'t>(
+    start: usize,
     tokens: impl Iterator<Item = &'t Token>,
     byte: impl Fn(usize) -> Option<u8>,
 ) -> bool {
     // Where the next token may start.
-    let mut here = vec![0usize];
+    let mut here = vec![start];
     for token in tokens {
         match *token {
             Token::Byte { value, mask } => {
@@ -152,10 +174,7 @@ fn longest(tokens: &[Token]) -> usize {
 #[derive(Debug, Default)]
 pub struct Needles {
     list: Vec<Needle>,
-    /// A bit for each pair of bytes that is a key.
-    keys: Vec<u64>,
-    /// Keys with their needles, sorted.
-    users: Vec<(u16, u32)>,
+    spots: Spots,
     reach: usize,
 }
 
@@ -170,20 +189,11 @@ impl Needles {
                 count: list.len() as u64,
             });
         }
-        let mut keys = vec![0u64; 1 << 10];
-        let mut users = Vec::new();
-        for (id, needle) in list.iter().enumerate() {
-            for pair in needle.key_pairs().unwrap_or_default() {
-                keys[usize::from(pair >> 6)] |= 1 << (pair & 63);
-                users.push((pair, id as u32));
-            }
-        }
-        users.sort_unstable();
+        let spots = Spots::build(&list);
         let reach = list.iter().map(|n| n.before().max(n.after())).max();
         Ok(Self {
             list,
-            keys,
-            users,
+            spots,
             reach: reach.unwrap_or(0),
         })
     }
@@ -228,25 +238,15 @@ impl Needles {
         if self.list.is_empty() {
             return ControlFlow::Continue(());
         }
-        let keys = self.keys.as_slice();
-        let to = to.min(data.len().saturating_sub(1));
-        let pairs = data.get(from..).unwrap_or_default().windows(2);
-        for (at, pair) in (from..to).zip(pairs) {
-            let pair = u16::from_le_bytes([pair[0], pair[1]]);
-            if keys[usize::from(pair >> 6)] >> (pair & 63) & 1 == 0 {
-                continue;
-            }
-            let first = self.users.partition_point(|(key, _)| *key < pair);
-            let users = self.users[first..]
-                .iter()
-                .take_while(|(key, _)| *key == pair);
-            for (_, id) in users {
-                if self.list[*id as usize].is_at(data, at) {
-                    on_hit(*id, at)?;
-                }
-            }
-        }
-        ControlFlow::Continue(())
+        self.spots.scan(
+            data,
+            from,
+            to,
+            &mut |id, at| match self.list[id as usize].is_at(data, at) {
+                true => on_hit(id, at),
+                false => ControlFlow::Continue(()),
+            },
+        )
     }
 
     /// The set for storage and transport.
@@ -411,6 +411,59 @@ mod tests {
                 expected,
                 "{tokens:?} {data:?}"
             );
+        }
+    }
+
+    /// Long data, several needles, bytes of which not all bits count; each place just once.
+    #[test]
+    fn every_place_in_a_window_is_told_once() {
+        let mut state = 7u64;
+        let mut random = |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) % below
+        };
+        for _ in 0..400 {
+            let mut list = Vec::new();
+            for _ in 0..1 + random(12) {
+                let tokens = (0..2 + random(5)).map(|_| match random(8) {
+                    0 => gap(random(2) as u8, 1 + random(3) as u8),
+                    1 => Token::Byte {
+                        value: b'A',
+                        mask: 0xdf,
+                    },
+                    _ => byte(b'a' + random(4) as u8),
+                });
+                let tokens: Vec<Token> = tokens.collect();
+                let key = random(tokens.len() as u64) as usize;
+                list.extend(Needle::new(tokens, key));
+            }
+            let letters = b"abcdA";
+            let data: Vec<u8> = (0..random(700))
+                .map(|_| letters[random(5) as usize])
+                .collect();
+            let from = random(data.len() as u64 + 1) as usize;
+            let to = from + random((data.len() - from) as u64 + 1) as usize;
+            let mut expected = Vec::new();
+            for (needle, id) in list.iter().zip(0..) {
+                let there = (from..to.min(data.len().saturating_sub(1)))
+                    .filter(|at| needle.is_at(&data, *at));
+                expected.extend(there.map(|at| (id, at)));
+            }
+            expected.sort_unstable();
+            let mut needles = Needles::build(list).unwrap();
+            // As this processor does it, and as one without vector instructions.
+            for _ in 0..2 {
+                let mut found = Vec::new();
+                let _ = needles.scan(&data, from, to, &mut |id, at| {
+                    found.push((id, at));
+                    ControlFlow::Continue(())
+                });
+                found.sort_unstable();
+                assert_eq!(found, expected);
+                needles.spots.forget_sets();
+            }
         }
     }
 

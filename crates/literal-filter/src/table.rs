@@ -66,6 +66,24 @@ impl Entry {
     }
 }
 
+/// A gram's way to an entry, with what is compared first: most ways end here.
+#[derive(Clone, Copy, Debug)]
+struct Use {
+    /// Four bytes of the literal, `fold` set.
+    check: u32,
+    fold: u32,
+    entry: u32,
+    /// Where the bytes are, seen from the gram.
+    check_from_gram: i16,
+}
+
+impl Use {
+    fn leads(&self, data: &[u8], at: usize) -> bool {
+        let check = at.checked_add_signed(isize::from(self.check_from_gram));
+        check.is_some_and(|check| gram_at(data, check) | self.fold == self.check)
+    }
+}
+
 /// Where the gram is that stands for a literal whose first byte is `residue` bytes before a look,
 /// modulo the stride: the rarest there, and one that is not used much.
 fn best_place(literal: &[u8], residue: usize, users: &FxHashMap<u32, i32>) -> Place {
@@ -106,8 +124,8 @@ pub(crate) struct Table {
     /// By a hash of the gram: the first of its uses. One more than there are hashes.
     buckets: Box<[u32]>,
     bucket_bits: u32,
-    /// In the order of the hashes: entries.
-    uses: Box<[u32]>,
+    /// In the order of the hashes.
+    uses: Box<[Use]>,
     entries: Box<[Entry]>,
 }
 
@@ -164,7 +182,16 @@ impl Table {
             before += *bucket;
             *bucket = before;
         }
-        table.uses = uses.into_iter().map(|(_, entry)| entry).collect();
+        let way = |(_, entry): (u32, u32)| {
+            let to = &table.entries[entry as usize];
+            Use {
+                check: to.check,
+                fold: to.fold,
+                entry,
+                check_from_gram: i16::from(to.check_at) - to.gram_at,
+            }
+        };
+        table.uses = uses.into_iter().map(way).collect();
         table
     }
 
@@ -209,8 +236,10 @@ impl Table {
             let bucket = bucket_of(gram_at(scan.data, at) | FOLD, self.bucket_bits);
             let first = self.buckets[bucket] as usize;
             let end = self.buckets[bucket + 1] as usize;
-            for entry in &self.uses[first..end] {
-                compare(scan, &self.entries[*entry as usize], at)?;
+            for way in &self.uses[first..end] {
+                if way.leads(scan.data, at) {
+                    compare(scan, &self.entries[way.entry as usize], at)?;
+                }
             }
         }
         ControlFlow::Continue(())
@@ -275,9 +304,6 @@ fn compare(scan: &mut Scan, entry: &Entry, at: usize) -> ControlFlow<()> {
     let Some(found) = scan.data.get(start..start + usize::from(entry.len)) else {
         return ControlFlow::Continue(());
     };
-    if gram_at(found, usize::from(entry.check_at)) | entry.fold != entry.check {
-        return ControlFlow::Continue(());
-    }
     let pool_at = entry.start as usize;
     let literal = &scan.pool[pool_at..pool_at + usize::from(entry.len)];
     if found == literal || entry.nocase && found.eq_ignore_ascii_case(literal) {

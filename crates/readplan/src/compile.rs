@@ -360,9 +360,12 @@ impl Building {
         let id = self.rules.len();
         let first_pattern = self.patterns.len();
         let patterns = rule.patterns.as_deref().unwrap_or_default();
-        let infos = patterns.iter().map(pattern::analyse);
-        self.patterns
-            .extend(infos.map(|info| PatternEntry { info, rule: id }));
+        let infos: Vec<_> = patterns.iter().map(pattern::analyse).collect();
+        let slow = infos.iter().map(|info| info.verifier.is_some()).collect();
+        let entries = infos
+            .into_iter()
+            .map(|info| PatternEntry { info, rule: id });
+        self.patterns.extend(entries);
         self.note_references(&rule.condition, id, file);
         let by_name = &self.by_name;
         let (probes, probe_ids) = (&mut self.probes, &mut self.probe_ids);
@@ -374,6 +377,7 @@ impl Building {
         let mut converter = Converter {
             source: text,
             patterns: names.collect(),
+            slow,
             imports: imports.to_vec(),
             rules: &|name| by_name.contains_key(&(file, name.to_owned())),
             probes: &mut |probe| {

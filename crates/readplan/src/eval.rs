@@ -75,6 +75,8 @@ pub(crate) struct Evaluation<'a> {
     pub(crate) presence: &'a dyn Fn(usize) -> Presence,
     /// What YARA-X said of a probe: true, or false or undefined.
     pub(crate) probe: &'a dyn Fn(usize) -> Option<bool>,
+    /// Fields of the PE module by their names; `None`: not told, `Some(None)`: undefined.
+    pub(crate) number: &'a dyn Fn(&str) -> Option<Option<i64>>,
     pub(crate) depth: Cell<u32>,
 }
 
@@ -130,7 +132,10 @@ impl Evaluation<'_> {
             Expr::Module { kind, .. } if *kind == ModuleItem::Signatures && self.is_unsigned() => {
                 Value::Falsy
             }
-            Expr::Module { module, kind } => self.module(module, *kind),
+            Expr::Module { module, path, kind } => match self.module(module, *kind) {
+                Value::Unknown if module == "pe" => self.number(path),
+                value => value,
+            },
             Expr::Call { module, .. } => self.module(module, ModuleItem::Field),
             Expr::Needing(index, _) if self.presence_of(*index, scope) == Presence::Absent => {
                 Value::Falsy
@@ -165,18 +170,18 @@ impl Evaluation<'_> {
                 let truths = patterns
                     .iter()
                     .map(|index| self.matched(*index, anchor, scope));
-                self.quantified(quantifier, Tally::of(truths), scope).into()
+                self.quantified(quantifier, truths, scope).into()
             }
             Expr::OfExpressions(quantifier, items) => {
                 let truths = items.iter().map(|item| self.truth(item, scope));
-                self.quantified(quantifier, Tally::of(truths), scope).into()
+                self.quantified(quantifier, truths, scope).into()
             }
             Expr::ForOf(quantifier, patterns, body) => {
                 let truths = patterns.iter().map(|index| {
                     let looped = Some(*index);
                     self.truth(body, Scope { looped, ..scope })
                 });
-                self.quantified(quantifier, Tally::of(truths), scope).into()
+                self.quantified(quantifier, truths, scope).into()
             }
             Expr::ForIn(quantifier, body) => self.for_in(quantifier, body, scope),
             Expr::Probe(index, direct) => match self.value(direct, scope) {
@@ -262,6 +267,14 @@ impl Evaluation<'_> {
 
     /// Whether a pattern matches, there where it is asked for.
     pub(crate) fn matched(&self, index: usize, anchor: &Anchor, scope: Scope) -> Truth {
+        // A look at one place before a search.
+        if let Anchor::At(at) = anchor
+            && let Value::Int(at, end) = self.value(at, scope)
+            && at == end
+            && self.matched_at(index, at, scope) == Truth::False
+        {
+            return Truth::False;
+        }
         let presence = self.presence_of(index, scope);
         if presence == Presence::Absent {
             return Truth::False;
@@ -355,6 +368,15 @@ impl Evaluation<'_> {
         }
     }
 
+    /// A field of the PE module.
+    fn number(&self, path: &str) -> Value {
+        match (self.number)(path) {
+            Some(Some(number)) => Value::Int(number, number),
+            Some(None) => Value::Undefined,
+            None => Value::Unknown,
+        }
+    }
+
     fn is_unsigned(&self) -> bool {
         self.kind == Some(Kind::Unsigned)
     }
@@ -387,25 +409,27 @@ impl Evaluation<'_> {
         }
     }
 
-    fn quantified(&self, quantifier: &Quantifier, tally: Tally, scope: Scope) -> Truth {
-        let at_least = |wanted: i64| {
-            if tally.yes >= wanted {
-                Truth::True
-            } else if tally.yes + tally.unknown < wanted {
-                Truth::False
-            } else {
-                Truth::Unknown
-            }
-        };
+    /// Of so many truths, none of which is found out without need.
+    fn quantified(
+        &self,
+        quantifier: &Quantifier,
+        truths: impl ExactSizeIterator<Item = Truth>,
+        scope: Scope,
+    ) -> Truth {
+        let all = truths.len();
         match quantifier {
-            Quantifier::Any => at_least(1),
-            Quantifier::All if tally.all == 0 => Truth::Unknown,
-            Quantifier::All => at_least(tally.all),
-            Quantifier::None if tally.yes > 0 => Truth::False,
-            Quantifier::None if tally.unknown == 0 && tally.all > 0 => Truth::True,
-            Quantifier::None => Truth::Unknown,
+            Quantifier::Any => at_least(1, truths),
+            Quantifier::None | Quantifier::All if all == 0 => Truth::Unknown,
+            Quantifier::All => at_least(all, truths),
+            Quantifier::None => match at_least(1, truths) {
+                Truth::True => Truth::False,
+                Truth::False => Truth::True,
+                Truth::Unknown => Truth::Unknown,
+            },
             Quantifier::AtLeast(wanted) => match self.value(wanted, scope) {
-                Value::Int(wanted, end) if wanted == end && wanted > 0 => at_least(wanted),
+                Value::Int(wanted, end) if wanted == end && wanted > 0 => {
+                    at_least(usize::try_from(wanted).unwrap_or(usize::MAX), truths)
+                }
                 _ => Truth::Unknown,
             },
             Quantifier::Percentage => Truth::Unknown,
@@ -428,27 +452,21 @@ impl Evaluation<'_> {
     }
 }
 
-/// How many of some hold.
-#[derive(Clone, Copy)]
-struct Tally {
-    yes: i64,
-    unknown: i64,
-    all: i64,
-}
-
-impl Tally {
-    fn of(truths: impl Iterator<Item = Truth>) -> Self {
-        let zero = Self {
-            yes: 0,
-            unknown: 0,
-            all: 0,
-        };
-        truths.fold(zero, |tally, truth| Self {
-            yes: tally.yes + i64::from(truth == Truth::True),
-            unknown: tally.unknown + i64::from(truth == Truth::Unknown),
-            all: tally.all + 1,
-        })
+/// Whether so many hold.
+fn at_least(wanted: usize, mut truths: impl ExactSizeIterator<Item = Truth>) -> Truth {
+    let (mut yes, mut unknown) = (0, 0);
+    while yes < wanted {
+        if yes + unknown + truths.len() < wanted {
+            return Truth::False;
+        }
+        match truths.next() {
+            Some(Truth::True) => yes += 1,
+            Some(Truth::Unknown) => unknown += 1,
+            Some(Truth::False) => {}
+            None => return Truth::Unknown,
+        }
     }
+    Truth::True
 }
 
 /// Of intervals only sums are known, such as of counts: what has no upper bound still has none.

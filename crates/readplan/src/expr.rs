@@ -32,6 +32,8 @@ pub(crate) enum Expr {
     /// Something of a module.
     Module {
         module: String,
+        /// `timestamp`, `overlay.size`; empty: something else than a field by its names.
+        path: String,
         kind: ModuleItem,
     },
     /// A function of a module.
@@ -125,6 +127,8 @@ pub(crate) struct Converter<'a> {
     pub(crate) source: &'a [u8],
     /// The rule's patterns, without `$`.
     pub(crate) patterns: Vec<&'a str>,
+    /// Those that a search finds out last: by a regular expression.
+    pub(crate) slow: Vec<bool>,
     /// Modules that the file imports.
     pub(crate) imports: Vec<&'a str>,
     /// Rules of the namespace so far.
@@ -232,14 +236,14 @@ impl Converter<'_> {
             Ast::Shl(b) => self.bitwise(Operator::Shl, b),
             Ast::Shr(b) => self.bitwise(Operator::Shr, b),
             Ast::Eq(b) => {
-                let converted = self.compare(Comparison::Eq, b);
+                let converted = self.compared(Comparison::Eq, b);
                 self.needing(required::of_version_info(&b.lhs, &b.rhs), converted)
             }
-            Ast::Ne(b) => self.compare(Comparison::Ne, b),
-            Ast::Lt(b) => self.compare(Comparison::Lt, b),
-            Ast::Gt(b) => self.compare(Comparison::Gt, b),
-            Ast::Le(b) => self.compare(Comparison::Le, b),
-            Ast::Ge(b) => self.compare(Comparison::Ge, b),
+            Ast::Ne(b) => self.compared(Comparison::Ne, b),
+            Ast::Lt(b) => self.compared(Comparison::Lt, b),
+            Ast::Gt(b) => self.compared(Comparison::Gt, b),
+            Ast::Le(b) => self.compared(Comparison::Le, b),
+            Ast::Ge(b) => self.compared(Comparison::Ge, b),
             Ast::Of(of) => self.of(of),
             Ast::ForOf(for_of) => {
                 let quantifier = self.quantifier(&for_of.quantifier);
@@ -265,6 +269,12 @@ impl Converter<'_> {
             }
             _ => self.opaque(expr),
         }
+    }
+
+    /// A comparison, undefined where its left side is.
+    fn compared(&mut self, comparison: Comparison, b: &ast::BinaryExpr<'_>) -> Expr {
+        let converted = self.compare(comparison, b);
+        self.needing(required::of_section_index(&b.lhs), converted)
     }
 
     /// The expression, which is false or undefined without the literal.
@@ -307,10 +317,20 @@ impl Converter<'_> {
                     name if name.starts_with("is_") => ModuleItem::Flag,
                     _ => ModuleItem::Field,
                 };
-                Expr::Module { module, kind }
+                let names = access.operands().skip(1).map(|part| match part {
+                    Ast::Ident(ident) => Some(ident.name),
+                    _ => None,
+                });
+                let path = names.collect::<Option<Vec<_>>>().unwrap_or_default();
+                Expr::Module {
+                    module,
+                    path: path.join("."),
+                    kind,
+                }
             }
             (Some(module), _) => Expr::Module {
                 module,
+                path: String::new(),
                 kind: ModuleItem::Flag,
             },
             (None, _) => Expr::Opaque,
@@ -409,7 +429,14 @@ impl Converter<'_> {
         found.map_or(Named::Unknown, Named::Pattern)
     }
 
+    /// The patterns of a set, those that are found out fast first.
     pub(crate) fn pattern_set(&self, set: &ast::PatternSet<'_>) -> Vec<usize> {
+        let mut patterns = self.patterns_of(set);
+        patterns.sort_by_key(|index| self.slow.get(*index));
+        patterns
+    }
+
+    fn patterns_of(&self, set: &ast::PatternSet<'_>) -> Vec<usize> {
         let all = self.patterns.iter().enumerate();
         match set {
             ast::PatternSet::Them { .. } => all.map(|(index, _)| index).collect(),

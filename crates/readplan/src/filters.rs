@@ -14,9 +14,9 @@ use rustc_hash::FxHashSet;
 use crate::class::Class;
 use crate::compile::{Plan, PlanError, RuleId};
 use crate::eval::Truth;
+use crate::glance::Glance;
 use crate::known::Hits;
 use crate::look::{Look, Side};
-use crate::triples::Triples;
 
 /// By class of file.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ pub(crate) struct Classes {
     /// By class: rules that may match where nothing is found.
     residents: Vec<Vec<RuleId>>,
     /// By class: what a close look begins with.
-    triples: Vec<Triples>,
+    glances: Vec<Glance>,
 }
 
 impl Classes {
@@ -41,10 +41,12 @@ impl Classes {
                     .collect()
             })
             .collect();
-        let triples = residents.iter().map(|open| triples_of(plan, look, open));
+        let glances = Class::all()
+            .zip(&residents)
+            .map(|(class, residents)| glance(plan, look, class, residents));
         Ok(Self {
             filters: filters(plan, look)?,
-            triples: triples.collect(),
+            glances: glances.collect::<Result<_, _>>()?,
             residents,
         })
     }
@@ -53,19 +55,25 @@ impl Classes {
         self.residents.get(class.index()).map_or(&[], Vec::as_slice)
     }
 
-    pub(crate) fn triples(&self, class: Class) -> Option<&Triples> {
-        self.triples.get(class.index())
+    pub(crate) fn glance(&self, class: Class) -> Option<&Glance> {
+        self.glances.get(class.index())
     }
 }
 
-/// Of the residents' patterns that the filter leaves out.
-fn triples_of(plan: &Plan, look: &Look, residents: &[RuleId]) -> Triples {
-    let residents: FxHashSet<RuleId> = residents.iter().copied().collect();
+/// Of the residents that probes do not shut the patterns that the filter leaves out.
+fn glance(
+    plan: &Plan,
+    look: &Look,
+    class: Class,
+    residents: &[RuleId],
+) -> Result<Glance, PlanError> {
+    let open = |rule: &RuleId| plan.without_probes(*rule, look, class) != Truth::False;
+    let residents: FxHashSet<RuleId> = residents.iter().copied().filter(open).collect();
     let patterns = plan.patterns().iter().enumerate();
     let left_out = patterns
         .filter(|(index, entry)| !look.seeks(*index) && residents.contains(&entry.rule))
         .map(|(index, entry)| (index, &entry.info));
-    Triples::of(left_out)
+    Glance::of(left_out)
 }
 
 /// For each class the literals of the rules that it leaves open, whatever occurs where.

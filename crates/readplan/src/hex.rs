@@ -197,11 +197,6 @@ impl Verifier {
         Some(best)
     }
 
-    /// Bytes that every match has.
-    pub(crate) fn needle(&self) -> &[u8] {
-        &self.needle
-    }
-
     /// Whether the stretch occurs; `None`: too much work to find out.
     pub(crate) fn is_in(&self, content: &[u8]) -> Option<bool> {
         let mut effort = content.len().saturating_mul(EFFORT_MAX);

@@ -1,6 +1,6 @@
 //! What is known of one file.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use literal_filter::Report;
 use model::Ranges;
@@ -80,6 +80,10 @@ pub struct Hits {
     side: Side,
     /// By pattern: what a close look at the content found.
     looked: RefCell<FxHashMap<usize, Presence>>,
+    /// What the PE module told: fields by their names, `None`: undefined.
+    numbers: RefCell<FxHashMap<&'static str, Option<i64>>>,
+    /// The close look has begun.
+    glanced: Cell<bool>,
 }
 
 impl Hits {
@@ -117,6 +121,22 @@ impl Hits {
     pub fn clear(&mut self) {
         self.by_literal.clear();
         self.looked.get_mut().clear();
+        self.numbers.get_mut().clear();
+        self.glanced.set(false);
+    }
+
+    /// Notes what YARA-X's PE module says of a field of this file; `None`: it is undefined.
+    pub fn tell_number(&self, field: &'static str, value: Option<i64>) {
+        self.numbers.borrow_mut().insert(field, value);
+    }
+
+    pub(crate) fn number(&self, field: &str) -> Option<Option<i64>> {
+        self.numbers.borrow().get(field).copied()
+    }
+
+    /// Notes that the close look begins; whether it had already.
+    pub(crate) fn glance(&self) -> bool {
+        self.glanced.replace(true)
     }
 
     pub(crate) fn looked(&self, pattern: usize) -> Option<Presence> {

@@ -12,6 +12,7 @@ mod eval;
 mod expr;
 mod filters;
 mod gate;
+mod glance;
 mod hex;
 mod hidden;
 mod known;
@@ -22,7 +23,6 @@ mod pattern;
 mod presence;
 mod probe;
 mod required;
-mod triples;
 mod want;
 
 pub use compile::{Plan, PlanError, RuleId, Source};

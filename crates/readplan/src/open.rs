@@ -1,6 +1,6 @@
 //! Which rules are still open for a file.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 
 use rustc_hash::FxHashMap;
 
@@ -9,7 +9,6 @@ use crate::compile::{Plan, RuleId};
 use crate::eval::{Evaluation, Presence, Truth};
 use crate::known::{Bytes, Hits, View};
 use crate::look::Look;
-use crate::triples::Met;
 
 /// What is known of a file.
 pub struct Known<'a> {
@@ -92,31 +91,36 @@ impl Plan {
         probe: &dyn Fn(usize) -> Option<bool>,
         with: impl FnOnce(&Evaluation<'_>) -> R,
     ) -> R {
-        let met: OnceCell<Option<Met<'_>>> = OnceCell::new();
-        let look = |content| {
-            let class = Class::of(known.size, known.bytes)?;
-            Some(self.classes().triples(class)?.look(content))
-        };
         let presence = |pattern: usize| {
             let presence = self.presence(pattern, known.hits, known.bytes);
             if !matches!(presence, Presence::Maybe(_)) {
                 return presence;
             }
-            if let Some(looked) = known.hits.looked(pattern) {
-                return looked;
+            let looked = known.hits.looked(pattern);
+            match (looked, known.search) {
+                (Some(looked), _) => looked,
+                (None, None) => presence,
+                (None, Some(content)) => self.look_closely(pattern, known, content),
             }
-            let Some(content) = known.search else {
-                return presence;
-            };
-            let met = met.get_or_init(|| look(content)).as_ref();
-            let looked = match met.is_some_and(|met| met.rules_out(pattern)) {
-                true => Presence::Absent,
-                false => self.look_for(pattern, content),
-            };
-            known.hits.note_look(pattern, looked);
-            looked
         };
         self.evaluate_with(known, &presence, probe, with)
+    }
+
+    /// A look at the content, which `hits` remember. The first one is a glance for many patterns.
+    fn look_closely(&self, pattern: usize, known: &Known<'_>, content: &[u8]) -> Presence {
+        let hits = known.hits;
+        if !hits.glance() {
+            let class = Class::of(known.size, known.bytes);
+            if let Some(glance) = class.and_then(|class| self.classes().glance(class)) {
+                glance.look(content, &mut |pattern, told| hits.note_look(pattern, told));
+            }
+            if let Some(looked) = hits.looked(pattern) {
+                return looked;
+            }
+        }
+        let looked = self.look_for(pattern, content);
+        hits.note_look(pattern, looked);
+        looked
     }
 
     fn evaluate_with<R>(
@@ -133,6 +137,7 @@ impl Plan {
             bytes: known.bytes,
             presence,
             probe,
+            number: &|path| known.hits.number(path),
             depth: Cell::new(0),
         })
     }
@@ -140,12 +145,18 @@ impl Plan {
     /// What a rule comes to in a file of this class of which nothing else is known but that
     /// nothing is found of what is looked for.
     pub(crate) fn without_hits(&self, rule: RuleId, look: &Look, class: Option<Class>) -> Truth {
-        self.of_class(rule, class, &|pattern| look.without_hits(pattern))
+        self.of_class(rule, class, &|pattern| look.without_hits(pattern), None)
+    }
+
+    /// The same where no probe is true.
+    pub(crate) fn without_probes(&self, rule: RuleId, look: &Look, class: Class) -> Truth {
+        let presence = |pattern| look.without_hits(pattern);
+        self.of_class(rule, Some(class), &presence, Some(false))
     }
 
     /// What a rule comes to in a file of this class, whatever its patterns do.
     pub(crate) fn by_class_alone(&self, rule: RuleId, class: Class) -> Truth {
-        self.of_class(rule, Some(class), &|_| Presence::Maybe(None))
+        self.of_class(rule, Some(class), &|_| Presence::Maybe(None), None)
     }
 
     fn of_class(
@@ -153,6 +164,7 @@ impl Plan {
         rule: RuleId,
         class: Option<Class>,
         presence: &dyn Fn(usize) -> Presence,
+        probe: Option<bool>,
     ) -> Truth {
         let evaluation = Evaluation {
             plan: self,
@@ -160,7 +172,8 @@ impl Plan {
             kind: class.map(|class| class.kind),
             bytes: &Nothing,
             presence,
-            probe: &|_| None,
+            probe: &|_| probe,
+            number: &|_| None,
             depth: Cell::new(0),
         };
         evaluation.rule(rule)

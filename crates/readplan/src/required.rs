@@ -16,6 +16,20 @@ pub(crate) fn of_exports(call: &FuncCall<'_>) -> Option<PatternInfo> {
     }
 }
 
+/// `pe.section_index("name") >= 0` and its kin: the module reads names of sections as they stand in
+/// the file, and what is compared is undefined where there is none.
+pub(crate) fn of_section_index(left: &Ast<'_>) -> Option<PatternInfo> {
+    let Ast::FuncCall(call) = left else {
+        return None;
+    };
+    let is_index = matches!(&call.object, Some(Ast::Ident(name)) if name.name == "pe")
+        && call.identifier.name == "section_index";
+    match call.args.as_slice() {
+        [Ast::LiteralString(name)] if is_index => literal(name.value.as_ref(), false),
+        _ => None,
+    }
+}
+
 /// `pe.version_info["key"] contains "text"` and its kin: the module reads values that stand in
 /// the file in UTF-16.
 pub(crate) fn of_version_info(left: &Ast<'_>, right: &Ast<'_>) -> Option<PatternInfo> {

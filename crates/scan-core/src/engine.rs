@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use model::{Detection, FilterId, Generation, Ranges, UnscannedReason};
 
 use crate::Context;
@@ -68,7 +69,7 @@ pub struct PartialTask<C> {
     /// The filter that reported.
     pub filter: FilterId,
     /// What it found, as it came; hostile.
-    pub report: Vec<u8>,
+    pub report: Bytes,
     /// As in [`Task`].
     pub context: Option<Context>,
 }

@@ -153,7 +153,7 @@ impl Upload {
             size: known.size,
             known: known.ranges.clone(),
             filter: known.filter,
-            report: known.report.to_vec(),
+            report: known.report.clone(),
             context: facts.context_sensitive.then(|| self.context.clone()),
         };
         let begun = Instant::now();

@@ -25,6 +25,14 @@ fn spec(rules: &Path) -> EngineSpec {
     let mut spec = EngineSpec::new("yara", env!("CARGO_BIN_EXE_lazaret-engine-yara"));
     spec.args = vec!["--rules".into(), rules.into()];
     spec.workers = 1;
+    // A whole rule set takes long to load where all processors are busy.
+    for limit in [
+        &mut spec.job_timeout,
+        &mut spec.load_timeout,
+        &mut spec.wait_max,
+    ] {
+        *limit = PATIENCE;
+    }
     spec
 }
 
@@ -78,5 +86,8 @@ fn names(result: &JobResult) -> Vec<&str> {
         .map(|found| found.name.as_str())
         .collect()
 }
+
+/// For what has to happen, however slow the machine is.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 const SHORT: Duration = Duration::from_millis(1500);

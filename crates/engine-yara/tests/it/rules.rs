@@ -38,6 +38,13 @@ rule refers { strings: $a = "number two" condition: r_hidden and $a }
 rule refuses { strings: $a = "number one" condition: $a and not r_hidden }
 rule named { condition: filename == "evil.exe" }
 rule defined_at { condition: defined uint32(60) and uint8(0) == 0x4d }
+rule imported { condition: pe.imphash() == "0bcaae01d770bd9b10b6e4c87af205b8" }
+rule imported_loudly { strings: $a = "nr3" condition: $a or pe.imphash() == "0BCAAE01D770BD9B10B6E4C87AF205B8" }
+rule sectioned { strings: $a = "number one" condition: $a or pe.section_index(".lazaret") >= 0 }
+rule not_sectioned { strings: $a = "number one" condition: $a and not pe.section_index(".lazaret") >= 1 }
+rule overlaid { strings: $a = { 6e 75 } condition: $a at pe.overlay.offset and pe.overlay.size > 5 }
+rule numbered { condition: pe.number_of_sections == 1 and pe.timestamp > 1000 }
+rule exported { strings: $a = "nr3" condition: $a or pe.exports("number two") }
 "#;
 
 /// A rule that decides about another without being named.
@@ -84,12 +91,50 @@ const FRAGMENTS: [&[u8]; 34] = [
     b"\n",
 ];
 
-/// Fragments, one after the other, perhaps with a byte changed.
+/// A program for Windows with one section, `.lazaret`, and two functions imported from one library,
+/// one by its number.
+fn program() -> Vec<u8> {
+    let mut bytes = vec![0; 0x400];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(0, b"MZ");
+    put(0x3c, &[0x40]);
+    put(0x40, b"PE\0\0\x4c\x01\x01\0");
+    // When it was made, how long the optional header is, that it can be run.
+    put(0x48, &1234u32.to_le_bytes());
+    put(0x54, &[0xe0, 0, 2, 1]);
+    // The optional header: 32 bits, alignments, sizes, 16 directories of which one is in use.
+    put(0x58, &[0x0b, 1]);
+    for (at, value) in [(32, 0x1000u32), (36, 0x200), (56, 0x2000), (60, 0x200)] {
+        put(0x58 + at, &value.to_le_bytes());
+    }
+    put(0x58 + 92, &[16]);
+    put(0x58 + 96 + 8, &0x1000u32.to_le_bytes());
+    put(0x58 + 96 + 12, &[40]);
+    put(0x138, b".lazaret");
+    for (at, value) in [(8, 0x200u32), (12, 0x1000), (16, 0x200), (20, 0x200)] {
+        put(0x138 + at, &value.to_le_bytes());
+    }
+    // The imports, at 0x1000 in memory: names, the library's name, addresses.
+    for (at, value) in [(0, 0x1040u32), (12, 0x1080), (16, 0x1060)] {
+        put(0x200 + at, &value.to_le_bytes());
+    }
+    for at in [0x40, 0x60] {
+        put(0x200 + at, &0x10a0u32.to_le_bytes());
+        put(0x204 + at, &0x8000_0007u32.to_le_bytes());
+    }
+    put(0x280, b"WS2_32.dll\0");
+    put(0x2a2, b"Ordinary\0");
+    bytes
+}
+
+/// Perhaps a program, fragments, one after the other, perhaps with a byte changed.
 pub(crate) fn contents() -> impl Strategy<Value = Vec<u8>> {
     let parts = prop::collection::vec(select(&FRAGMENTS[..]), 0..12);
     let change = prop::option::weighted(0.3, (any::<prop::sample::Index>(), any::<u8>()));
-    (parts, change).prop_map(|(parts, change)| {
-        let mut bytes = parts.concat();
+    let is_program = prop::bool::weighted(0.2);
+    (is_program, parts, change).prop_map(|(is_program, parts, change)| {
+        let mut bytes = if is_program { program() } else { Vec::new() };
+        bytes.extend(parts.concat());
         if let Some((at, byte)) = change.filter(|_| !bytes.is_empty()) {
             let at = at.index(bytes.len());
             bytes[at] = byte;

@@ -7,6 +7,7 @@ mod damage;
 mod detection;
 mod fixtures;
 mod formats;
+mod glimpses;
 mod guess;
 mod handmade;
 mod limits;

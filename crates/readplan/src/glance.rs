@@ -1,0 +1,100 @@
+//! How a close look begins: one pass over the content for what is looked for in almost every file,
+//! the patterns that the filter leaves out, of rules that nothing cheaper shuts. A pattern of which
+//! no needle is met is absent.
+
+use std::ops::ControlFlow;
+
+use literal_filter::Needles;
+
+use crate::compile::PlanError;
+use crate::eval::Presence;
+use crate::pattern::{Exact, PatternInfo};
+
+/// Needles of one pattern.
+const OF_PATTERN_MAX: usize = 16;
+
+/// What to look for in files of one class.
+#[derive(Debug, Default)]
+pub(crate) struct Glance {
+    needles: Needles,
+    /// By needle: the place in `patterns`.
+    users: Vec<u32>,
+    /// Patterns of the plan, and whether a needle is a match.
+    patterns: Vec<(usize, bool)>,
+}
+
+impl Glance {
+    /// For these patterns of the plan, those that have needles.
+    pub(crate) fn of<'p>(
+        patterns: impl Iterator<Item = (usize, &'p PatternInfo)>,
+    ) -> Result<Self, PlanError> {
+        let (mut list, mut users, mut covered) = (Vec::new(), Vec::new(), Vec::new());
+        let has_few = |info: &PatternInfo| (1..=OF_PATTERN_MAX).contains(&info.needles.len());
+        for (pattern, info) in patterns.filter(|(_, info)| has_few(info)) {
+            for part in &info.needles {
+                list.push(part.needle.clone());
+                users.push(covered.len() as u32);
+            }
+            covered.push((pattern, info.exact == Exact::Yes));
+        }
+        list.truncate(literal_filter::NEEDLES_MAX);
+        // Patterns with all of their needles alone.
+        covered.truncate(users.get(list.len()).map_or(covered.len(), |n| *n as usize));
+        Ok(Self {
+            needles: Needles::build(list)?,
+            users,
+            patterns: covered,
+        })
+    }
+
+    /// One pass over the content; `note` takes what it tells of patterns.
+    pub(crate) fn look(&self, content: &[u8], note: &mut dyn FnMut(usize, Presence)) {
+        let mut met = vec![false; self.patterns.len()];
+        let (all, users) = (content.len(), &self.users);
+        let _ = self.needles.scan(content, 0, all, &mut |needle, _| {
+            if let Some(met) = met.get_mut(users[needle as usize] as usize) {
+                *met = true;
+            }
+            ControlFlow::Continue(())
+        });
+        for ((pattern, is_match), met) in self.patterns.iter().zip(met) {
+            match (met, is_match) {
+                (false, _) => note(*pattern, Presence::Absent),
+                (true, true) => note(*pattern, Presence::Present(None)),
+                (true, false) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::needle::of_text;
+
+    #[test]
+    fn what_is_not_met_is_absent() {
+        let info = |bytes: &[u8], nocase, exact| PatternInfo {
+            needles: of_text(bytes, nocase, true, false),
+            exact,
+            ..PatternInfo::resident()
+        };
+        let infos = [
+            info(b"q#\x91", false, Exact::Yes),
+            info(b"#\x91\x92", false, Exact::No),
+            info(b"\x92Zq", true, Exact::Yes),
+            info(b"\x81\x93\x95", false, Exact::Yes),
+        ];
+        let glance = Glance::of(infos.iter().enumerate()).expect("a glance");
+        let check = |content: &[u8], expected: &[(usize, Presence)]| {
+            let mut told = Vec::new();
+            glance.look(content, &mut |pattern, presence| {
+                told.push((pattern, presence))
+            });
+            assert_eq!(told, expected);
+        };
+        let (here, absent) = (Presence::Present(None), Presence::Absent);
+        check(b"...q#\x91\x92zQ...", &[(0, here), (2, here), (3, absent)]);
+        check(b"", &[0, 1, 2, 3].map(|pattern| (pattern, absent)));
+    }
+}
