@@ -117,6 +117,7 @@ fn requests(golden: &mut Golden) {
     ask("Hosts", Ask::Hosts(list()));
     ask("Vms", Ask::Vms(list()));
     ask("Appliances", Ask::Appliances(list()));
+    ask("Turns", Ask::Turns(list()));
     ask("Why", Ask::Why("v1".into()));
     ask("Drain", Ask::Drain(drain()));
     ask("Events", Ask::Events(events()));
