@@ -1,45 +1,44 @@
 //! The agent as a whole: what is started, in which order, and how it ends.
 
+mod threads;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::bounded;
 use daemon::metrics::Registry;
-use daemon::notify::{Progress, Watchdog};
+use daemon::notify::Progress;
 use daemon::signal::Stop;
-use fanotify::limits::Reserve;
 use fanotify::{Answer, Group, GroupOptions, Interrupter, ReadError};
 use link::client::Client;
 use proto::v1;
-use quarantine::Vault;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use supervisor::{Unguarded, Worker};
 
 use crate::bell::Bell;
 use crate::books::LedgerFile;
-use crate::control;
 use crate::credentials::{Credentials, boot_id, hostname, make_private_dir};
-use crate::gate::reader::{BATCH, Reader};
-use crate::gate::standing::{self, Standing};
-use crate::gate::workers::{self, Lanes};
-use crate::gate::{Gate, timer};
-use crate::guard::everywhere;
-use crate::guard::marks::{GuardError, Marks};
+use crate::gate::reader::BATCH;
+use crate::gate::standing::Standing;
+use crate::gate::{Gate, workers};
+use crate::guard::marks::GuardError;
 use crate::guard::scope::Scope;
 use crate::keeper::{Keeper, Turns, watch_folders};
 use crate::metrics::Published;
-use crate::orders::{Hands, open_vault};
-use crate::placed::{self, Placed};
+use crate::orders::open_vault;
+use crate::placed::Placed;
 use crate::session::{Peer, Session};
-use crate::{AgentConfig, STACK_BYTES, allow, status, unguarded};
+use crate::{AgentConfig, allow, status, unguarded};
+use threads::{
+    spawn, spawn_control, spawn_hands, spawn_keeper, spawn_marks, spawn_nearness, spawn_outliving,
+    spawn_reader, spawn_standing, spawn_timer, spawn_workers,
+};
 
 /// Descriptors for everything but events: sockets, logs, the quarantine's files.
 const DESCRIPTORS_ASIDE: usize = 256;
-/// The longest that the timer sleeps where no watchdog wants to see it move.
-const TIMER_SLEEP_MAX: Duration = Duration::from_secs(6 * 3600);
 /// How long the end waits for the kernel's queue to run empty.
 const DRAIN_ROUNDS_MAX: usize = 200;
 
@@ -344,17 +343,6 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::System { what, source }
 }
 
-fn spawn<T: Send + 'static>(
-    name: &'static str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, StartError> {
-    std::thread::Builder::new()
-        .name(name.into())
-        .stack_size(STACK_BYTES)
-        .spawn(work)
-        .map_err(system(name))
-}
-
 /// Raises the limit on descriptors; where even that is small, fewer files are held at once.
 fn with_descriptors(mut config: AgentConfig) -> Result<AgentConfig, StartError> {
     let limit = fanotify::limits::raise_nofile().map_err(system("descriptors"))?;
@@ -412,21 +400,6 @@ fn route_of(
     (Some(placed), (epoch, list))
 }
 
-fn spawn_nearness(
-    config: &AgentConfig,
-    gate: &Arc<Gate>,
-    seed: u64,
-    halt: &Halt,
-) -> Result<Option<JoinHandle<()>>, StartError> {
-    let every = Duration::from_secs(config.appliance.measure_s);
-    if every.is_zero() || !config.appliance.follows_lists() {
-        return Ok(None);
-    }
-    let (gate, stop) = (Arc::clone(gate), halt.keeper.clone());
-    let measure = move || placed::measure_all(&gate, every, seed, &stop);
-    spawn("nearness", measure).map(Some)
-}
-
 fn start_link(
     credentials: &Credentials,
     (epoch, appliances): (u64, Vec<String>),
@@ -448,174 +421,4 @@ fn start_link(
         limits: link::client::Limits::default(),
     };
     Client::start(config, Arc::new(session)).map_err(system("the link"))
-}
-
-fn spawn_workers(
-    gate: &Arc<Gate>,
-    hash_lanes: &Lanes<workers::HashTask>,
-    upload_lanes: &Lanes<workers::UploadTask>,
-) -> Result<Vec<JoinHandle<()>>, StartError> {
-    let mut threads = Vec::new();
-    for _ in 0..gate.limits.digest_threads {
-        let (gate, lanes) = (Arc::clone(gate), hash_lanes.clone());
-        threads.push(spawn("digest", move || workers::hash_all(&gate, &lanes))?);
-    }
-    for _ in 0..gate.limits.upload_threads {
-        let (gate, lanes) = (Arc::clone(gate), upload_lanes.clone());
-        threads.push(spawn("upload", move || workers::upload_all(&gate, &lanes))?);
-    }
-    Ok(threads)
-}
-
-fn spawn_hands(
-    gate: &Arc<Gate>,
-    vault: Vault,
-    orders: Receiver<v1::Order>,
-) -> Result<JoinHandle<()>, StartError> {
-    let mut hands = Hands::new(vault, gate.limits.order_results_max);
-    let gate = Arc::clone(gate);
-    spawn("hands", move || hands.run(&gate, &orders))
-}
-
-fn spawn_reader(
-    gate: &Arc<Gate>,
-    group: &Arc<Group>,
-    scope: &Arc<Scope>,
-    progress: &Arc<Progress>,
-    stop: &Stop,
-    worker: Option<Arc<Worker>>,
-) -> Result<JoinHandle<Result<(), ReadError>>, StartError> {
-    let reserve = Reserve::new(BATCH).map_err(system("the reserve of descriptors"))?;
-    let (gate, group, scope) = (Arc::clone(gate), Arc::clone(group), Arc::clone(scope));
-    let (progress, stop) = (Arc::clone(progress), stop.clone());
-    spawn("reader", move || {
-        // However it ends but by an interrupt, nobody reads any more and every opener would wait.
-        let _stop_at_end = StopAtEnd(stop);
-        let mut reader = Reader::new(&gate, &group, &scope, reserve);
-        let Some(worker) = worker else {
-            return reader.run(&progress);
-        };
-        for left in worker.begin_reading(&group, &group.interrupter()) {
-            reader.inherit(left);
-        }
-        gate.books.overflowed_by(worker.take_unnamed());
-        let read = reader.run(&progress);
-        if worker.has_handed_over() {
-            // The new supervisor ends this process; nothing may be undone before.
-            loop {
-                std::thread::park();
-            }
-        }
-        read
-    })
-}
-
-/// The thread that sleeps until the supervisor dies. Not waited for: it ends with the process.
-fn spawn_outliving(worker: &Arc<Worker>, stop: &Stop) -> Result<(), StartError> {
-    let (worker, stop) = (Arc::clone(worker), stop.clone());
-    spawn("outliving", move || {
-        if worker.outlive_supervisor() {
-            stop.stop();
-        }
-    })
-    .map(drop)
-}
-
-/// Stops the agent when dropped, panics included.
-struct StopAtEnd(Stop);
-
-impl Drop for StopAtEnd {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
-fn spawn_timer(gate: &Arc<Gate>, progress: &Arc<Progress>) -> Result<JoinHandle<()>, StartError> {
-    let watchdog = Watchdog::from_env();
-    let beat_within = watchdog.as_ref().map(Watchdog::beat_within);
-    let sleep_max = beat_within.unwrap_or(TIMER_SLEEP_MAX).min(TIMER_SLEEP_MAX);
-    if let Some(watchdog) = watchdog {
-        let fed = watchdog.fed_by(Arc::clone(progress));
-        fed.map_err(system("the watchdog"))?;
-    }
-    let (gate, progress) = (Arc::clone(gate), Arc::clone(progress));
-    spawn("timer", move || timer::run(&gate, &progress, sleep_max))
-}
-
-/// Verdicts can be placed when this returns, unless the kernel cannot do that.
-fn spawn_standing(gate: &Arc<Gate>, group: &Arc<Group>) -> Result<JoinHandle<()>, StartError> {
-    let (gate, group) = (Arc::clone(gate), Arc::clone(group));
-    let (ready, is_ready) = bounded(1);
-    let thread = spawn("standing", move || {
-        let watched = standing::watch(&gate, group, || {
-            // Nobody waits any more only where the start failed.
-            let _ = ready.send(());
-        });
-        if let Err(error) = watched {
-            tracing::error!(%error, "no verdict stands in the kernel; opens cost more");
-        }
-    })?;
-    // An error: it ended before it began, and has said so.
-    let _ = is_ready.recv();
-    Ok(thread)
-}
-
-fn spawn_keeper(mut keeper: Keeper, halt: &Halt) -> Result<JoinHandle<()>, StartError> {
-    let stop = halt.keeper.clone();
-    spawn("keeper", move || {
-        keeper.run(&stop);
-        keeper.finish();
-    })
-}
-
-fn spawn_control(
-    config: &AgentConfig,
-    scope: &Scope,
-    stop: &Stop,
-    tell: Box<control::Tell>,
-) -> Result<JoinHandle<()>, StartError> {
-    let path = config.control_socket();
-    let connections_max = config.limits.control_connections_max;
-    let server = control::Server::bind(&path, tell, scope.registered(), connections_max)
-        .map_err(|source| StartError::Control { path, source })?;
-    let stop = stop.clone();
-    spawn("control", move || server.run(&stop))
-}
-
-/// Marks, then follows the mounts; the marks are on when this returns.
-fn spawn_marks(
-    config: &Arc<AgentConfig>,
-    group: &Arc<Group>,
-    gate: &Arc<Gate>,
-    scope: &Arc<Scope>,
-    stop: &Stop,
-) -> Result<JoinHandle<()>, StartError> {
-    let (config, group) = (Arc::clone(config), Arc::clone(group));
-    let (gate, scope, stop) = (Arc::clone(gate), Arc::clone(scope), stop.clone());
-    let (marked, is_marked) = bounded(1);
-    let thread = spawn("marks", move || {
-        let marks = Marks::new(&group, &config.guard)
-            .and_then(|mut marks| marks.mark_all(&gate).map(|()| marks));
-        match marks {
-            Ok(mut marks) => {
-                if let Err(error) = marks.probe_all(&gate) {
-                    tracing::error!(%error, "no fast path is used");
-                }
-                let _ = marked.send(Ok(()));
-                everywhere::follow(&mut marks, &gate, &scope, &stop);
-                marks.unmark_all();
-            }
-            Err(error) => {
-                let _ = marked.send(Err(error));
-            }
-        }
-    })?;
-    match is_marked.recv() {
-        Ok(Ok(())) => Ok(thread),
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => {
-            let died = io::Error::other("its thread died");
-            Err(system("the marks")(died))
-        }
-    }
 }

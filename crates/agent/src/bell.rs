@@ -30,8 +30,9 @@ impl Bell {
         }
     }
 
-    /// Sleeps until it is rung, one of `others` can be read, or so much time has passed.
-    pub(crate) fn wait(&self, others: &[BorrowedFd<'_>], at_most: Duration) {
+    /// Sleeps until it is rung, one of `others` can be read, or so much time has passed. Whether it
+    /// was only the time.
+    pub(crate) fn wait(&self, others: &[BorrowedFd<'_>], at_most: Duration) -> bool {
         let own = std::iter::once(self.fd.as_fd());
         let all = own.chain(others.iter().copied());
         let mut sources: Vec<_> = all
@@ -39,11 +40,12 @@ impl Bell {
             .collect();
         let at_most = Timespec::try_from(at_most).ok();
         // An interrupted sleep is a short one.
-        let _ = rustix::event::poll(&mut sources, at_most.as_ref());
+        let woken = rustix::event::poll(&mut sources, at_most.as_ref());
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.fd, &mut count);
         // After the reading: a ring in between is heard by whoever looks round next.
         self.is_rung.store(false, Ordering::Release);
+        woken == Ok(0)
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod content;
 pub(crate) mod deeds;
 mod delivery;
 mod filters;
+mod interpreter;
 mod listed;
 pub(crate) mod reader;
 mod reports;

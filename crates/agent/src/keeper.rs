@@ -32,6 +32,8 @@ use crate::unguarded;
 const ROUND: Duration = Duration::from_millis(250);
 /// A round that nothing asks for.
 const IDLE: Duration = Duration::from_secs(6 * 3600);
+/// When nothing was to do for so long, the start is over.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// At most one ledger report in this time.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// An unanswered renewal is asked for again.
@@ -115,6 +117,7 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Works until told to stop; the ledger is on disk when this returns.
     pub(crate) fn run(&mut self, stop: &Stop) {
+        let mut has_settled = false;
         while !stop.is_set() {
             self.round();
             let stop_fd = stop.as_fd();
@@ -129,7 +132,17 @@ impl Keeper {
             if let Some(more) = pause.checked_sub(ROUND) {
                 let changes = self.allowlist_changes.as_ref().map(AsFd::as_fd);
                 let others: Vec<_> = changes.into_iter().chain([stop_fd]).collect();
-                self.gate.bell.wait(&others, more);
+                let is_settling = !has_settled && self.gate.is_link_up();
+                let at_most = if is_settling {
+                    more.min(SETTLED_AFTER)
+                } else {
+                    more
+                };
+                let is_quiet = self.gate.bell.wait(&others, at_most);
+                if is_settling && is_quiet {
+                    supervisor::give_back_code();
+                    has_settled = true;
+                }
             }
         }
     }

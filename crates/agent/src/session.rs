@@ -234,6 +234,8 @@ impl Session {
                 in_flight_max,
             });
             tracing::info!(appliance, %generation, "link is up");
+            // A handshake runs through much code that nothing else does.
+            supervisor::give_back_code();
         }
         self.gate.bell.ring();
         self.change_peer(|peer| {

@@ -25,6 +25,7 @@ use crate::fleet::{FleetPort, ScanTime};
 use crate::force::Force;
 use crate::guests::{Arrival, Guests, Turned};
 use crate::identity::Identity;
+use crate::images;
 use crate::listed;
 use crate::metrics::Metrics;
 use crate::rejudge;
@@ -90,6 +91,9 @@ pub enum StartError {
     /// What is kept of the allowlists.
     #[error(transparent)]
     Allowlist(#[from] allowlist::Error),
+    /// Chunks of images.
+    #[error("chunks.images: {0}")]
+    Images(#[from] image_chunks::Error),
     /// The log of detections.
     #[error(transparent)]
     Detections(#[from] LogError),
@@ -115,6 +119,12 @@ pub enum ReloadError {
     /// Engines.
     #[error(transparent)]
     Engines(#[from] EngineSetError),
+    /// Chunks of images.
+    #[error("chunks.images: {0}")]
+    Images(#[from] image_chunks::Error),
+    /// A thread that reads them ended badly.
+    #[error("chunks.images: the thread that reads them ended badly")]
+    Broken,
 }
 
 /// A running appliance.
@@ -228,6 +238,9 @@ impl Appliance {
 
     async fn bring_in(&self, config: &Config) -> Result<Generation, ReloadError> {
         config.validate()?;
+        let own = config.clone();
+        let images = tokio::task::spawn_blocking(move || images::open(&own)).await;
+        let images = images.map_err(|_| ReloadError::Broken)??;
         let engines = self.source.load(config).await?;
         let shared = &self.shared;
         let settings = config.unpack.settings();
@@ -237,6 +250,8 @@ impl Appliance {
         shared.budget.lock().set_limits(force.limits.budget());
         shared.scans.set_limits(limits);
         shared.chunks.set_limits(config.chunk_limits());
+        images::tell(&images);
+        shared.chunks.set_images(images);
         *shared.engines.write() = engines;
         let generation = force.generation;
         put_in_force(shared, force);
@@ -301,6 +316,8 @@ pub(crate) fn build(
     let limits = &force.limits;
     let epoch = pki::random().map_err(StartError::NoRandomness)?;
     let (verdicts, sightings) = Verdicts::open(config, state, registry)?;
+    let images = images::open(config)?;
+    images::tell(&images);
     let shared = Arc::new(Shared {
         name: config.name.clone().unwrap_or_else(host_name),
         started: Instant::now(),
@@ -317,6 +334,7 @@ pub(crate) fn build(
         chunks: Arc::new(ChunkStore::new(
             Spool::new(state.spool()),
             config.chunk_limits(),
+            images,
         )),
         guests: Guests::default(),
         orders: Orders::new(epoch),

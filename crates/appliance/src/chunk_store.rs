@@ -3,6 +3,8 @@
 //! Every guest has its own, of which another learns nothing. Chunks lie in a nameless file for each
 //! guest: whatever happens to the process, nothing stays behind, and after a restart content is
 //! sent whole again. What is read is checked by its name; what is gone is asked for.
+//!
+//! Chunks of golden images, which every guest has had, are there for all.
 
 mod ring;
 
@@ -12,8 +14,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use chunks::{Chunk, Kind, Lister, Manifest};
+use image_chunks::ImageChunks;
 use model::GuestId;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::assembly::Spool;
@@ -41,8 +44,12 @@ pub(crate) struct ChunkLimits {
 pub(crate) struct ChunkStore {
     spool: Spool,
     state: Mutex<State>,
+    images: RwLock<Images>,
     cutting: Arc<Semaphore>,
 }
+
+/// Chunks of golden images.
+pub(crate) type Images = Arc<[ImageChunks]>;
 
 struct State {
     limits: ChunkLimits,
@@ -71,9 +78,10 @@ impl Drop for Waiting {
 }
 
 impl ChunkStore {
-    pub(crate) fn new(spool: Spool, limits: ChunkLimits) -> Self {
+    pub(crate) fn new(spool: Spool, limits: ChunkLimits, images: Images) -> Self {
         Self {
             spool,
+            images: RwLock::new(images),
             state: Mutex::new(State {
                 limits,
                 guests: HashMap::new(),
@@ -88,11 +96,18 @@ impl ChunkStore {
         self.state.lock().limits = limits;
     }
 
+    /// Other images, from now on.
+    pub(crate) fn set_images(&self, images: Images) {
+        *self.images.write() = images;
+    }
+
     /// Whether a list of chunks of this guest's content might show something that is held.
     pub(crate) fn may_know(&self, guest: GuestId, size: u64) -> bool {
+        let has_images = !self.images.read().is_empty();
         let state = self.state.lock();
         let held = state.guests.get(&state.limits.owner(guest));
-        state.limits.keeps(size) && held.is_some_and(|entry| entry.bytes > 0)
+        let has_sent = held.is_some_and(|entry| entry.bytes > 0);
+        state.limits.keeps(size) && (has_sent || has_images)
     }
 
     /// Bytes held, and guests that hold some.
@@ -104,11 +119,20 @@ impl ChunkStore {
 
     /// The bytes of a chunk of a guest's file. May block on the disk.
     pub(crate) fn take(&self, guest: GuestId, kind: Kind, chunk: &Chunk) -> Option<Vec<u8>> {
+        let is_it = |bytes: &Vec<u8>| kind.name(chunk.offset, bytes) == chunk.id;
+        let sent = self.take_sent(guest, chunk).filter(is_it);
+        sent.or_else(|| {
+            let images = self.images.read().clone();
+            let of = |image: &ImageChunks| image.read(chunk.id, chunk.len).filter(is_it);
+            images.iter().find_map(of)
+        })
+    }
+
+    fn take_sent(&self, guest: GuestId, chunk: &Chunk) -> Option<Vec<u8>> {
         let state = self.state.lock();
         let ring = state.guests.get(&state.limits.owner(guest))?.ring.clone();
         drop(state);
-        let bytes = ring.lock().read(chunk.id, chunk.len)?;
-        (kind.name(chunk.offset, &bytes) == chunk.id).then_some(bytes)
+        ring.lock().read(chunk.id, chunk.len)
     }
 
     /// A place for content that is to be kept; `None`: it is not.
@@ -194,7 +218,8 @@ impl State {
 }
 
 impl ChunkLimits {
-    fn keeps(&self, size: u64) -> bool {
+    /// Whether anything is kept of content of this size.
+    pub(crate) fn keeps(&self, size: u64) -> bool {
         let has_room = self.bytes_max > 0 && self.guest_bytes_max > 0;
         has_room && self.size_min_bytes > 0 && size >= self.size_min_bytes
     }
@@ -283,7 +308,11 @@ mod tests {
 
     fn rig(limits: ChunkLimits) -> Rig {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(ChunkStore::new(Spool::new(dir.path().to_owned()), limits));
+        let store = Arc::new(ChunkStore::new(
+            Spool::new(dir.path().to_owned()),
+            limits,
+            Images::default(),
+        ));
         Rig { store, _dir: dir }
     }
 

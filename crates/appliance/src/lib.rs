@@ -20,6 +20,7 @@ mod fleet;
 mod force;
 mod guests;
 mod identity;
+mod images;
 mod listed;
 mod metrics;
 mod rebuild;

@@ -1,7 +1,7 @@
 //! Clean verdicts that rest on a guest's own report: the content never came here whole, so nothing
-//! but the guest's word ties them to its digest. Each counts for the guest that reported alone.
-//! Where another guest asks about the same digest, the content is fetched whole and proved, and from
-//! then on everybody profits.
+//! but the guest's word ties them to its digest. Each counts for the guest that reported alone; the
+//! next that asks about the same digest reports itself. Once the reports on one content have cost
+//! about what a proof does, it is fetched whole and proved, and from then on everybody profits.
 
 use std::sync::Arc;
 
@@ -10,10 +10,15 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use scan_core::CacheKey;
 
-/// Of an entry without ranges, about.
-const ENTRY_BYTES: u64 = 256;
+/// Of an entry without verdicts, and of a verdict without ranges, about.
+const ENTRY_BYTES: u64 = 128;
+const VERDICT_BYTES: u64 = 192;
 /// For the size of the table, nothing depends on it.
 const ENTRIES_EXPECTED: usize = 10_000;
+/// Guests that report on one content.
+const GUESTS_MAX: usize = 8;
+/// With this part of the content sent in all reports, the whole is worth its bytes.
+const PART_MAX: u64 = 4;
 
 /// What guests reported, within a bound.
 #[derive(Debug)]
@@ -21,10 +26,19 @@ pub(crate) struct Reported {
     cache: Cache<CacheKey, Arc<Entry>, ByBytes>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Default)]
 struct Entry {
-    guest: GuestId,
-    verdict: Verdict,
+    reports: Vec<(GuestId, Verdict)>,
+}
+
+impl Entry {
+    /// Another report would cost more than it saves.
+    fn is_enough(&self) -> bool {
+        let coverages = || self.reports.iter().map(|(_, verdict)| &verdict.coverage);
+        let size = coverages().map(|it| it.bytes_total).max().unwrap_or(0);
+        let sent: u64 = coverages().map(|it| it.bytes_judged).sum();
+        self.reports.len() >= GUESTS_MAX || sent.saturating_mul(PART_MAX) >= size
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -32,8 +46,12 @@ struct ByBytes;
 
 impl Weighter<CacheKey, Arc<Entry>> for ByBytes {
     fn weight(&self, _: &CacheKey, entry: &Arc<Entry>) -> u64 {
-        let range = size_of::<(u64, u64)>();
-        ENTRY_BYTES + (entry.verdict.coverage.ranges.len() * range) as u64
+        let of = |verdict: &Verdict| {
+            let ranges = verdict.coverage.ranges.len() * size_of::<(u64, u64)>();
+            VERDICT_BYTES + ranges as u64
+        };
+        let verdicts = entry.reports.iter().map(|(_, verdict)| of(verdict));
+        ENTRY_BYTES + verdicts.sum::<u64>()
     }
 }
 
@@ -42,8 +60,8 @@ impl Weighter<CacheKey, Arc<Entry>> for ByBytes {
 pub(crate) enum Earlier {
     /// This guest reported it before.
     Own(Verdict),
-    /// Another one did.
-    OfAnother,
+    /// So many others did that it is to be proved.
+    Enough,
 }
 
 impl Reported {
@@ -56,17 +74,24 @@ impl Reported {
 
     pub(crate) fn find(&self, key: &CacheKey, guest: GuestId) -> Option<Earlier> {
         let entry = self.cache.get(key)?;
-        Some(match entry.guest == guest {
-            true => Earlier::Own(entry.verdict.clone()),
-            false => Earlier::OfAnother,
-        })
+        let own = entry.reports.iter().find(|(of, _)| *of == guest);
+        match own {
+            Some((_, verdict)) => Some(Earlier::Own(verdict.clone())),
+            None => entry.is_enough().then_some(Earlier::Enough),
+        }
     }
 
-    /// Of two guests that report at once the first is remembered.
+    /// Of guests that report at once one may be forgotten, and reports again.
     pub(crate) fn keep(&self, key: &CacheKey, guest: GuestId, verdict: &Verdict) {
-        if self.cache.get(key).is_none() {
-            let verdict = verdict.clone();
-            self.cache.insert(*key, Arc::new(Entry { guest, verdict }));
+        let mut entry = self
+            .cache
+            .get(key)
+            .map(Arc::unwrap_or_clone)
+            .unwrap_or_default();
+        let is_of_another = |(of, _): &(GuestId, Verdict)| *of != guest;
+        if entry.reports.len() < GUESTS_MAX && entry.reports.iter().all(is_of_another) {
+            entry.reports.push((guest, verdict.clone()));
+            self.cache.insert(*key, Arc::new(entry));
         }
     }
 }

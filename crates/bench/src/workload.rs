@@ -24,10 +24,10 @@ pub(crate) struct Options {
 }
 
 /// Needed in the root beside a minimal Debian.
-const PACKAGES: [&str; 2] = ["git", "postgresql"];
+const PACKAGES: [&str; 4] = ["git", "postgresql", "cargo", "libc6-dev"];
 
 /// Work and its script, run by a shell in the root.
-const WORK: [(&str, &str); 4] = [
+const WORK: [(&str, &str); 5] = [
     (
         "apt_get",
         "cd /var/cache/apt/archives
@@ -52,9 +52,17 @@ const WORK: [(&str, &str); 4] = [
          git gc -q; test -z \"$(git status --porcelain)\"",
     ),
     (
+        "cargo",
+        "rm -rf /work/cargo; mkdir -p /work/cargo; cd /work/cargo
+         export HOME=/work CARGO_HOME=/work/cargo/home USER=t
+         cargo new -q --vcs none app; cd app; cargo build -q --offline
+         test \"$(target/debug/app)\" = 'Hello, world!'
+         cargo build -q --offline --release; cargo test -q --offline >/dev/null",
+    ),
+    (
         "postgresql",
         "rm -rf /work/pg; mkdir -p /work/pg; chown postgres /work/pg; bin=/usr/lib/postgresql/15/bin
-         su postgres -s /bin/sh -ec \"
+         su postgres -s /bin/sh -c \"set -e
            $bin/initdb -D /work/pg/data >/dev/null
            $bin/pg_ctl -D /work/pg/data -w -l /work/pg/log \
              -o '-k /work/pg -c listen_addresses=' start >/dev/null

@@ -24,19 +24,7 @@ const RENEW_AGAIN: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(10);
 
 /// Runs until it is told to stop.
-pub(crate) fn appliance(place: Place) -> anyhow::Result<()> {
-    let log = &place.config.log;
-    daemon::log::init(log.format, &log.filter)?;
-    let stop = Stop::install().context("cannot catch signals")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("lazaret")
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(run(place, stop))
-}
-
-async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
+pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     let config = place.config.clone();
     let controllers = config.fleet.controllers.clone();
     ensure!(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use model::{Digest, GuestId, ItemId};
 
+use crate::chunks::ChunksCommand;
 use crate::lists::args::AllowlistCommand;
 
 /// Out-of-band antivirus for virtual machines: controller and appliance.
@@ -53,6 +54,9 @@ pub(crate) enum Command {
     /// Lists of known content, which costs agents neither bytes nor time.
     #[command(subcommand)]
     Allowlist(Box<AllowlistCommand>),
+    /// Chunks of golden images, so that what machines change of them need not be sent whole.
+    #[command(subcommand)]
+    Chunks(ChunksCommand),
     /// Write this program's manual pages into a folder.
     #[command(hide = true)]
     Manual {

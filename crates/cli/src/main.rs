@@ -2,6 +2,7 @@
 
 mod apart;
 mod args;
+mod chunks;
 mod commands;
 mod controller;
 mod desk;
@@ -11,6 +12,7 @@ mod json;
 mod keys;
 mod lists;
 mod place;
+mod serve;
 mod show;
 mod stream;
 mod up;
@@ -42,8 +44,8 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let place = || Place::find(args.config.as_deref(), args.state.as_deref());
     match &args.command {
-        Command::Up => up::up(place()?),
-        Command::Appliance => apart::appliance(place()?),
+        Command::Up => serve::serve(place()?, up::run),
+        Command::Appliance => serve::serve(place()?, apart::run),
         Command::CheckConfig => place::check(&place()?),
         Command::Pki(PkiCommand::Init) => keys::init(&place()?),
         Command::Token(token) => commands::token(&place()?, token),
@@ -56,6 +58,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Command::Fleet(command) => fleet::run(&place()?, command),
         // Made where images are made, which need not be where lazaret runs.
         Command::Allowlist(command) => lists::run(command),
+        Command::Chunks(command) => chunks::run(command),
         Command::Manual { folder } => Ok(daemon::manual::write(Args::command(), folder)?),
     }
 }

@@ -29,19 +29,7 @@ const BUILT_IN_RULES: &str = include_str!("../../../rules/test_files.yar");
 const RENEW_AGAIN: Duration = Duration::from_secs(60);
 
 /// Runs until it is told to stop.
-pub(crate) fn up(place: Place) -> anyhow::Result<()> {
-    let log = &place.config.log;
-    daemon::log::init(log.format, &log.filter)?;
-    let stop = Stop::install().context("cannot catch signals")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_name("lazaret")
-        .build()
-        .context("cannot start threads")?;
-    runtime.block_on(run(place, stop))
-}
-
-async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
+pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     // 1. The state folder is ours alone.
     let state = StateDir::open(&place.state_dir)?;
     let config = place.config.clone();
@@ -240,7 +228,11 @@ async fn join_here(
     appliances: Vec<String>,
 ) -> anyhow::Result<Enrolment> {
     let address = config.listen.enrol;
-    let limits = EnrolmentLimits::default();
+    let limits = EnrolmentLimits {
+        burst_per_address: config.controller.joins_burst.u32(),
+        per_minute_per_address: config.controller.joins_per_minute.u32(),
+        ..EnrolmentLimits::default()
+    };
     let started = Enrolment::start(address, tls.enrol.clone(), authority, appliances, limits);
     started
         .await

@@ -73,7 +73,13 @@ pub trait Rig: Send {
         anyhow::bail!("it cannot pause")
     }
 
-    /// Moves it while it runs.
+    /// Begins to move it while it runs; [`migrate`](Self::migrate) finishes the move. False, and
+    /// nothing has begun, where a move cannot be held halfway: `migrate` does all of it.
+    async fn begin_move(&mut self, _vm: &VmId, _to: &HostId) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Moves it while it runs, or finishes the move that has begun.
     async fn migrate(&mut self, _vm: &VmId, _to: &HostId) -> Result<()> {
         anyhow::bail!("it cannot move VMs")
     }

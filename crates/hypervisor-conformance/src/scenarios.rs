@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use hypervisor::{Change, ConnectorError, HostId, MovePhase, Power, RateLimit, VmId};
 
 use crate::expect::{Expect, counted_pace};
+use crate::mirror::Mirror;
 use crate::rig::{Approach, Rig};
 
 /// Fast enough not to hold tests up.
@@ -121,6 +122,9 @@ async fn moves(rig: &mut dyn Rig, expect: &mut Expect, vm: &VmId) -> Result<()> 
     let hosts = rig.hosts();
     for (from, to) in [(&hosts[0], &hosts[1]), (&hosts[1], &hosts[0])] {
         let since = expect.told.len();
+        if rig.begin_move(vm, to).await? {
+            expect.until("the start of the move", is_start).await?;
+        }
         rig.migrate(vm, to).await?;
         expect
             .state("the switch", |seen| seen.place(vm) == Some(to))
@@ -138,6 +142,11 @@ async fn moves(rig: &mut dyn Rig, expect: &mut Expect, vm: &VmId) -> Result<()> 
             .await?;
     }
     Ok(())
+}
+
+fn is_start(change: &Change, _: &Mirror) -> bool {
+    let phase = MovePhase::Started;
+    matches!(change, Change::VmMoved { phase: is, .. } if *is == phase)
 }
 
 /// The phases told of a move of this VM between these hosts.

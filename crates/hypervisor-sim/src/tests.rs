@@ -73,8 +73,12 @@ impl Rig for SimRig {
         Ok(self.0.power(vm, Power::Running)?)
     }
 
-    async fn migrate(&mut self, vm: &VmId, to: &HostId) -> anyhow::Result<()> {
+    async fn begin_move(&mut self, vm: &VmId, to: &HostId) -> anyhow::Result<bool> {
         self.0.begin_move(vm, to)?;
+        Ok(true)
+    }
+
+    async fn migrate(&mut self, vm: &VmId, _to: &HostId) -> anyhow::Result<()> {
         Ok(self.0.finish_move(vm)?)
     }
 

@@ -62,18 +62,7 @@ pub fn server_config(
     identity: &Identity,
     anchors: &[CertificateDer<'static>],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let roots = Arc::new(root_store(anchors)?);
-    let inner = WebPkiClientVerifier::builder_with_provider(roots, provider())
-        .build()
-        .map_err(|_| TlsError::Anchors)?;
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(TlsError::Setup)?
-        .with_client_cert_verifier(Arc::new(RoleVerifier {
-            inner,
-            role: Role::Guest,
-        }));
-    server(builder, identity, proto::ALPN_LINK)
+    accepting(Role::Guest, proto::ALPN_LINK, identity, anchors)
 }
 
 /// For a controller: it accepts appliances only.
@@ -84,6 +73,16 @@ pub fn fleet_server_config(
     identity: &Identity,
     anchors: &[CertificateDer<'static>],
 ) -> Result<Arc<ServerConfig>, TlsError> {
+    accepting(Role::Appliance, proto::ALPN_FLEET, identity, anchors)
+}
+
+/// For a server that asks clients for a certificate of this role.
+fn accepting(
+    role: Role,
+    protocol: &[u8],
+    identity: &Identity,
+    anchors: &[CertificateDer<'static>],
+) -> Result<Arc<ServerConfig>, TlsError> {
     let roots = Arc::new(root_store(anchors)?);
     let inner = WebPkiClientVerifier::builder_with_provider(roots, provider())
         .build()
@@ -91,11 +90,8 @@ pub fn fleet_server_config(
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Setup)?
-        .with_client_cert_verifier(Arc::new(RoleVerifier {
-            inner,
-            role: Role::Appliance,
-        }));
-    server(builder, identity, proto::ALPN_FLEET)
+        .with_client_cert_verifier(Arc::new(RoleVerifier { inner, role }));
+    server(builder, identity, protocol)
 }
 
 /// For an appliance that dials its controller.

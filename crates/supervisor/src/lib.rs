@@ -24,6 +24,7 @@
 //! Nothing of the supervisor opens a file after its start, allocates much or parses anything.
 
 mod board;
+mod code;
 mod dead;
 mod process;
 mod run;
@@ -32,6 +33,7 @@ mod takeover;
 mod worker;
 
 pub use board::{BoardError, Fallback, KEPT_MAX, SLOTS, wall_ms};
+pub use code::give_back_code;
 pub use process::{Process, since_boot};
 pub use run::{Hooks, Options, SuperviseError, run};
 pub use worker::{Inherited, Tally, Unguarded, Worker};

@@ -20,7 +20,7 @@ use crate::board::{Board, BoardError, Fallback, Reader, State, Word, now_ms};
 use crate::sys::OneThread;
 use crate::takeover::Beginning;
 use crate::worker::{Worker, set_alarm};
-use crate::{dead, sys, takeover};
+use crate::{code, dead, sys, takeover};
 use care::HANG_MS;
 
 /// Events taken in one read.
@@ -89,6 +89,7 @@ where
     let one_thread = OneThread::proven()
         .map_err(SuperviseError::System)?
         .ok_or(SuperviseError::Threads)?;
+    code::note(&one_thread).map_err(SuperviseError::System)?;
     let signals = sys::signals(&SIGNALS).map_err(SuperviseError::System)?;
     let Beginning {
         board,
@@ -180,7 +181,7 @@ impl Supervisor {
     where
         W: Fn(Worker) -> i32 + Clone + Send + 'static,
     {
-        sys::give_back_text();
+        code::give_back_code();
         loop {
             if self.worker.is_none() && self.exit_code.is_none() && now_ms() >= self.start_at_ms {
                 self.start_worker(work.clone())?;

@@ -13,6 +13,8 @@ use std::sync::atomic::AtomicU64;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 use rustix::process::Pid;
 
+use crate::code::FixedRange;
+
 /// Shows that the process has one thread. Whoever holds it starts none.
 #[derive(Debug)]
 pub(crate) struct OneThread(());
@@ -161,19 +163,10 @@ pub(crate) fn never_dump_core() {
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
-/// Gives back the pages of the program that the start needed. Those still needed come again, one
-/// by one, from the file: what goes on when nothing is opened is a few pages of a large program.
-pub(crate) fn give_back_text() {
-    unsafe extern "C" {
-        /// The first byte of the program, and the end of its code: from the linker.
-        static __executable_start: u8;
-        static etext: u8;
-    }
-    let page = rustix::param::page_size();
-    let start = (&raw const __executable_start).cast_mut();
-    let len = (&raw const etext as usize).saturating_sub(start as usize) / page * page;
-    // SAFETY: between the two symbols are the program's headers and code, mapped privately from
-    // its file and never written (relocations lie behind `etext`), so what is dropped comes back
-    // as it was. The start of a program is page-aligned.
-    let _unchanged_if_refused = unsafe { madvise(start.cast(), len, Advice::LinuxDontNeed) };
+/// Gives back the pages of such a range. Those still needed come again, one by one, from the file.
+pub(crate) fn give_back(range: &FixedRange) {
+    let start = std::ptr::with_exposed_provenance_mut(range.start);
+    // SAFETY: `code::note` alone makes ranges, of code and constants that the process began with,
+    // which are never unloaded nor written: what is dropped comes back from the file as it was.
+    let _unchanged_if_refused = unsafe { madvise(start, range.len, Advice::LinuxDontNeed) };
 }

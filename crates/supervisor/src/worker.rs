@@ -10,6 +10,7 @@ use fanotify::{Answer, Event, Group, GroupError, GroupOptions, Interrupter, Open
 use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
 use crate::board::{Board, Fallback, Reader, Slot, State, Word, now_ms, wall_ms};
+use crate::code::give_back_code;
 use crate::process::Process;
 use crate::sys;
 
@@ -268,7 +269,7 @@ impl Worker {
         board.set(Word::GuardingSinceMs, now_ms());
         board.set(Word::HasGuarded, 1);
         self.ring();
-        sys::give_back_text();
+        give_back_code();
     }
 
     /// The interval that nobody guarded before this agent started, until somebody says that it is

@@ -99,7 +99,7 @@ impl Clamd {
 
     fn wait_ready(&mut self) -> Result<()> {
         let mut ended = false;
-        let ready = wait_until(Duration::from_secs(30), || {
+        let ready = wait_until(Duration::from_secs(60), || {
             ended = !self.process.is_running().unwrap_or(false);
             ended || self.ping().is_ok()
         });
@@ -208,7 +208,7 @@ impl Clamonacc {
             .start()?;
         let mut clamonacc = Self { process };
         let mut ended = false;
-        let ready = wait_until(Duration::from_secs(30), || {
+        let ready = wait_until(Duration::from_secs(60), || {
             ended = !clamonacc.process.is_running().unwrap_or(false);
             ended || std::fs::File::open(probe).is_err()
         });

@@ -2,6 +2,7 @@
 //! and end-to-end tests. Everything here is a guard: dropped, it ends what it started and nothing
 //! else.
 
+mod agent;
 mod clam;
 mod daemons;
 mod databases;
@@ -17,10 +18,9 @@ mod relay;
 pub mod samples;
 mod usage;
 
+pub use agent::{Agent, AgentOptions, AgentPids};
 pub use clam::{Clamd, ClamdListen, Clamonacc};
-pub use daemons::{
-    Agent, AgentOptions, AgentPids, Apart, ApartOptions, Server, ServerOptions, binary, rules_dir,
-};
+pub use daemons::{Apart, ApartOptions, Server, ServerOptions, binary, rules_dir};
 pub use databases::{Postgres, Redis};
 pub use debian::debian_root;
 pub use guest::{GuestImage, GuestTree};

@@ -16,7 +16,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use crate::Usage;
 
 /// Time a process has to end by itself when its guard is dropped.
-const STOP_TIME: Duration = Duration::from_secs(10);
+const STOP_TIME: Duration = Duration::from_secs(60);
 
 /// Where a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

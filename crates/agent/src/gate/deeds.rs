@@ -15,6 +15,7 @@ use model::{AccessClass, Digest, Disposition, LateAction, Outcome, UnscannedReas
 use proto::v1::{self, envelope::Body};
 
 use super::content::{Content, key_of};
+use super::interpreter;
 use super::standing::Standing;
 use super::trace::{self, Stages};
 use super::workers::{HashTask, UploadTask};
@@ -382,10 +383,17 @@ impl Gate {
             .as_ref()
             .filter(|_| self.compresses())
             .and_then(|bytes| chunks::compress(bytes));
+        // The kernel, and so the deadline, calls it an open.
+        let is_run = check.class == AccessClass::Open && interpreter::runs(content.pid, content);
+        let class = if is_run {
+            AccessClass::Exec
+        } else {
+            check.class
+        };
         let message = v1::Check {
             blake3: check.digest.0.to_vec(),
             size: check.size,
-            class: v1::AccessClass::from(check.class) as i32,
+            class: v1::AccessClass::from(class) as i32,
             deadline_ms: check.patience.map_or(0, patience_ms),
             context: Some(content.context()),
             content_compressed: compressed.is_some(),

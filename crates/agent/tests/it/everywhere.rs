@@ -4,6 +4,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use model::{Digest, Disposition, Policy};
+use proto::v1::{self, AccessClass};
 
 use crate::puppet::{BAD, PATIENCE};
 use crate::rig::{Got, Rig};
@@ -162,4 +163,39 @@ fn trap_12_bind_mounts_and_overlays_show_the_same_file() {
     }
     // A verdict that stands holds the mount that its file was opened through.
     rig.shell("umount merged; umount --lazy bound");
+}
+
+/// Trap 14.
+#[test]
+fn trap_14_what_an_interpreter_runs_is_an_execution() {
+    let rig = Rig::new(policy());
+    let program = [&std::fs::read("/bin/true").unwrap()[..], b"own"].concat();
+    let files: [(&str, &[u8], AccessClass); 6] = [
+        ("plain", b"true # a shell's", AccessClass::Exec),
+        ("sourced", b"true # sourced", AccessClass::Exec),
+        ("tool.py", b"pass # by its name", AccessClass::Exec),
+        ("marked", b"#!/usr/bin/python3\npass", AccessClass::Exec),
+        ("data", b"only read, by python", AccessClass::Open),
+        ("read", b"only read, by cat", AccessClass::Open),
+    ];
+    for (name, content, _) in &files {
+        rig.put(name, content);
+    }
+    rig.put("program", &program);
+    rig.shell(
+        "sh plain; . ./sourced; python3 tool.py; python3 marked
+         python3 -c 'open(\"data\").read()'; cat read >/dev/null
+         $(readlink -f /lib64/ld-linux-x86-64.so.2) ./program",
+    );
+    let shared = rig.shared();
+    let book = shared.book();
+    let class = |content: &[u8]| {
+        let digest = Digest::of(content);
+        let of = book.checks.iter().find(|check| check.blake3 == digest.0);
+        of.map(v1::Check::class)
+    };
+    for (name, content, expected) in files {
+        assert_eq!(class(content), Some(expected), "{name}");
+    }
+    assert_eq!(class(&program), Some(AccessClass::Exec));
 }

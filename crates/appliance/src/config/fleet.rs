@@ -44,7 +44,7 @@ impl Default for FleetConfig {
 }
 
 /// The controller that `lazaret up` runs.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ControllerConfig {
     /// PostgreSQL (15 or later), as postgres://USER@HOST/DATABASE. Unset: SQLite in the state
@@ -54,6 +54,10 @@ pub struct ControllerConfig {
     pub listen: Option<SocketAddr>,
     /// How those reach it, as host:port. Unset: the address of `listen`.
     pub advertise: Option<String>,
+    /// Attempts to join that one address may make at once. Many guests may stand behind one. 32.
+    pub joins_burst: Ranged<1, 1_000_000>,
+    /// Attempts to join that one address may make each minute after that. 120.
+    pub joins_per_minute: Ranged<1, 1_000_000>,
     /// Which clusters are on which site. Unset: each connector is a site.
     pub site: Vec<AreaConfig>,
     /// Which clusters' disks lie on which datastore. Unset: nobody says, and none is spared.
@@ -63,6 +67,22 @@ pub struct ControllerConfig {
     /// Which guests belong to which appliances. The first rule that fits counts; where none of
     /// its appliances can take the guest, the others do.
     pub rule: Vec<RuleConfig>,
+}
+
+impl Default for ControllerConfig {
+    fn default() -> Self {
+        Self {
+            database: None,
+            listen: None,
+            advertise: None,
+            joins_burst: Ranged::new(32),
+            joins_per_minute: Ranged::new(120),
+            site: Vec::new(),
+            datastore: Vec::new(),
+            storm: StormConfig::default(),
+            rule: Vec::new(),
+        }
+    }
 }
 
 /// What background work of guests (scans that have time, sweeps, updates) may use together. None of

@@ -86,6 +86,8 @@ pub struct ChunksConfig {
     pub size_min_bytes: Ranged<0>,
     /// Whose content a guest's is compared with. `guest`: its own.
     pub share: ChunkShare,
+    /// Files of `lazaret chunks build`: what guests were made of, compared with for all of them.
+    pub images: Vec<PathBuf>,
 }
 
 /// Whose content a guest's is compared with.
@@ -104,6 +106,7 @@ impl Default for ChunksConfig {
         Self {
             size_min_bytes: Ranged::new(256 << 10),
             share: ChunkShare::Guest,
+            images: Vec::new(),
         }
     }
 }
@@ -184,6 +187,10 @@ impl Config {
         if !self.allowlist.files.is_empty() && self.allowlist.trusted_keys.is_empty() {
             let problem = "no key is trusted, so no list can be".to_owned();
             return conflict("allowlist.trusted_keys", problem);
+        }
+        if !self.chunks.images.is_empty() && !self.chunk_limits().keeps(u64::MAX) {
+            let problem = "of no use while chunks.size_min_bytes, limits.chunk_bytes_max or limits.guest_chunk_bytes_max is 0";
+            return conflict("chunks.images", problem.to_owned());
         }
         if self.verdict_store.url.is_some() && self.verdict_store.key_file.is_none() {
             let problem = "needed beside url: without a key anybody who can write to the store could make verdicts";

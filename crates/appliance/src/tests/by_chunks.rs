@@ -3,6 +3,8 @@
 use super::rig::{Guest, claim};
 use super::*;
 
+use std::path::Path;
+
 use bytes::Bytes;
 use chunks::{Kind, Lister, Manifest};
 use model::UnscannedReason;
@@ -167,6 +169,77 @@ async fn guests_share_where_an_administrator_says_so() {
     let (reply, sent) = other.by_chunks(1, &next_version(&old, b"x")).await;
     clean(&reply, false);
     assert!(sent < 250_000, "{sent}");
+}
+
+/// A rig whose appliance has chunks of an image with this file.
+fn rig_of_image(dir: &Path, file: &[u8]) -> Rig {
+    let root = dir.join("image");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("file"), file).unwrap();
+    let made = dir.join("image.chunks");
+    let mut builder = image_chunks::Builder::create(&made).unwrap();
+    builder
+        .directory(&root, 1, |path, error| panic!("{path:?}: {error}"))
+        .unwrap();
+    builder.finish().unwrap();
+    Rig::limited(&format!("[chunks]\nimages = [{made:?}]\n"))
+}
+
+#[tokio::test]
+async fn what_the_image_had_is_sent_by_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = content(0, 600_000);
+    let rig = rig_of_image(dir.path(), &old);
+    for id in [A, B] {
+        let (reply, sent) = rig.guest(id).by_chunks(1, &next_version(&old, &id.0)).await;
+        clean(&reply, false);
+        assert!(sent < 250_000, "{sent}");
+    }
+    let (reply, _) = rig.guest(A).by_chunks(3, &next_version(&old, EVIL)).await;
+    malicious(&reply, false);
+    // Without the image there is nothing to compare a third guest's content with.
+    rig.shared.chunks.set_images(Default::default());
+    let mut third = rig.guest(model::GuestId([77; 16]));
+    third.check(1, claim(&next_version(&old, b"third")));
+    assert!(!third.needed(1).await.manifest);
+}
+
+/// Chunks are what their names say, or are asked for.
+#[tokio::test]
+async fn a_damaged_image_costs_bytes_and_no_verdict() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = content(0, 600_000);
+    let rig = rig_of_image(dir.path(), &old);
+    let made = dir.path().join("image.chunks");
+    let file = std::fs::OpenOptions::new().write(true).open(made).unwrap();
+    // The first of the chunks, all of which are stored as they are.
+    std::os::unix::fs::FileExt::write_all_at(&file, b"damaged", 100).unwrap();
+    let (reply, sent) = rig.guest(A).by_chunks(1, &[&old, EVIL].concat()).await;
+    malicious(&reply, false);
+    assert!((4096..200_000).contains(&sent), "{sent}");
+}
+
+#[test]
+fn an_image_that_is_none_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("none");
+    std::fs::write(&path, b"something else altogether").unwrap();
+    let text = format!("[chunks]\nimages = [{path:?}]\n");
+    let config: crate::Config = daemon::config::parse(&text, "test.toml").unwrap();
+    config.validate().unwrap();
+    let error = crate::images::open(&config).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!("{}: not a file of image chunks", path.display())
+    );
+}
+
+#[test]
+fn images_without_a_store_are_refused() {
+    let text = "[chunks]\nimages = ['x']\nsize_min_bytes = 0\n";
+    let config: crate::Config = daemon::config::parse(text, "test.toml").unwrap();
+    let error = config.validate().unwrap_err();
+    assert_eq!(error.key, "chunks.images");
 }
 
 #[tokio::test]

@@ -159,11 +159,47 @@ async fn another_guest_does_not_profit_from_a_claim() {
     // It says that there is nothing to see, and is believed about itself.
     ask(&mut liar, 1, &bytes, &[]).await;
     clean(&liar.reply(1).await, false);
-    honest.check(1, reporting(&bytes));
+    ask(&mut honest, 1, &bytes, &places(&[50_000])).await;
+    send_ranges(&mut honest, 1, &bytes).await;
     malicious(&send_whole(&mut honest, 1, &bytes).await, false);
     // What was proved counts for all.
     liar.check(3, reporting(&bytes));
     malicious(&liar.reply(3).await, true);
+}
+
+/// Each guest reports for itself, until a proof is cheaper than one more report.
+#[tokio::test]
+async fn what_many_have_is_proved_once() {
+    let rig = rig().await;
+    let bytes = content(None);
+    for n in 0..8 {
+        let mut guest = guest(&rig, model::GuestId([n; 16])).await;
+        ask(&mut guest, 1, &bytes, &[]).await;
+        clean(&guest.reply(1).await, false);
+        guest.check(3, reporting(&bytes));
+        clean(&guest.reply(3).await, true);
+    }
+    let mut ninth = guest(&rig, model::GuestId([8; 16])).await;
+    ninth.check(1, reporting(&bytes));
+    let reply = send_whole(&mut ninth, 1, &bytes).await;
+    clean(&reply, false);
+    assert_eq!(verdict(&reply).digest, Some(model::Digest::of(&bytes)));
+    let mut tenth = guest(&rig, model::GuestId([9; 16])).await;
+    tenth.check(1, reporting(&bytes));
+    clean(&tenth.reply(1).await, true);
+    // Where a report is a large part of it, at once.
+    let small = &bytes[..4096];
+    ask(
+        &mut ninth,
+        3,
+        small,
+        &places(&(600..1600).step_by(4).collect::<Vec<_>>()),
+    )
+    .await;
+    assert!(send_ranges(&mut ninth, 3, small).await > 4096 / 4 - 512);
+    clean(&ninth.reply(3).await, false);
+    tenth.check(3, reporting(small));
+    clean(&send_whole(&mut tenth, 3, small).await, false);
 }
 
 #[tokio::test]

@@ -17,6 +17,9 @@ const DONE: [i32; 2] = [0, 1];
 /// Thousands of rules are compiled on a machine that may have other things to do.
 const PATIENCE: Duration = Duration::from_secs(900);
 
+/// All clones join from this machine's address.
+const JOINS: &str = "[controller]\njoins_burst = 1000000\n\n";
+
 /// The file system that agents guard.
 const GUARDED_BYTES: u64 = 64 << 20;
 /// Where an agent keeps its filter, in its state folder.
@@ -63,7 +66,7 @@ impl Fleet {
     pub(crate) fn start(dir: &Path, setup: &Setup<'_>) -> Result<Self> {
         let options = ServerOptions {
             rules: vec![setup.rules.to_owned()],
-            extra: setup.server.to_owned(),
+            extra: format!("{JOINS}{}", setup.server),
             patience: PATIENCE,
             ..ServerOptions::default()
         };
@@ -141,6 +144,15 @@ impl Fleet {
         let cpu_s = self.server.process().usage().cpu_s;
         (self.relay.bytes().total(), cpu_s)
     }
+}
+
+/// Configuration that has the chunks of a folder used by appliances.
+pub(crate) fn images(dir: &Path, folder: &Path) -> Result<String> {
+    let made = dir.join("golden.chunks");
+    let mut build = Command::new(binary("lazaret")?);
+    build.args(["chunks", "build", "--directory"]).arg(folder);
+    testbed::run(build.arg("-o").arg(&made))?;
+    Ok(format!("[chunks]\nimages = [{made:?}]\n"))
 }
 
 /// Configuration that has an allowlist of a folder used by agents.

@@ -22,8 +22,8 @@ const RULE_SETS: [(&str, &str); 2] = [
 ];
 /// Neither compression nor chunks.
 const PLAIN: &str = "[policy]\ncompress = false\n[chunks]\nsize_min_bytes = 0\n";
-/// The stage with everything.
-const PLANS: &str = "plans";
+/// The stage with everything, each guest's content compared with its own and the image's.
+const ALL: &str = "image_chunks";
 /// Nothing but very small files rides along: a slow link.
 const REPORTS: &str = "[policy]\nreport_min_bytes = 2048\n";
 const SHARED: &str = "[policy]\nreport_min_bytes = 2048\n[chunks]\nshare = \"all\"\n";
@@ -47,6 +47,8 @@ struct Stage {
     name: &'static str,
     server: &'static str,
     allowlist: bool,
+    /// The appliance has the image's chunks.
+    image: bool,
     /// Its name and its folder.
     rules: (&'static str, &'static str),
 }
@@ -114,6 +116,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut report = Report::new("bytes");
     describe(&mut report, &sizes, clones);
     let allowlist = fleet::allowlist(dir.path(), &golden.boot)?;
+    let images = fleet::images(dir.path(), &golden.boot)?;
     // What compiles fast is enough where only bytes are of interest.
     let [base, other] = if options.quick {
         [RULE_SETS[1], RULE_SETS[0]]
@@ -121,26 +124,29 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         RULE_SETS
     };
     report.note("rules", base.0);
-    let stage = |name, server, allowlist, rules| Stage {
+    let stage = |name, server, allowlist, image, rules| Stage {
         name,
         server,
         allowlist,
+        image,
         rules,
     };
     let stages = [
-        stage("digest_cache", PLAIN, false, base),
-        stage("allowlist", PLAIN, true, base),
-        stage("chunks", "", true, base),
-        stage(PLANS, REPORTS, true, base),
-        stage("plans_chunks_of_all_guests", SHARED, true, base),
-        stage("plans_other_rules", REPORTS, true, other),
+        stage("digest_cache", PLAIN, false, false, base),
+        stage("allowlist", PLAIN, true, false, base),
+        stage("chunks", "", true, false, base),
+        stage("plans", REPORTS, true, false, base),
+        stage(ALL, REPORTS, true, true, base),
+        stage("chunks_of_all_guests", SHARED, true, false, base),
+        stage("other_rules", REPORTS, true, true, other),
     ];
     let mut taken = Vec::new();
     for stage in &stages {
         let agents = if stage.allowlist { &allowlist[..] } else { "" };
+        let images = if stage.image { &images[..] } else { "" };
         let setup = Setup {
             rules: Path::new(stage.rules.1),
-            server: stage.server,
+            server: &format!("{}{}", stage.server, images),
             agents,
             clones,
             filter: stage.server.contains("report_min_bytes"),
@@ -262,14 +268,14 @@ fn report_all(
             all.cpu_s,
             vs_whole
         );
-        if stage.name == PLANS {
+        if stage.name == ALL {
             headline = vs_whole;
             report.ratio("storm_bytes_vs_whole", vs_whole);
             let boots_of_whole = boots as f64 / (sizes.boot * clones) as f64;
             report.ratio("boot_bytes_vs_whole", boots_of_whole);
             report.ratio("storm_cpu_vs_whole", all.cpu_s / whole_cpu_s);
         }
-        if stage.server == REPORTS {
+        if stage.image && stage.server == REPORTS {
             report.ratio(&format!("unknown_bytes_{}", stage.rules.0), of_unknown);
         }
     }

@@ -1,6 +1,8 @@
 //! A file judged by an agent's report and some of its ranges matches what YARA-X matches with all
 //! of it. A target of its own, since it takes a while.
 
+mod paged;
+mod paging;
 #[path = "../it/rules.rs"]
 mod rules;
 

@@ -9,7 +9,7 @@ use fanotify::lease::{LeaseRefused, ReadLease};
 use tempfile::TempDir;
 
 /// A child that has not begun its program by then never will.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A file system of its own at a path of its own.
 pub(crate) struct Scratch {

@@ -113,6 +113,10 @@ impl Fakes {
     }
 }
 
+fn target(to: &HostId) -> usize {
+    usize::from(to.as_str() == NAMES[1])
+}
+
 fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
     machine.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -392,14 +396,17 @@ impl Rig for Fakes {
         self.set(vm, 2)
     }
 
+    async fn begin_move(&mut self, vm: &VmId, to: &HostId) -> Result<bool> {
+        let from = self.holder(vm)?;
+        self.machine(from).moving = Some((vm.as_str().to_owned(), NAMES[target(to)]));
+        Ok(true)
+    }
+
     async fn migrate(&mut self, vm: &VmId, to: &HostId) -> Result<()> {
         let from = self.holder(vm)?;
-        let target = usize::from(to.as_str() == NAMES[1]);
+        let target = target(to);
         let guid = vm.as_str().to_owned();
         let moved = self.machine(from).vms[&guid].clone();
-        self.machine(from).moving = Some((guid.clone(), NAMES[target]));
-        // Longer than a poll takes: a move that is shorter is told by its result alone.
-        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
         self.machine(target).vms.insert(guid.clone(), moved);
         let mut source = self.machine(from);
         source.moving = None;

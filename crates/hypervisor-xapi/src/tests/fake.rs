@@ -365,18 +365,21 @@ impl Rig for Fake {
         self.change(vm, &[("power_state", Value::from("Running"))])
     }
 
-    async fn migrate(&mut self, vm: &VmId, to: &HostId) -> Result<()> {
+    async fn begin_move(&mut self, vm: &VmId, to: &HostId) -> Result<bool> {
         let to = Value::Text(format!("OpaqueRef:{to}"));
         let operation = Record::from([("OpaqueRef:task".to_owned(), Value::from("pool_migrate"))]);
         self.change(
             vm,
             &[
                 ("current_operations", Value::Map(operation)),
-                ("scheduled_to_be_resident_on", to.clone()),
+                ("scheduled_to_be_resident_on", to),
             ],
         )?;
-        // Changes that come close together are one event.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        Ok(true)
+    }
+
+    async fn migrate(&mut self, vm: &VmId, to: &HostId) -> Result<()> {
+        let to = Value::Text(format!("OpaqueRef:{to}"));
         self.change(vm, &[("resident_on", to)])?;
         self.change(
             vm,
