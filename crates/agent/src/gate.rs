@@ -38,6 +38,7 @@ use crate::config::Limits;
 use crate::filter_file::FilterFile;
 use crate::foresight::Foresight;
 use crate::guard::probe::Probes;
+use crate::guard::sweeping::Sweeping;
 use crate::unguarded::Gap;
 use crate::{AgentConfig, allow};
 use content::{Content, Hashed, Medium};
@@ -112,6 +113,8 @@ pub(crate) struct Gate {
     pub(crate) bell: Arc<Bell>,
     pub(crate) tally: Tally,
     pub(crate) gap: Gap,
+    /// The sweep over what was open before the start.
+    pub(crate) sweeping: Sweeping,
     pub(crate) suspects: Suspects,
     pub(crate) trace: Trace,
     pub(crate) lines: Lines,
@@ -206,6 +209,7 @@ impl Gate {
             bell,
             tally: Tally::default(),
             gap: Gap::default(),
+            sweeping: Sweeping::default(),
             suspects: Suspects::default(),
             trace: Trace::new(limits.trace_entries_max),
             lines: Lines::new(config.log.guest_lines_per_minute),

@@ -9,3 +9,4 @@ pub(crate) mod probe;
 pub(crate) mod scope;
 pub(crate) mod strangers;
 pub(crate) mod sweep;
+pub(crate) mod sweeping;

@@ -45,6 +45,9 @@ const ALLOWLIST_PAUSE_TOLD: Duration = Duration::from_secs(600);
 
 /// What a round of paying back takes at most, and within which time it is to be done.
 const SWEEP: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(60)];
+/// Within which time it is that of the sweep over what was open before the start: long enough to be
+/// put off until the many guests of a host that start at once have started.
+const START_SWEEP_WITHIN: Duration = Duration::from_secs(180);
 /// The same of fetching a list or a filter.
 const UPDATE: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(600)];
 
@@ -179,6 +182,9 @@ impl Keeper {
                 let turn = self.turns.sweep.until_look(Instant::now());
                 at_most(due.saturating_sub(gate.now()).max(turn));
             }
+            if gate.sweeping.is_under_way() {
+                at_most(self.turns.sweep.until_change(Instant::now()));
+            }
             if gate.is_delivering() || gate.is_filter_due() {
                 at_most(self.turns.update.until_look(Instant::now()).max(ROUND));
             }
@@ -286,13 +292,23 @@ impl Keeper {
         }
     }
 
+    /// Judges what is owed, and lets the sweep go on, when it is their turn.
     fn pay_back(&mut self) {
         let gate = &self.gate;
         let now = gate.now();
-        if !gate.books.has_work(now) {
-            return done(&mut self.turns.sweep, gate);
+        let (is_owed, is_sweeping) = (gate.books.has_work(now), gate.sweeping.is_under_way());
+        let turn = &mut self.turns.sweep;
+        if !is_owed && !is_sweeping {
+            return done(turn, gate);
         }
-        if !may(&mut self.turns.sweep, gate) {
+        turn.set_within(if is_owed {
+            SWEEP[1]
+        } else {
+            START_SWEEP_WITHIN
+        });
+        let may = may(turn, gate);
+        gate.sweeping.allow(may);
+        if !may {
             return;
         }
         for path in gate.books.due(now, gate.limits.ledger_in_flight_max) {

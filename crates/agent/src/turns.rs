@@ -53,6 +53,14 @@ impl Work {
         }
     }
 
+    /// How long nothing changes, unless an answer comes: until it may be done, or its turn ends.
+    pub(crate) fn until_change(&self, now: Instant) -> Duration {
+        match self.state {
+            State::Begun { until, .. } if now < until => until - now,
+            _ => self.until_look(now),
+        }
+    }
+
     /// How long it is of no use to look whether it may be done, unless an answer comes.
     pub(crate) fn until_look(&self, now: Instant) -> Duration {
         let at = match self.state {
@@ -104,9 +112,14 @@ impl Work {
 
     /// Takes an answer, where it is to this work's question.
     pub(crate) fn answered(&mut self, request_id: u64, turn: &Turn, now: Instant) {
-        let is_ours =
-            matches!(self.state, State::Asked { request_id: own, .. } if own == request_id);
-        if !is_ours {
+        let State::Asked {
+            request_id: own,
+            at: asked_at,
+        } = self.state
+        else {
+            return;
+        };
+        if own != request_id {
             return;
         }
         if !turn.refused.is_empty() {
@@ -120,7 +133,8 @@ impl Work {
             };
         } else {
             let left = Duration::from_millis(turn.ends_in_ms.into());
-            self.begin(turn.turn_id, now + left.min(self.takes));
+            // It began some time after the question: counted from there it does not end late.
+            self.begin(turn.turn_id, asked_at + left.min(self.takes));
         }
     }
 
@@ -205,6 +219,7 @@ mod tests {
         };
         work.answered(7, &begin, now);
         assert_eq!(work.until_look(now), Duration::ZERO);
+        assert_eq!(work.until_change(now), Duration::from_secs(10));
         assert_eq!(asked(&mut work, now + Duration::from_secs(9)), Err(true));
         let question = asked(&mut work, now + Duration::from_secs(10)).unwrap();
         assert_eq!(question.turn_id, 0, "a new one");

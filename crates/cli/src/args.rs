@@ -87,6 +87,14 @@ pub(crate) enum FleetCommand {
     Appliances(Live),
     /// Host → appliance → VMs, as a tree.
     Map(Live),
+    /// When guests may do work that nobody waits for: time that is reserved on what they share.
+    Turns {
+        /// Of this host only.
+        #[arg(long, value_name = "NAME")]
+        host: Option<String>,
+        #[command(flatten)]
+        live: Live,
+    },
     /// Why a VM uses its appliances.
     Why {
         /// Its name, the hypervisor's id, our number, or its guest's id.

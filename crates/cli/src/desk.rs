@@ -2,12 +2,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use appliance::FleetDesk;
 use controller::Authority;
 use controller::fleet::Fleet;
-use fleet_core::{ApplianceRow, Core, HostRow, VmRow, Why, WhyAppliance};
+use fleet_core::{ApplianceRow, Core, HostRow, TurnRow, VmRow, Why, WhyAppliance};
 use pki::Validity;
 use placement::Availability;
 use proto::v1;
@@ -70,6 +70,13 @@ async fn answer(
                 reply.appliances.push(appliance_row(row));
             },
         )),
+        Ask::Turns(list) => {
+            let only = (!list.host.is_empty()).then_some(list.host.as_str());
+            let rows = lead.core.turn_rows(clock.now, only);
+            Ok(page(&rows, list.skip, |reply, row| {
+                reply.turns.push(turn(row))
+            }))
+        }
         Ask::Why(text) => why(&lead.core, &text),
         Ask::Drain(drain) => self::drain(&mut lead.core, clock, &drain),
         Ask::Events(events) => Ok(events_after(&lead.core, &events)),
@@ -131,6 +138,17 @@ fn vm(row: &VmRow) -> v1::FleetVm {
         cause: row.cause.to_owned(),
         tier: row.tier.map(u32::from),
         connected_to: row.connected_to.clone().unwrap_or_default(),
+    }
+}
+
+fn turn(row: &TurnRow) -> v1::FleetTurn {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    v1::FleetTurn {
+        vm: row.vm.clone(),
+        host: row.host.clone(),
+        kind: row.kind.name().to_owned(),
+        begins_in_ms: millis(row.begins_in),
+        ends_in_ms: millis(row.ends_in),
     }
 }
 

@@ -34,6 +34,10 @@ pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
             let json = appliances.iter().map(appliance_json).collect();
             Ok((appliance_table(&appliances), json))
         }),
+        FleetCommand::Turns { host, live } => again(*live, || {
+            let turns = turns(place, host.as_deref())?;
+            Ok((turn_table(&turns), turns.iter().map(turn_json).collect()))
+        }),
         FleetCommand::Map(live) => again(*live, || {
             let (vms, appliances) = (vms(place, None)?, appliances(place)?);
             Ok(map(&vms, &appliances))
@@ -113,6 +117,12 @@ fn vms(place: &Place, host: Option<&str>) -> anyhow::Result<Vec<v1::FleetVm>> {
 
 fn appliances(place: &Place) -> anyhow::Result<Vec<v1::FleetAppliance>> {
     pages(place, "", Ask::Appliances, |reply| reply.appliances)
+}
+
+fn turns(place: &Place, host: Option<&str>) -> anyhow::Result<Vec<v1::FleetTurn>> {
+    pages(place, host.unwrap_or_default(), Ask::Turns, |reply| {
+        reply.turns
+    })
 }
 
 fn print(as_json: bool, text: String, value: Value) -> anyhow::Result<()> {
@@ -246,6 +256,25 @@ fn vm_table(vms: &[v1::FleetVm]) -> String {
         "NEARNESS",
         "CONNECTED",
     ];
+    table(&head, rows.collect())
+}
+
+fn turn_table(turns: &[v1::FleetTurn]) -> String {
+    let seconds = |ms: u64| format!("{} s", ms.div_ceil(1000));
+    let rows = turns.iter().map(|turn| {
+        let begins = match turn.begins_in_ms {
+            0 => "now".to_owned(),
+            ms => format!("in {}", seconds(ms)),
+        };
+        vec![
+            safe(&turn.vm),
+            safe(&turn.host),
+            turn.kind.replace('_', " "),
+            begins,
+            format!("in {}", seconds(turn.ends_in_ms)),
+        ]
+    });
+    let head = ["VM", "HOST", "WORK", "BEGINS", "ENDS"];
     table(&head, rows.collect())
 }
 
@@ -387,6 +416,13 @@ fn vm_json(vm: &v1::FleetVm) -> Value {
     })
 }
 
+fn turn_json(turn: &v1::FleetTurn) -> Value {
+    json!({
+        "vm": turn.vm, "host": turn.host, "kind": turn.kind, "begins_in_ms": turn.begins_in_ms,
+        "ends_in_ms": turn.ends_in_ms,
+    })
+}
+
 fn appliance_json(appliance: &v1::FleetAppliance) -> Value {
     json!({
         "name": appliance.name, "address": appliance.address, "host": appliance.host,
@@ -442,6 +478,22 @@ mod tests {
         );
         assert_eq!(json[0]["host"], "h");
         assert_eq!(json[0]["serves"][0]["appliance"], "a1");
+    }
+
+    #[test]
+    fn a_turn_says_when_it_begins_and_ends() {
+        let turn = |begins_in_ms| v1::FleetTurn {
+            vm: "v1".into(),
+            host: "h1".into(),
+            kind: "content_update".into(),
+            begins_in_ms,
+            ends_in_ms: 60_001,
+        };
+        let text = turn_table(&[turn(0), turn(1500)]);
+        let expected = "VM  HOST  WORK            BEGINS  ENDS\n\
+                        v1  h1    content update  now     in 61 s\n\
+                        v1  h1    content update  in 2 s  in 61 s\n";
+        assert_eq!(text, expected);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use placement::{
 use crate::guests::Guest;
 use crate::rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
 use crate::sites::SiteRules;
-use crate::turns::Turns;
+use crate::turns::{TurnAnswer, Turns};
 
 /// The load of an average VM; every VM counts as one.
 pub(crate) const WEIGHT: u64 = 1000;
@@ -76,6 +76,8 @@ pub struct Loaded {
     pub placements: Vec<StoredPlacement>,
     /// The latest events, oldest first.
     pub events: Vec<Event>,
+    /// Seconds that turns which were given may still last.
+    pub turns_out_s: u32,
 }
 
 /// What is to be sent once everything before it is written down.
@@ -100,6 +102,15 @@ pub enum Order {
         to: ApplianceId,
         /// Of whom.
         guest: GuestId,
+    },
+    /// The answer to a guest that asked for a turn.
+    Turn {
+        /// The appliance that asked for it.
+        via: ApplianceId,
+        /// What that calls the question.
+        ticket: u64,
+        /// When the guest may work.
+        answer: TurnAnswer,
     },
 }
 
@@ -191,6 +202,7 @@ impl Core {
         let ids = ids.chain(loaded.vms.iter().map(|vm| vm.id));
         let ids = ids.chain(loaded.appliances.iter().map(|appliance| appliance.id));
         self.last_id = ids.max().unwrap_or(0);
+        self.load_turns(now, loaded.turns_out_s);
         self.last_event = loaded
             .events
             .iter()
@@ -303,6 +315,7 @@ impl Core {
     pub fn tick(&mut self, clock: Clock) -> bool {
         self.silent_appliances(clock);
         self.silent_guests(clock);
+        self.forget_turns(clock.now);
         self.fleet.tick(clock.now)
     }
 

@@ -22,4 +22,4 @@ pub use inventory::{HostRecord, InventoryChange, MovePhase, Power, VmRecord, VmS
 pub use look::{ApplianceRow, HostRow, VmRow, Why, WhyAppliance};
 pub use rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
 pub use sites::{Area, SiteRules, SiteRulesError};
-pub use turns::{TurnAnswer, TurnAsk};
+pub use turns::{TurnAnswer, TurnAsk, TurnRow};

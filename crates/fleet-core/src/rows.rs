@@ -102,6 +102,8 @@ pub enum Row {
     Placement(StoredPlacement),
     /// Something happened.
     Event(Event),
+    /// Turns that were given end within so many seconds; 0: none is out.
+    TurnsOut(u32),
 }
 
 /// A guest's id as its hexadecimal digits.

@@ -3,17 +3,25 @@
 //! A guest asks before it begins; the answer comes from [`placement::Admission`]. Whoever asks says
 //! only what kind of work it is: what it is taken to use is policy. A guest has one turn of each
 //! kind at most, so that asking often reserves nothing more.
+//!
+//! Turns are not written down, but that some are out is, and how long they may last: a placer that takes
+//! over waits so long before it gives any.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model::GuestId;
-use placement::{Begin, HostId, Job, LeaseId, Refused, VmId, WorkKind};
+use placement::{ApplianceId, Begin, HostId, Job, Lease, LeaseId, Refused, VmId, WorkKind};
 
-use crate::core::{Clock, Core};
+use crate::core::{Clock, Core, Order};
+use crate::rows::Row;
 
 /// No turn is longer; longer work takes several.
-const TAKES_MAX: Duration = Duration::from_secs(1800);
+const TAKES_MAX: Duration = Duration::from_secs(300);
+/// After the last turn is over, it is not written down at once that none is out.
+const OUT_PAUSE: Duration = Duration::from_secs(60);
+/// How long turns last is written down in multiples of this, so that it seldom changes.
+const OUT_STEP_S: u32 = 60;
 /// Longest time that a turn may be spread over.
 const WITHIN_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -62,9 +70,44 @@ pub(crate) struct Turns {
     of_vm: BTreeMap<VmId, BTreeMap<WorkKind, LeaseId>>,
     /// Sites by the number of their link.
     links: BTreeMap<String, u64>,
+    /// When the last turn that was given has ended.
+    out_until: Duration,
+    /// What is written down of that.
+    written_s: u32,
+}
+
+/// A turn, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TurnRow {
+    /// The VM's name.
+    pub vm: String,
+    /// The name of the host that it is on, as far as the turn is concerned.
+    pub host: String,
+    /// What for.
+    pub kind: WorkKind,
+    /// It begins so long from now. Zero: it has begun, or may.
+    pub begins_in: Duration,
+    /// It has to have ended so long from now.
+    pub ends_in: Duration,
 }
 
 impl Core {
+    /// A guest asks, through an appliance, whether it may work; the answer is an order.
+    pub fn order_turn(
+        &mut self,
+        clock: Clock,
+        (via, ticket): (ApplianceId, u64),
+        guest: GuestId,
+        ask: TurnAsk,
+    ) {
+        let answer = self.ask_turn(clock, guest, ask);
+        self.orders.push(Order::Turn {
+            via,
+            ticket,
+            answer,
+        });
+    }
+
     /// A guest asks whether it may work.
     pub fn ask_turn(&mut self, clock: Clock, guest: GuestId, ask: TurnAsk) -> TurnAnswer {
         let takes = ask.takes.min(TAKES_MAX);
@@ -132,16 +175,77 @@ impl Core {
     /// `None`: its time is over.
     fn begin_turn(&mut self, clock: Clock, turn: LeaseId) -> Option<TurnAnswer> {
         match self.admission.begin(clock.now, turn) {
-            Begin::Go { until } => Some(TurnAnswer::Begin {
-                turn: Some(turn),
-                ends_in: until.saturating_sub(clock.now),
-            }),
+            Begin::Go { until } => {
+                self.note_turn(clock.now, until);
+                Some(TurnAnswer::Begin {
+                    turn: Some(turn),
+                    ends_in: until.saturating_sub(clock.now),
+                })
+            }
             Begin::NotYet { at } => Some(TurnAnswer::Wait {
                 turn,
                 wait: at.saturating_sub(clock.now),
             }),
             Begin::Over => None,
         }
+    }
+
+    /// A turn is given: that is written down before it is told.
+    fn note_turn(&mut self, now: Duration, until: Duration) {
+        let turns = &mut self.turns;
+        turns.out_until = turns.out_until.max(until);
+        let left = until.saturating_sub(now).as_secs() + 1;
+        let left_s = u32::try_from(left).unwrap_or(u32::MAX);
+        let left_s = left_s.next_multiple_of(OUT_STEP_S);
+        if left_s > turns.written_s {
+            turns.written_s = left_s;
+            self.write(Row::TurnsOut(left_s));
+        }
+    }
+
+    /// What an earlier term gave and nobody knows any more is over before this one gives anything.
+    pub(crate) fn load_turns(&mut self, now: Duration, out_s: u32) {
+        let until = now.saturating_add(Duration::from_secs(out_s.into()));
+        (self.turns.out_until, self.turns.written_s) = (until, out_s);
+        self.admission.hold_all(until);
+    }
+
+    /// Writes down that no turn is out, some time after the last one.
+    pub(crate) fn forget_turns(&mut self, now: Duration) {
+        let is_over = now >= self.turns.out_until.saturating_add(OUT_PAUSE);
+        if self.turns.written_s > 0 && is_over {
+            self.turns.written_s = 0;
+            self.write(Row::TurnsOut(0));
+        }
+    }
+
+    /// Every turn that is out, the first to begin first; those on this host only, where one is named.
+    #[must_use]
+    pub fn turn_rows(&self, now: Duration, host: Option<&str>) -> Vec<TurnRow> {
+        let out = self.turns.of_vm.values().flat_map(BTreeMap::values);
+        let leases = out.filter_map(|turn| self.admission.lease(*turn));
+        let rows = leases.filter(|lease| lease.ends > now).map(|lease| {
+            let vm = self.vms.get(&lease.job.vm);
+            let host = self.hosts.get(&lease.job.host);
+            TurnRow {
+                vm: vm.map_or_else(String::new, |vm| vm.record.name.clone()),
+                host: host.map_or_else(String::new, |host| host.record.name.clone()),
+                kind: lease.job.kind,
+                begins_in: lease.begins.saturating_sub(now),
+                ends_in: lease.ends.saturating_sub(now),
+            }
+        });
+        let mut rows: Vec<TurnRow> = rows
+            .filter(|row| host.is_none_or(|host| row.host == host))
+            .collect();
+        rows.sort_by(|a, b| (a.begins_in, &a.vm).cmp(&(b.begins_in, &b.vm)));
+        rows
+    }
+
+    /// What a turn reserves; `None`: there is no such turn (any more).
+    #[must_use]
+    pub fn turn(&self, turn: LeaseId) -> Option<&Lease> {
+        self.admission.lease(turn)
     }
 
     fn job(&mut self, clock: Clock, vm: VmId, host: HostId, takes: Duration, ask: &TurnAsk) -> Job {

@@ -1,9 +1,10 @@
 //! A controller: the shipped core around the simulated disk. What is said is applied, then
 //! written, then told; a crash may come between any two of these.
 
-use fleet_core::{Clock, Core, CoreSettings, Order, SiteRules};
+use fleet_core::{Clock, Core, CoreSettings, Order};
 
 use crate::disk::Disk;
+use crate::work;
 
 const SEED: u64 = 42;
 
@@ -25,9 +26,12 @@ impl Controller {
             wall_ms: now_ms,
         };
         let ids = (SEED, disk.term);
-        let sites = SiteRules::default();
+        let settings = CoreSettings {
+            storm: work::policy(),
+            ..CoreSettings::default()
+        };
         Self {
-            core: Core::new(clock, CoreSettings::default(), sites, ids, disk.load()),
+            core: Core::new(clock, settings, work::sites(), ids, disk.load()),
             term: disk.term,
             began_ms: now_ms,
             is_paused: false,

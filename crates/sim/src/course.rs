@@ -1,7 +1,5 @@
 //! A course of events by seed.
 
-use std::time::Duration;
-
 use crate::controller::Controller;
 use crate::world::{APPLIANCES, HOSTS, World};
 
@@ -15,7 +13,7 @@ pub struct Outcome {
     pub moves: u64,
     /// Opens that were answered without a verdict; all of them were paid back.
     pub unscanned: u64,
-    /// Work done under leases.
+    /// Work done in turns.
     pub work: u64,
     /// Terms of controllers.
     pub terms: u32,
@@ -61,7 +59,7 @@ fn happen(world: &mut World) -> &'static str {
         14 => power(world),
         15 | 16 => opens(world),
         17 => maintenance(world),
-        _ => sweeps(world),
+        _ => work(world),
     }
 }
 
@@ -160,11 +158,6 @@ fn clone_storm(world: &mut World) -> &'static str {
             world.tell_vm(vm);
         }
     }
-    let (host, until) = (
-        world.random.below(HOSTS),
-        world.now() + Duration::from_secs(60),
-    );
-    world.work.hold(host, until);
     "a storm of clones"
 }
 
@@ -198,12 +191,14 @@ fn maintenance(world: &mut World) -> &'static str {
     "a host goes into maintenance or comes back"
 }
 
-fn sweeps(world: &mut World) -> &'static str {
+fn work(world: &mut World) -> &'static str {
     let now = world.now();
     for _ in 0..10 {
         let vm = world.random.below(world.vms.len());
-        let host = world.vms[vm].host;
-        world.work.ask(&mut world.random, now, vm, host);
+        if world.vms[vm].running && world.vms[vm].exists {
+            world.work.wish(&mut world.random, now, vm);
+        }
     }
-    "sweeps are asked for"
+    world.give_back();
+    "guests have work to do"
 }

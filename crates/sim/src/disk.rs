@@ -11,6 +11,7 @@ pub(crate) struct Disk {
     appliances: BTreeMap<u64, StoredAppliance>,
     pub(crate) placements: BTreeMap<u64, StoredPlacement>,
     events: BTreeMap<u64, Event>,
+    turns_out_s: u32,
     pub(crate) term: u32,
 }
 
@@ -38,6 +39,7 @@ impl Disk {
             Row::Appliance(appliance) => drop(self.appliances.insert(appliance.id, appliance)),
             Row::ApplianceGone(id) => drop(self.appliances.remove(&id)),
             Row::Placement(list) => drop(self.placements.insert(list.vm, list)),
+            Row::TurnsOut(seconds) => self.turns_out_s = seconds,
             Row::Event(event) => drop(self.events.insert(event.id, event)),
         }
     }
@@ -49,6 +51,7 @@ impl Disk {
             appliances: self.appliances.values().cloned().collect(),
             placements: self.placements.values().cloned().collect(),
             events: self.events.values().cloned().collect(),
+            turns_out_s: self.turns_out_s,
         }
     }
 }

@@ -32,9 +32,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    println!(
-        "{moves} moves, {unscanned} opens unscanned and paid back, {work} sweeps under leases"
-    );
+    println!("{moves} moves, {unscanned} opens unscanned and paid back, {work} turns of work");
     println!("seeds: {}, violations: 0", cli.seeds);
     ExitCode::SUCCESS
 }

@@ -1,104 +1,225 @@
-//! Scans and sweeps that run under leases, and what they really use at each moment.
+//! Work of guests in turns that the controller gives, and what runs at each moment.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use placement::{Admission, Begin, HostId, Job, Lease, Resources, StormPolicy, VmId, WorkKind};
+use fleet_core::{Area, SiteRules, TurnAnswer, TurnAsk};
+use placement::{HostId, Lease, LeaseId, Resources, StormPolicy, WorkKind};
 
 use crate::random::Random;
 
+/// An agent that has no answer by then works without a turn; nobody counts that.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// Work that is asked for again so often found no room.
+const ASKS_MAX: u32 = 8;
+
+/// Budgets so small that a few guests fill them.
+pub(crate) fn policy() -> StormPolicy {
+    StormPolicy {
+        host: Resources {
+            cpu_milli: 1000,
+            read_mib_s: 60,
+            link_mib_s: 40,
+        },
+        datastore_read_mib_s: 100,
+        site_link_mib_s: 60,
+        ..StormPolicy::default()
+    }
+}
+
+/// Each cluster has a datastore.
+pub(crate) fn sites() -> SiteRules {
+    let datastore = |number| Area {
+        name: format!("d{number}"),
+        connectors: Vec::new(),
+        clusters: vec![format!("c{number}")],
+    };
+    SiteRules {
+        datastores: (0..3).map(datastore).collect(),
+        ..SiteRules::default()
+    }
+}
+
+/// Work that a guest has to do.
+#[derive(Debug, Clone)]
+struct Wish {
+    vm: usize,
+    kind: WorkKind,
+    takes: Duration,
+    within: Duration,
+    /// The turn that was given and begins later.
+    again: Option<LeaseId>,
+    /// When it is asked for.
+    at: Duration,
+    /// When it was.
+    asked: Option<Duration>,
+    asks: u32,
+}
+
+/// Work in its turn.
+#[derive(Debug, Clone)]
+struct Running {
+    vm: usize,
+    lease: Lease,
+    /// When the agent stops, in the world's time.
+    until: Duration,
+}
+
+/// Everything that is asked for and done.
+#[derive(Debug, Default)]
 pub(crate) struct Work {
-    admission: Admission,
-    policy: StormPolicy,
-    waiting: Vec<Lease>,
-    running: Vec<Lease>,
+    wishes: BTreeMap<u64, Wish>,
+    last_ticket: u64,
+    running: Vec<Running>,
     pub(crate) done: u64,
-    pub(crate) late: u64,
+}
+
+/// A question for the controller.
+pub(crate) struct Question {
+    pub(crate) ticket: u64,
+    pub(crate) vm: usize,
+    pub(crate) ask: TurnAsk,
 }
 
 impl Work {
-    pub(crate) fn new(seed: u64) -> Self {
-        let policy = StormPolicy::default();
-        Self {
-            admission: Admission::new(policy.clone(), seed, 1),
-            policy,
-            waiting: Vec::new(),
-            running: Vec::new(),
-            done: 0,
-            late: 0,
+    /// A guest has something to do: one of each kind at a time.
+    pub(crate) fn wish(&mut self, random: &mut Random, now: Duration, vm: usize) {
+        let (kind, takes_s) = match random.below(3) {
+            0 => (WorkKind::Scan, 60 + random.next() % 300),
+            1 => (WorkKind::Sweep, 30),
+            _ => (WorkKind::ContentUpdate, 60),
+        };
+        let is_same = |wish: &Wish| wish.vm == vm && wish.kind == kind;
+        let is_running = |it: &Running| it.vm == vm && it.lease.job.kind == kind;
+        if self.wishes.values().any(is_same) || self.running.iter().any(is_running) {
+            return;
+        }
+        let takes = Duration::from_secs(takes_s);
+        self.last_ticket += 1;
+        let wish = Wish {
+            vm,
+            kind,
+            takes,
+            within: takes + Duration::from_secs(10 + random.next() % 300),
+            again: None,
+            at: now,
+            asked: None,
+            asks: 0,
+        };
+        self.wishes.insert(self.last_ticket, wish);
+    }
+
+    /// What is to be asked now. Those whose answer does not come work without.
+    pub(crate) fn questions(&mut self, now: Duration) -> Vec<Question> {
+        self.wishes.retain(|_, wish| {
+            let is_late = |asked| now.saturating_sub(asked) >= ANSWER_WAIT;
+            wish.asks <= ASKS_MAX && !wish.asked.is_some_and(is_late)
+        });
+        let due = self.wishes.iter_mut();
+        let due = due.filter(|(_, wish)| wish.asked.is_none() && wish.at <= now);
+        due.map(|(ticket, wish)| {
+            (wish.asked, wish.asks) = (Some(now), wish.asks + 1);
+            let ask = TurnAsk {
+                kind: wish.kind,
+                again: wish.again,
+                takes: wish.takes,
+                within: wish.within,
+            };
+            let (ticket, vm) = (*ticket, wish.vm);
+            Question { ticket, vm, ask }
+        })
+        .collect()
+    }
+
+    /// An answer arrives, as agents take it. `lease` is what was reserved.
+    pub(crate) fn answered(
+        &mut self,
+        now: Duration,
+        ticket: u64,
+        answer: TurnAnswer,
+        lease: Option<Lease>,
+    ) {
+        let Some(wish) = self.wishes.get_mut(&ticket) else {
+            return;
+        };
+        let Some(asked) = wish.asked.take() else {
+            return;
+        };
+        match answer {
+            TurnAnswer::Begin { ends_in, .. } => {
+                let (vm, until) = (wish.vm, asked + ends_in.min(wish.takes));
+                self.wishes.remove(&ticket);
+                if let Some(lease) = lease.filter(|_| now < until) {
+                    self.running.push(Running { vm, lease, until });
+                }
+            }
+            TurnAnswer::Wait { turn, wait } => (wish.again, wish.at) = (Some(turn), now + wait),
+            TurnAnswer::Refused {
+                possible_within: Some(within),
+                ..
+            } => (wish.again, wish.within) = (None, within + wish.takes),
+            TurnAnswer::Refused { .. } => drop(self.wishes.remove(&ticket)),
         }
     }
 
-    pub(crate) fn ask(&mut self, random: &mut Random, now: Duration, vm: usize, host: usize) {
-        let takes = Duration::from_secs(5 + random.next() % 60);
-        let job = Job {
-            vm: VmId(vm as u64),
-            host: HostId(host as u64),
-            datastore: Some(host as u64 / 3),
-            link: None,
-            kind: WorkKind::Sweep,
-            needs: Resources {
-                cpu_milli: 200 + u32::try_from(random.next() % 1500).unwrap_or(0),
-                read_mib_s: 40,
-                link_mib_s: 0,
-            },
-            takes,
-            not_before: now,
-            deadline: now + takes + Duration::from_secs(10 + random.next() % 300),
-        };
-        // What does not fit is refused, and nobody works without a lease.
-        self.waiting.extend(self.admission.reserve(now, job).ok());
-    }
-
-    pub(crate) fn hold(&mut self, host: usize, until: Duration) {
-        self.admission.hold(HostId(host as u64), until);
-    }
-
-    pub(crate) fn step(&mut self, now: Duration) {
-        let (admission, running) = (&mut self.admission, &mut self.running);
-        let late = &mut self.late;
-        self.waiting
-            .retain(|lease| match admission.begin(now, lease.id) {
-                Begin::Go { until } => {
-                    *late += u64::from(until > lease.job.deadline);
-                    running.push(Lease {
-                        begins: now,
-                        ends: until,
-                        ..*lease
-                    });
-                    false
-                }
-                Begin::NotYet { .. } => true,
-                Begin::Over => false,
-            });
+    /// Time passes. What is over ends; what these VMs had is gone with them.
+    pub(crate) fn step(&mut self, now: Duration, is_awake: impl Fn(usize) -> bool) {
+        self.wishes.retain(|_, wish| is_awake(wish.vm));
+        self.running.retain(|it| is_awake(it.vm));
         let before = self.running.len();
-        self.running.retain(|lease| lease.ends > now);
+        self.running.retain(|it| it.until > now);
         self.done += (before - self.running.len()) as u64;
     }
 
-    /// What runs never uses more than a budget.
+    /// Some guest is done early: whose turn is given back.
+    pub(crate) fn done_early(&mut self, random: &mut Random) -> Option<(usize, LeaseId)> {
+        if self.running.is_empty() {
+            return None;
+        }
+        let done = self.running.swap_remove(random.below(self.running.len()));
+        self.done += 1;
+        Some((done.vm, done.lease.id))
+    }
+
+    /// What runs never uses more than a budget, whatever the terms in which it was allowed.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let mut hosts: BTreeMap<HostId, u32> = BTreeMap::new();
-        let mut stores: BTreeMap<Option<u64>, u32> = BTreeMap::new();
-        for lease in &self.running {
-            *hosts.entry(lease.job.host).or_default() += lease.job.needs.cpu_milli;
-            *stores.entry(lease.job.datastore).or_default() += lease.job.needs.read_mib_s;
+        let is_late = |it: &&Running| it.lease.ends > it.lease.job.deadline;
+        if let Some(late) = self.running.iter().find(is_late) {
+            return Err(format!("work goes beyond its deadline: {late:?}"));
         }
-        if let Some((host, used)) = hosts
-            .iter()
-            .find(|(_, used)| **used > self.policy.host.cpu_milli)
-        {
-            return Err(format!(
-                "host {host} works with {used} thousandths of a processor"
-            ));
+        let policy = policy();
+        let mut hosts: BTreeMap<HostId, Resources> = BTreeMap::new();
+        let mut stores: BTreeMap<Option<u64>, Resources> = BTreeMap::new();
+        let mut links: BTreeMap<Option<u64>, Resources> = BTreeMap::new();
+        for job in self.running.iter().map(|it| it.lease.job) {
+            add(hosts.entry(job.host).or_default(), job.needs);
+            add(stores.entry(job.datastore).or_default(), job.needs);
+            add(links.entry(job.link).or_default(), job.needs);
         }
-        let over = |used: &u32| *used > self.policy.datastore_read_mib_s;
-        if let Some((store, used)) = stores.iter().find(|(_, used)| over(used)) {
-            return Err(format!("datastore {store:?} is read at {used} MiB/s"));
+        let over = |used: &Resources, most: Resources| {
+            used.cpu_milli > most.cpu_milli
+                || used.read_mib_s > most.read_mib_s
+                || used.link_mib_s > most.link_mib_s
+        };
+        if let Some((host, used)) = hosts.iter().find(|(_, used)| over(used, policy.host)) {
+            return Err(format!("{host} works with {used:?}"));
         }
-        if self.late > 0 {
-            return Err("work went beyond its deadline".to_owned());
+        let most = policy.datastore_read_mib_s;
+        let mut stores = stores.iter().filter(|(store, _)| store.is_some());
+        if let Some((store, used)) = stores.find(|(_, used)| used.read_mib_s > most) {
+            return Err(format!("datastore {store:?} is read with {used:?}"));
+        }
+        let most = policy.site_link_mib_s;
+        let mut links = links.iter().filter(|(link, _)| link.is_some());
+        if let Some((link, used)) = links.find(|(_, used)| used.link_mib_s > most) {
+            return Err(format!("link {link:?} carries {used:?}"));
         }
         Ok(())
     }
+}
+
+fn add(to: &mut Resources, more: Resources) {
+    to.cpu_milli += more.cpu_milli;
+    to.read_mib_s += more.read_mib_s;
+    to.link_mib_s += more.link_mib_s;
 }

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use fleet_core::{ApplianceHello, GuestFacts, HostRecord, InventoryChange, Order, Power, VmRecord};
+use fleet_core::{
+    ApplianceHello, GuestFacts, HostRecord, InventoryChange, Order, Power, TurnAnswer, VmRecord,
+};
 use model::GuestId;
-use placement::{ApplianceId, Availability};
+use placement::{ApplianceId, Availability, Lease};
 
 use crate::controller::Controller;
 use crate::disk::Disk;
@@ -46,6 +48,11 @@ enum Message {
         appliances: Vec<String>,
     },
     Inventory(InventoryChange),
+    Turn {
+        ticket: u64,
+        answer: TurnAnswer,
+        lease: Option<Lease>,
+    },
 }
 
 /// The fleet and everything around it.
@@ -104,7 +111,7 @@ impl World {
             ],
             agents: (0..VMS).map(|vm| Agent::new(vm, all.clone())).collect(),
             cut: BTreeSet::new(),
-            work: Work::new(seed),
+            work: Work::default(),
             on_the_way: BTreeMap::new(),
             next_message: 0,
             connector_up: true,
@@ -203,9 +210,11 @@ impl World {
             self.deliver();
             self.keep_streams();
             self.keep_links();
-            self.settle_controllers();
             let now = self.now();
-            self.work.step(now);
+            let vms = &self.vms;
+            self.work.step(now, |vm| vms[vm].running && vms[vm].exists);
+            self.ask_turns();
+            self.settle_controllers();
         }
     }
 
@@ -221,6 +230,11 @@ impl World {
                     epoch,
                     appliances,
                 } => self.place(via, guest, epoch, &appliances),
+                Message::Turn {
+                    ticket,
+                    answer,
+                    lease,
+                } => self.work.answered(self.now(), ticket, answer, lease),
                 Message::Inventory(change) => {
                     let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
                     if let Some(controller) = &mut self.controller {
@@ -356,6 +370,33 @@ impl World {
         }
     }
 
+    /// Agents ask through the appliance that they are connected to.
+    fn ask_turns(&mut self) {
+        let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
+        for question in self.work.questions(self.now()) {
+            let agent = &self.agents[question.vm];
+            let stream = agent.at.and_then(|at| self.appliances[at].stream);
+            if let (Some(controller), Some((term, id))) = (&mut self.controller, stream)
+                && term == controller.term
+            {
+                let (clock, from) = (controller.clock(now_ms, jump), (id, question.ticket));
+                controller
+                    .core
+                    .order_turn(clock, from, agent.id, question.ask);
+            }
+        }
+    }
+
+    /// A guest is done before its turn ends.
+    pub(crate) fn give_back(&mut self) {
+        let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
+        let done = self.work.done_early(&mut self.random);
+        if let (Some((vm, turn)), Some(controller)) = (done, &mut self.controller) {
+            let clock = controller.clock(now_ms, jump);
+            controller.core.turn_over(clock, self.agents[vm].id, turn);
+        }
+    }
+
     fn settle_controllers(&mut self) {
         let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
         // Deposed, and still at work: the disk refuses it, so it says nothing.
@@ -380,28 +421,40 @@ impl World {
     }
 
     fn carry_out(&mut self, order: Order) {
-        let Order::Place {
-            via,
-            guest,
-            epoch,
-            appliances,
-        } = order
-        else {
-            return;
-        };
-        let via = self
-            .appliances
-            .iter()
-            .position(|appliance| appliance.stream.is_some_and(|(_, id)| id == via));
-        if let Some(via) = via {
-            // It may come long after, when another controller places.
-            let message = Message::Place {
+        match order {
+            Order::Place {
                 via,
                 guest,
                 epoch,
                 appliances,
-            };
-            self.send(8000, message);
+            } => {
+                let is_it = |it: &Appliance| it.stream.is_some_and(|(_, id)| id == via);
+                if let Some(via) = self.appliances.iter().position(is_it) {
+                    // It may come long after, when another controller places.
+                    let message = Message::Place {
+                        via,
+                        guest,
+                        epoch,
+                        appliances,
+                    };
+                    self.send(8000, message);
+                }
+            }
+            Order::Turn { ticket, answer, .. } => {
+                let turn = match answer {
+                    TurnAnswer::Begin { turn, .. } => turn,
+                    TurnAnswer::Wait { .. } | TurnAnswer::Refused { .. } => None,
+                };
+                let core = self.controller.as_ref().map(|it| &it.core);
+                let lease = turn.and_then(|turn| core?.turn(turn).copied());
+                let message = Message::Turn {
+                    ticket,
+                    answer,
+                    lease,
+                };
+                self.send(8000, message);
+            }
+            Order::Warm { .. } => {}
         }
     }
 

@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::daemons::{PATIENCE, free_port_on};
-use crate::{Netns, Process, Server, Spawn, binary, run, wait_until};
+use crate::daemons::PATIENCE;
+use crate::{Netns, Process, Server, Spawn, binary, free_port_on, run, wait_until};
 
 /// How to run an agent.
 #[derive(Debug, Clone, Default)]

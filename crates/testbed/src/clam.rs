@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{Pin, Process, Spawn, wait_until};
+use crate::{Pin, Process, Spawn, free_port_on, wait_until};
 
 /// The user that Debian's packages make; clamonacc lets its processes through.
 const USER: &str = "clamav";
@@ -146,7 +146,7 @@ fn configuration(db: &Path, temp: &Path, tcp: Option<SocketAddr>, socket: &Path)
 
 /// A port that was free a moment ago; clamd cannot be given port 0.
 fn free_port() -> Result<SocketAddr> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
+    Ok(([127, 0, 0, 1], free_port_on("127.0.0.1")?).into())
 }
 
 /// Lets clamd, which is not root, reach its folder.

@@ -1,14 +1,13 @@
 //! `lazaret up` and `lazaret appliance`, with the configuration an operator would write.
 
 use std::fmt::Write as _;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Process, Spawn, run};
+use crate::{Process, Spawn, free_port_on, run};
 
 /// No daemon takes longer to be ready: a test hangs otherwise.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -335,21 +334,8 @@ fn spawn_in(netns: Option<&str>, name: &str, program: &Path, log: &Path) -> Spaw
     }
 }
 
-/// A free address of this machine alone, host:port.
-///
-/// # Errors
-/// Where there is none.
-pub fn free_address() -> Result<String> {
-    Ok(format!("127.0.0.1:{}", free_port_on("127.0.0.1")?))
-}
-
 /// The project's own rules.
 #[must_use]
 pub fn rules_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../rules")
-}
-
-/// A TCP port on `address` that nobody uses now.
-pub(crate) fn free_port_on(address: &str) -> Result<u16> {
-    Ok(TcpListener::bind((address, 0))?.local_addr()?.port())
 }

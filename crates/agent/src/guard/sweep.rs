@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use super::execs::running;
 use super::marks::Guarded;
 use super::scope::Scope;
+use super::sweeping::UnderWay;
 use crate::gate::Gate;
 
 /// Files of one sweep; a machine with more open ones has the rest judged at their next open.
@@ -19,8 +20,10 @@ const FILES_MAX: usize = 65_536;
 /// How long to wait for room, or for a link.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Judges everything, as fast as there is room for work that nobody waits for.
+/// Judges everything in turns with other guests, as fast as there is room for work that nobody waits
+/// for.
 pub(crate) fn sweep(gate: &Gate, scope: &Scope, guarded: &Guarded, stop: &Stop) {
+    let under_way = gate.sweeping.begin(&gate.bell);
     let mut seen = HashSet::new();
     let own = std::process::id().to_string();
     let pids = names_in("/proc")
@@ -41,8 +44,8 @@ pub(crate) fn sweep(gate: &Gate, scope: &Scope, guarded: &Guarded, stop: &Stop) 
             if stop.is_set() || seen.len() >= FILES_MAX {
                 return;
             }
+            wait_for_room(gate, &under_way, stop);
             take_in(gate, scope, guarded, &pid, &link, &mut seen);
-            wait_for_room(gate, stop);
         }
     }
     tracing::info!(
@@ -112,8 +115,9 @@ pub(super) fn open_regular(link: &str) -> Option<OwnedFd> {
     rustix::fs::open(link, flags, Mode::empty()).ok()
 }
 
-/// Openers come first, and without a link nothing would come of it.
-fn wait_for_room(gate: &Gate, stop: &Stop) {
+/// Openers come first, other guests may, and without a link nothing would come of it.
+fn wait_for_room(gate: &Gate, under_way: &UnderWay<'_>, stop: &Stop) {
+    under_way.wait(stop);
     while !stop.is_set() && !gate.has_room_for_background() {
         std::thread::sleep(PAUSE);
     }

@@ -10,10 +10,12 @@ use super::halt::Halt;
 use super::session::Session;
 use crate::turns::Work;
 
-/// One turn is so long at least and at most; between them, an eighth of the whole time.
+/// One turn is so long at least and at most; between them, a sixteenth of the whole time.
 const TURN_MIN: Duration = Duration::from_secs(60);
-const TURN_MAX: Duration = Duration::from_secs(1800);
-const TURNS: u32 = 8;
+const TURN_MAX: Duration = Duration::from_secs(300);
+const TURNS: u32 = 16;
+/// Each has so much time: where there is room, a scan works half of the whole time.
+const WITHIN_TURNS: u32 = 2;
 /// How often a waiting scan looks whether it may go on.
 const GLANCE: Duration = Duration::from_millis(100);
 
@@ -21,6 +23,7 @@ const GLANCE: Duration = Duration::from_millis(100);
 pub(crate) struct ScanTurns {
     /// `None`: somebody waits for it, so it goes on all the time.
     work: Option<Mutex<Work>>,
+    takes: Duration,
     deadline: Instant,
     is_waiting: AtomicBool,
 }
@@ -28,13 +31,12 @@ pub(crate) struct ScanTurns {
 impl ScanTurns {
     /// For a scan that is to be done `within` that time; `None`: now.
     pub(crate) fn new(within: Option<Duration>) -> Self {
-        let work = within.map(|within| {
-            let takes = (within / TURNS).clamp(TURN_MIN, TURN_MAX);
-            Mutex::new(Work::new(TurnKind::Scan, takes, within))
-        });
+        let whole = within.unwrap_or_default();
+        let takes = (whole / TURNS).clamp(TURN_MIN, TURN_MAX);
         Self {
-            work,
-            deadline: Instant::now() + within.unwrap_or_default(),
+            work: within.map(|_| Mutex::new(Work::new(TurnKind::Scan, takes, whole))),
+            takes,
+            deadline: Instant::now() + whole,
             is_waiting: AtomicBool::new(false),
         }
     }
@@ -55,7 +57,8 @@ impl ScanTurns {
             if let Some((request_id, turn)) = session.take_turn() {
                 work.answered(request_id, &turn, now);
             }
-            work.set_within(self.deadline.saturating_duration_since(now));
+            let left = self.deadline.saturating_duration_since(now);
+            work.set_within(left.min(self.takes * WITHIN_TURNS));
             if work.may(now, |ask| session.ask_turn(ask)) {
                 break;
             }

@@ -7,7 +7,7 @@ use model::{Disposition, LateAction, Policy};
 use pki::LIFETIME;
 use proto::v1::{self, OrderStatus, TurnKind, envelope::Body};
 
-use crate::puppet::{BAD, PATIENCE, TURN};
+use crate::puppet::{BAD, PATIENCE, SWEEP};
 use crate::rig::{Got, Rig};
 
 fn content(bytes: &[u8]) -> Got {
@@ -189,23 +189,27 @@ fn a_late_verdict_is_only_told_unless_policy_says_more() {
 fn debts_are_paid_in_turns() {
     let rig = Rig::new(hasty());
     let shared = rig.shared();
+    shared.wait("the end of the sweep at the start", |book| {
+        book.turns_over == [SWEEP]
+    });
     {
         let mut book = shared.book();
         (book.silent, book.busy) = (true, true);
+        book.turns.clear();
     }
     rig.put("f", b"good");
     assert_eq!(rig.read("f"), content(b"good"), "policy allows");
     rig.wait_for("the ledger entry", |s| s["ledger"]["open_entries"] == 1);
     // Until its first scan is given up, nothing is due.
     shared.wait("asked again under the same turn", |book| {
-        book.turns.len() >= 3 && book.turns[1..].iter().all(|ask| ask.turn_id == TURN)
+        book.turns.len() >= 3 && book.turns[1..].iter().all(|ask| ask.turn_id == SWEEP)
     });
     assert_eq!(shared.book().turns[0].kind(), TurnKind::Sweep);
     assert_eq!(rig.status()["ledger"]["open_entries"], 1);
     shared.book().busy = false;
     shared.speak();
     rig.wait_for("the payment", |s| s["ledger"]["open_entries"] == 0);
-    shared.wait("the turn given back", |book| book.turns_over == [TURN]);
+    shared.wait("the turn given back", |book| book.turns_over == [SWEEP; 2]);
 }
 
 #[test]

@@ -18,8 +18,9 @@ use crate::looks::Looks;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const GENERATION: Generation = Generation([5; 16]);
-/// The turn that is given.
-pub(crate) const TURN: u64 = 5;
+/// The turns that are given.
+pub(crate) const SWEEP: u64 = v1::TurnKind::Sweep as u64;
+pub(crate) const UPDATE: u64 = v1::TurnKind::ContentUpdate as u64;
 /// Content with these bytes in it is malicious.
 pub(crate) const BAD: &[u8] = b"this-is-bad";
 
@@ -283,7 +284,7 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
             }
             Some(Body::AskTurn(ask)) => {
                 let mut turn = v1::Turn {
-                    turn_id: TURN,
+                    turn_id: ask.kind() as u64,
                     ends_in_ms: 60_000,
                     ..v1::Turn::default()
                 };

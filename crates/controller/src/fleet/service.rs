@@ -139,6 +139,15 @@ impl Lead {
                     appliances,
                 }),
             ),
+            // Where it cannot be sent the guest works without.
+            Order::Turn {
+                via,
+                ticket,
+                answer,
+            } => {
+                let turn = Some(super::stream::turn(answer));
+                self.send(via, Body::Turn(v1::GuestTurn { ticket, turn }));
+            }
             Order::Warm { from, to, guest } => {
                 let name = self.core.appliance_name(to).unwrap_or_default();
                 let warm = v1::WarmGuest {

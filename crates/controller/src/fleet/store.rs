@@ -30,7 +30,7 @@ const CONNECTIONS_MAX: u32 = 4;
 /// The database's version of the schema; another one is refused.
 const SCHEMA: &str = "1";
 
-const TABLES: [&str; 7] = [
+const TABLES: [&str; 8] = [
     "CREATE TABLE IF NOT EXISTS fleet_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS fleet_placer (id BIGINT PRIMARY KEY, holder TEXT NOT NULL, \
      address TEXT NOT NULL, term BIGINT NOT NULL, until_ms BIGINT NOT NULL)",
@@ -39,6 +39,7 @@ const TABLES: [&str; 7] = [
     "CREATE TABLE IF NOT EXISTS fleet_appliances (id BIGINT PRIMARY KEY, body TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS fleet_placements (id BIGINT PRIMARY KEY, body TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS fleet_events (id BIGINT PRIMARY KEY, body TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS fleet_turns (id BIGINT PRIMARY KEY, body TEXT NOT NULL)",
 ];
 
 /// The database cannot be used.
@@ -271,7 +272,11 @@ impl Store {
         for (id, body) in rows.into_iter().rev() {
             events.push(parse("fleet_events", id, &body)?);
         }
+        let turns_out: Vec<u32> = self
+            .all("fleet_turns", "SELECT id, body FROM fleet_turns")
+            .await?;
         Ok(Loaded {
+            turns_out_s: turns_out.into_iter().max().unwrap_or(0),
             hosts: self
                 .all("fleet_hosts", "SELECT id, body FROM fleet_hosts")
                 .await?,
@@ -365,6 +370,9 @@ impl Store {
     }
 }
 
+/// The only row of its table.
+const TURNS_ROW: u64 = 1;
+
 /// Rows by table; the last change of each counts. `None`: it is deleted.
 #[derive(Default)]
 struct Batch {
@@ -389,6 +397,7 @@ impl Batch {
                 Row::Placement(list) => {
                     batch.put::<StoredPlacement>("fleet_placements", list.vm, list)
                 }
+                Row::TurnsOut(seconds) => batch.put("fleet_turns", TURNS_ROW, seconds),
                 Row::Event(event) => {
                     batch.last_event = Some(signed(event.id));
                     batch.put("fleet_events", event.id, event);

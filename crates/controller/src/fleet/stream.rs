@@ -213,7 +213,7 @@ impl Stream {
                 self.renew_guest(&renew);
                 Ok(())
             }
-            Said::AskTurn(asked) => self.ask_turn(asked).await,
+            Said::AskTurn(asked) => self.ask_turn(id, asked).await,
             Said::TurnOver(over) => match GuestId::from_slice(&over.guest_id) {
                 Some(guest) => {
                     let turn = LeaseId(over.turn_id);
@@ -234,22 +234,15 @@ impl Stream {
         }
     }
 
-    async fn ask_turn(&self, asked: v1::AskGuestTurn) -> Result<(), NotLeading> {
+    async fn ask_turn(&self, via: ApplianceId, asked: v1::AskGuestTurn) -> Result<(), NotLeading> {
         let guest = GuestId::from_slice(&asked.guest_id);
         let (Some(guest), Some(ask)) = (guest, asked.ask.and_then(|ask| turn_ask(&ask))) else {
             return Ok(());
         };
-        let answer = self
-            .fleet
-            .with(move |lead, clock| lead.core.ask_turn(clock, guest, ask))
-            .await?;
-        let turn = v1::GuestTurn {
-            ticket: asked.ticket,
-            turn: Some(turn(answer)),
-        };
-        // Full: the guest works without.
-        let _ = self.told.try_send(Told::Turn(turn));
-        Ok(())
+        let question = (via, asked.ticket);
+        self.fleet
+            .with(move |lead, clock| lead.core.order_turn(clock, question, guest, ask))
+            .await
     }
 
     fn guest(&self, up: &v1::GuestUp) -> Option<(GuestId, GuestFacts)> {
@@ -292,7 +285,8 @@ fn turn_ask(ask: &v1::AskTurn) -> Option<TurnAsk> {
     })
 }
 
-fn turn(answer: TurnAnswer) -> v1::Turn {
+/// As a guest is told.
+pub(super) fn turn(answer: TurnAnswer) -> v1::Turn {
     let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     match answer {
         TurnAnswer::Begin { turn, ends_in } => v1::Turn {

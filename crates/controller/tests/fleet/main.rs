@@ -7,12 +7,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use controller::fleet::{CommitError, Fleet, FleetConfig, Standing, Store};
+use controller::fleet::{CommitError, Fleet, FleetConfig, Lead, Standing, Store};
 use fleet_core::{
     ApplianceHello, CoreSettings, GuestFacts, HostRecord, InventoryChange, Power, Row, SiteRules,
-    VmRecord,
+    TurnAsk, VmRecord,
 };
 use model::GuestId;
+use placement::{LeaseId, WorkKind};
+use proto::v1;
 use proto::v1::fleet_order::Body as Told;
 use tempfile::TempDir;
 
@@ -333,6 +335,74 @@ async fn a_crash_loses_nothing(store: &Store) {
     }
 }
 
+/// Asks for a turn through the appliance `a`, as often as the answer says; the last answer.
+async fn turn_of(fleet: &Fleet, number: u64) -> v1::Turn {
+    let (sink, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let attach = move |lead: &mut Lead, _| {
+        let via = lead.core.find_appliance("a").unwrap();
+        let sink = move |body| match body {
+            Told::Turn(turn) => sink.send(turn).is_ok(),
+            _ => true,
+        };
+        lead.attach(via, Box::new(sink));
+        via
+    };
+    let via = fleet.with(attach).await.unwrap();
+    let mut ask = TurnAsk {
+        kind: WorkKind::Sweep,
+        again: None,
+        takes: Duration::from_secs(30),
+        within: Duration::ZERO,
+    };
+    loop {
+        let ask_now = move |lead: &mut Lead, clock| {
+            lead.core
+                .order_turn(clock, (via, number), GuestId(uuid(number)), ask);
+        };
+        fleet.with(ask_now).await.unwrap();
+        let told = tokio::time::timeout(PATIENCE, told.recv()).await;
+        let told = told.expect("no answer").unwrap();
+        assert_eq!(told.ticket, number);
+        let turn = told.turn.unwrap();
+        if turn.wait_ms == 0 {
+            return turn;
+        }
+        ask.again = Some(LeaseId(turn.turn_id));
+        tokio::time::sleep(Duration::from_millis(turn.wait_ms.into())).await;
+    }
+}
+
+/// A placer that takes over gives no turn before those that it does not know have ended.
+async fn turns_outlive_their_placer(store: &Store) {
+    let quick = || {
+        let mut config = config("one");
+        config.settings.storm.step = Duration::from_millis(100);
+        config
+    };
+    let fleet = Fleet::start(store.clone(), quick()).await.unwrap();
+    until_leads(&fleet).await;
+    people(&fleet, 2, &Sent::default()).await;
+    let turn = turn_of(&fleet, 0).await;
+    assert!(turn.turn_id != 0 && turn.refused.is_empty(), "{turn:?}");
+    let out_s = store.load(0).await.unwrap().turns_out_s;
+    assert!(out_s >= 30, "{out_s}");
+    fleet.abort();
+    drop(fleet);
+    let fleet = Fleet::start(store.clone(), quick()).await.unwrap();
+    until_leads(&fleet).await;
+    people(&fleet, 2, &Sent::default()).await;
+    let refused = turn_of(&fleet, 1).await;
+    assert!(!refused.refused.is_empty(), "{refused:?}");
+    // It could be given then.
+    assert!(refused.possible_within_s > 30, "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_keeps_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    turns_outlive_their_placer(&Store::embedded(dir.path()).await.unwrap()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_keeps_rows() {
     let dir = tempfile::tempdir().unwrap();
@@ -348,6 +418,7 @@ async fn sqlite_survives_crashes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_keeps_rows_and_survives_crashes() {
     let postgres = Postgres::start();
+    turns_outlive_their_placer(&postgres.store().await).await;
     rows_are_kept(&postgres.store().await).await;
     let store = postgres.store().await;
     let lease = store

@@ -11,8 +11,9 @@ use testbed::{ServerOptions, run, samples, wait_until};
 
 /// Budget of an open in these tests; policy answers at 80 % of it.
 const BUDGET: Duration = Duration::from_millis(2_500);
-/// No opener may wait longer: the budget, and time for a loaded machine to run a process.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// An opener that waits longer hangs: much more than the budget, for a loaded machine runs a process
+/// when it can.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn setup(on_unscanned: &str, netns: Option<u8>) -> Setup {
     let budget = BUDGET.as_millis();

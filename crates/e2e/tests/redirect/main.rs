@@ -172,6 +172,12 @@ fn a_guest_is_redirected_while_it_opens_files() -> Result<()> {
     let why = fleet(&system.server, &["why", &number])?;
     ensure!(why["considered"][0]["standing"].is_string(), "{why}");
 
+    // What was open before the agent started was judged in its turn: no connector knows its host, so
+    // that it had not to wait.
+    let turns = system.server_metric("lazaret_turns_total", "begin")?;
+    ensure!(turns >= 1.0, "nobody asked for a turn");
+    ensure!(fleet(&system.server, &["turns"])? == Value::Array(Vec::new()));
+
     // The controller goes on from what it wrote down.
     let epoch = vms[0]["epoch"].as_u64();
     system.server.kill()?;

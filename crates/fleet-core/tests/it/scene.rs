@@ -21,6 +21,11 @@ pub(crate) fn at(seconds: u64) -> Clock {
 
 /// One connector, whose VMs' disks all lie on one datastore; nothing in it.
 pub(crate) fn core(term: u32) -> Core {
+    core_after(term, 0)
+}
+
+/// The same, after a term whose turns may last for some seconds.
+pub(crate) fn core_after(term: u32, turns_out_s: u32) -> Core {
     let sites = SiteRules {
         datastores: vec![Area {
             name: "san".into(),
@@ -34,7 +39,10 @@ pub(crate) fn core(term: u32) -> Core {
         CoreSettings::default(),
         sites,
         (1, term),
-        Loaded::default(),
+        Loaded {
+            turns_out_s,
+            ..Loaded::default()
+        },
     )
 }
 

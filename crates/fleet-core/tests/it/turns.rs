@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use fleet_core::{Core, InventoryChange, MovePhase, TurnAnswer, TurnAsk};
-use placement::{LeaseId, Refused, WorkKind};
+use fleet_core::{Core, InventoryChange, MovePhase, Order, Row, TurnAnswer, TurnAsk, TurnRow};
+use placement::{ApplianceId, LeaseId, Refused, WorkKind};
 
-use crate::scene::{CONNECTOR, appliance, at, connect, core, guest, host, vm};
+use crate::scene::{CONNECTOR, appliance, at, connect, core, core_after, guest, host, vm};
 
 const TAKES: Duration = Duration::from_secs(100);
 
@@ -20,7 +20,10 @@ fn ask(kind: WorkKind, within_s: u64) -> TurnAsk {
 
 /// Two hosts; VMs 1 to `count` on the first.
 fn fleet(term: u32, count: u8) -> Core {
-    let mut core = core(term);
+    fleet_after(core(term), count)
+}
+
+fn fleet_after(mut core: Core, count: u8) -> Core {
     let via = appliance(&mut core, "h1");
     for change in [host("h1"), host("h2")] {
         core.inventory(at(0), CONNECTOR, change);
@@ -141,6 +144,84 @@ fn a_turn_does_not_move_with_its_vm_nor_outlive_its_placer() {
     let mut next = fleet(2, 1);
     let (fresh, _) = waits(next.ask_turn(at(1), guest(1), again));
     assert!(fresh != turn && fresh != other, "names of two terms");
+}
+
+#[test]
+fn a_placer_that_takes_over_waits_for_the_turns_that_it_does_not_know() {
+    let mut core = fleet(1, 1);
+    core.take_writes();
+    let (turn, wait) = waits(core.ask_turn(at(0), guest(1), ask(WorkKind::Scan, 200)));
+    assert_eq!(turns_out(&mut core), [], "it has not begun");
+    let again = TurnAsk {
+        again: Some(turn),
+        ..ask(WorkKind::Scan, 200)
+    };
+    let begins = wait.as_secs();
+    core.order_turn(at(begins), (ApplianceId(7), 9), guest(1), again);
+    let written = turns_out(&mut core);
+    let [out_s] = written[..] else {
+        panic!("{written:?}");
+    };
+    assert!(u64::from(out_s) >= TAKES.as_secs(), "{out_s}");
+    let orders = core.take_orders();
+    let is_begin = |order: &Order| {
+        let told = matches!(order, Order::Turn { via, ticket: 9, .. } if *via == ApplianceId(7));
+        told && matches!(
+            order,
+            Order::Turn {
+                answer: TurnAnswer::Begin { .. },
+                ..
+            }
+        )
+    };
+    assert!(orders.iter().any(is_begin), "{orders:?}");
+    core.tick(at(begins + 100));
+    assert_eq!(turns_out(&mut core), [], "not over yet");
+    core.tick(at(begins + 1000));
+    assert_eq!(turns_out(&mut core), [0]);
+
+    let mut next = fleet_after(core_after(2, out_s), 1);
+    let hasty = next.ask_turn(at(1), guest(1), ask(WorkKind::Scan, 0));
+    let TurnAnswer::Refused {
+        possible_within: Some(within),
+        ..
+    } = hasty
+    else {
+        panic!("{hasty:?}");
+    };
+    assert!(within.as_secs() >= u64::from(out_s) + TAKES.as_secs() - 1);
+    let (_, wait) = waits(next.ask_turn(at(1), guest(1), ask(WorkKind::Scan, 1000)));
+    assert!(wait.as_secs() >= u64::from(out_s) - 1);
+}
+
+fn turns_out(core: &mut Core) -> Vec<u32> {
+    let writes = core.take_writes().into_iter();
+    let out = writes.filter_map(|row| match row {
+        Row::TurnsOut(seconds) => Some(seconds),
+        _ => None,
+    });
+    out.collect()
+}
+
+#[test]
+fn turns_can_be_looked_at() {
+    let mut core = fleet(1, 2);
+    let (_, wait) = waits(core.ask_turn(at(0), guest(1), ask(WorkKind::Scan, 4000)));
+    waits(core.ask_turn(at(0), guest(2), ask(WorkKind::Sweep, 4000)));
+    let rows = core.turn_rows(at(0).now, None);
+    assert!(rows.is_sorted_by_key(|row| row.begins_in));
+    let row = rows.into_iter().find(|row| row.vm == "v1");
+    let expected = TurnRow {
+        vm: "v1".into(),
+        host: "h1".into(),
+        kind: WorkKind::Scan,
+        begins_in: wait,
+        ends_in: wait + TAKES,
+    };
+    assert_eq!(row, Some(expected));
+    assert_eq!(core.turn_rows(at(0).now, Some("h1")).len(), 2);
+    assert_eq!(core.turn_rows(at(0).now, Some("h2")), []);
+    assert_eq!(core.turn_rows(at(8000).now, None), [], "they are over");
 }
 
 #[test]

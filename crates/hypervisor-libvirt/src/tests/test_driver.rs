@@ -1,6 +1,5 @@
 //! libvirtd's own test driver, over TLS with a password.
 
-use std::net::TcpListener;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 
@@ -31,7 +30,7 @@ impl TestDriver {
     async fn start() -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let certificates = TestCertificates::make(dir.path())?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = testbed::free_port_on("127.0.0.1")?;
         let listen = LibvirtListen::TlsWithPassword {
             port,
             files: [

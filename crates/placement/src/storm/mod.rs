@@ -244,6 +244,8 @@ pub struct Admission {
     /// The same by their ends.
     by_end: BTreeSet<(Duration, LeaseId)>,
     holds: BTreeMap<HostId, Duration>,
+    /// No lease begins earlier.
+    quiet_until: Duration,
     /// The past was forgotten up to this step.
     forgotten: u64,
 }
@@ -261,6 +263,7 @@ impl Admission {
             leases: BTreeMap::new(),
             by_end: BTreeSet::new(),
             holds: BTreeMap::new(),
+            quiet_until: Duration::ZERO,
             forgotten: 0,
         }
     }
@@ -275,6 +278,12 @@ impl Admission {
     #[must_use]
     pub fn lease(&self, id: LeaseId) -> Option<&Lease> {
         self.leases.get(&id)
+    }
+
+    /// No lease begins before that: those of an earlier term, which nobody knows any more, may last
+    /// so long.
+    pub fn hold_all(&mut self, until: Duration) {
+        self.quiet_until = until;
     }
 
     /// Reserves time for a job.
@@ -396,29 +405,28 @@ impl Admission {
             return Err(Refused::TooMuch);
         }
         let length = self.steps_in(job.takes).max(1);
-        let first = self.steps_in(job.not_before.max(now));
-        let end = self.step_of(job.deadline);
-        let starts = end
-            .saturating_sub(first)
-            .saturating_add(1)
-            .saturating_sub(length);
-        if end < first || starts == 0 {
+        let soonest = self.steps_in(job.not_before.max(now));
+        // Beginnings are before this step.
+        let past = (self.step_of(job.deadline) + 1).saturating_sub(length);
+        if past <= soonest {
             return Err(Refused::Window);
         }
-        let spread = mix(self.seed ^ mix(job.vm.0) ^ (job.kind as u64)) % starts;
-        let from = first + spread;
-        let last = first + starts - 1;
-        let found = self.first_free(&uses, from, last, length);
-        let found = found.or_else(|| self.first_free(&uses, first, from, length));
-        match found {
-            Some(step) => Ok(self.time_of(step)),
-            None => {
-                let horizon = self.steps_in(now.saturating_add(self.policy.horizon));
-                let later = self.first_free(&uses, last + 1, horizon, length);
-                let by = later.map(|step| self.time_of(step + length));
-                Err(Refused::Full { by })
-            }
+        let first = soonest.max(self.steps_in(self.quiet_until));
+        let found = (first < past)
+            .then(|| {
+                let spread = mix(self.seed ^ mix(job.vm.0) ^ (job.kind as u64));
+                let from = first + spread % (past - first);
+                let found = self.first_free(&uses, from, past - 1, length);
+                found.or_else(|| self.first_free(&uses, first, from, length))
+            })
+            .flatten();
+        if let Some(step) = found {
+            return Ok(self.time_of(step));
         }
+        let horizon = self.steps_in(now.saturating_add(self.policy.horizon));
+        let later = self.first_free(&uses, first.max(past), horizon, length);
+        let by = later.map(|step| self.time_of(step + length));
+        Err(Refused::Full { by })
     }
 
     /// The first step in `from..=last` from which on all is free for `length` steps.

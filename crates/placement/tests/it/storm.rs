@@ -120,6 +120,27 @@ fn a_boot_storm_puts_work_off_unless_its_deadline_would_be_missed() {
 }
 
 #[test]
+fn nothing_begins_before_what_an_earlier_term_gave_is_over() {
+    let mut admission = Admission::new(StormPolicy::default(), 1, 2);
+    admission.hold_all(at(100));
+    for vm in 0..4 {
+        let lease = admission
+            .reserve(at(0), job(vm, 0, 500, 60, (0, 160)))
+            .unwrap();
+        assert_eq!(lease.begins, at(100));
+    }
+    let hasty = admission.reserve(at(0), job(9, 1, 500, 60, (0, 150)));
+    assert_eq!(hasty, Err(Refused::Full { by: Some(at(160)) }));
+    let late = admission.reserve(at(0), job(9, 0, 500, 60, (0, 200)));
+    assert_eq!(late, Err(Refused::Full { by: Some(at(220)) }));
+    assert!(
+        admission
+            .reserve(at(200), job(9, 1, 500, 60, (200, 260)))
+            .is_ok()
+    );
+}
+
+#[test]
 fn there_are_no_more_leases_than_may_be() {
     let policy = StormPolicy {
         leases_max: 3,

@@ -1033,7 +1033,7 @@ pub struct AskTurn {
     /// The turn that was given before, to begin later. Unset: a new one is asked for.
     #[prost(uint64, tag = "2")]
     pub turn_id: u64,
-    /// Seconds that it takes at most. Never 0; more than 1800 counts as 1800.
+    /// Seconds that it takes at most. Never 0; more than 300 counts as 300.
     #[prost(uint32, tag = "3")]
     pub takes_s: u32,
     /// Seconds from now within which it has to have ended.
@@ -1657,7 +1657,7 @@ pub struct ReloadReply {
 /// Look at the fleet, or change it. Only the controller that places can answer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FleetRequest {
-    #[prost(oneof = "fleet_request::Ask", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "fleet_request::Ask", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub ask: ::core::option::Option<fleet_request::Ask>,
 }
 /// Nested message and enum types in `FleetRequest`.
@@ -1685,12 +1685,15 @@ pub mod fleet_request {
         /// Make the identity of an appliance that runs apart from the controller.
         #[prost(string, tag = "7")]
         ApplianceIdentity(::prost::alloc::string::String),
+        /// When guests may do work that nobody waits for.
+        #[prost(message, tag = "8")]
+        Turns(super::FleetList),
     }
 }
 /// One kind of thing, in pages.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FleetList {
-    /// VMs of this host only. Unset: of all.
+    /// VMs or turns of this host only. Unset: of all.
     #[prost(string, tag = "1")]
     pub host: ::prost::alloc::string::String,
     /// Leave out so many first ones.
@@ -1739,6 +1742,8 @@ pub struct FleetReply {
     /// An appliance's identity, PEM: its key, its certificate, the CA's.
     #[prost(string, tag = "7")]
     pub identity: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "8")]
+    pub turns: ::prost::alloc::vec::Vec<FleetTurn>,
 }
 /// A host.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1883,6 +1888,25 @@ pub struct FleetConsidered {
     /// first, backup, over_bound, busy, draining, down, farther, ranks_lower or not_worth_a_move.
     #[prost(string, tag = "8")]
     pub standing: ::prost::alloc::string::String,
+}
+/// Time that is reserved for a guest's work, on what its host shares.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetTurn {
+    /// Its VM's name.
+    #[prost(string, tag = "1")]
+    pub vm: ::prost::alloc::string::String,
+    /// The name of the host that it is of.
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    /// scan, sweep or content_update.
+    #[prost(string, tag = "3")]
+    pub kind: ::prost::alloc::string::String,
+    /// Milliseconds until it begins. Unset: it has begun, or may.
+    #[prost(uint64, tag = "4")]
+    pub begins_in_ms: u64,
+    /// Milliseconds until it has to have ended.
+    #[prost(uint64, tag = "5")]
+    pub ends_in_ms: u64,
 }
 /// Something that happened.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -117,6 +117,7 @@ fn requests(golden: &mut Golden) {
     ask("Hosts", Ask::Hosts(list()));
     ask("Vms", Ask::Vms(list()));
     ask("Appliances", Ask::Appliances(list()));
+    ask("Turns", Ask::Turns(list()));
     ask("Why", Ask::Why("v1".into()));
     ask("Drain", Ask::Drain(drain()));
     ask("Events", Ask::Events(events()));
@@ -137,6 +138,16 @@ fn host() -> v1::FleetHost {
         vms: 50,
         vms_awake: 40,
         appliances: vec!["a1".into()],
+    }
+}
+
+fn turn_row() -> v1::FleetTurn {
+    v1::FleetTurn {
+        vm: "vm-42".into(),
+        host: "h1".into(),
+        kind: "scan".into(),
+        begins_in_ms: 500,
+        ends_in_ms: 30_500,
     }
 }
 
@@ -212,6 +223,7 @@ fn replies(golden: &mut Golden) {
     golden.add("FleetConsidered", &considered());
     golden.add("FleetWhy", &why());
     golden.add("FleetEvent", &event());
+    golden.add("FleetTurn", &turn_row());
     let reply = v1::FleetReply {
         hosts: vec![host()],
         vms: vec![vm()],
@@ -220,6 +232,7 @@ fn replies(golden: &mut Golden) {
         events: vec![event()],
         more: true,
         identity: "-----BEGIN".into(),
+        turns: vec![turn_row()],
     };
     golden.add("FleetReply", &reply);
     let body = Some(admin_reply::Body::Fleet(reply));
