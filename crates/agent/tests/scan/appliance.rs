@@ -137,8 +137,12 @@ impl Appliance {
         self.seen.asked.lock().unwrap().clone()
     }
 
-    pub(crate) fn results(&self) -> Vec<v1::OrderResult> {
-        self.seen.results.lock().unwrap().clone()
+    /// How so many orders ended. The scan may be over before the last of these is heard.
+    pub(crate) fn results(&self, count: usize) -> Vec<v1::OrderResult> {
+        let heard = || self.seen.results.lock().unwrap().clone();
+        let all = testbed::wait_until(Duration::from_secs(60), || heard().len() >= count);
+        assert!(all, "of {count} results only {:?} came", heard());
+        heard()
     }
 }
 

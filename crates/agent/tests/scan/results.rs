@@ -96,7 +96,7 @@ fn found_and_quarantined() {
     assert_eq!(paths, [small, large]);
     let item = &items(&scene)[0];
     assert_eq!(item.detections[0].name, "Test-Evil");
-    let results = scene.appliance.results();
+    let results = scene.appliance.results(2);
     assert_eq!(results.len(), 2);
     assert!(
         results
@@ -112,7 +112,7 @@ fn reported_only() {
     let (ended, out) = scene.scan(&["--no-removal"]);
     assert_eq!(ended.exit_code(), 1);
     assert!(file.exists() && out.contains("FOUND"), "{out}");
-    assert_eq!(scene.appliance.results()[0].status(), OrderStatus::Failed);
+    assert_eq!(scene.appliance.results(1)[0].status(), OrderStatus::Failed);
     assert!(!scene.config.quarantine_dir().exists());
 }
 
@@ -151,7 +151,7 @@ fn an_order_about_another_file_is_refused() {
     assert_eq!((ended.totals.removed, ended.totals.removals_failed), (0, 3));
     assert!(files.iter().all(|file| file.exists()));
     let failed = |r: &proto::v1::OrderResult| r.status() == OrderStatus::Failed;
-    assert!(scene.appliance.results().iter().all(failed));
+    assert!(scene.appliance.results(3).iter().all(failed));
 }
 
 #[test]
