@@ -166,7 +166,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 fn guarded(root: &Path, work: impl FnOnce() -> Result<Vec<f64>>) -> Result<Vec<f64>> {
     let scratch = tempfile::tempdir()?;
     let options = ServerOptions {
-        extra: "[removal]\non_malicious = \"deny\"\n[policy]\non_unscanned = \"deny\"\n".into(),
+        // An archive of some hundred megabytes is sent and unpacked while its opener waits.
+        extra: "[removal]\non_malicious = \"deny\"\n[policy]\non_unscanned = \"deny\"\n\
+                open_budget_ms = 120000\nexec_budget_ms = 120000\n"
+            .into(),
         ..ServerOptions::default()
     };
     let server = Server::start(&scratch.path().join("server"), &options)?;
