@@ -145,8 +145,13 @@ async fn moves(rig: &mut dyn Rig, expect: &mut Expect, vm: &VmId) -> Result<()> 
 }
 
 fn is_start(change: &Change, _: &Mirror) -> bool {
-    let phase = MovePhase::Started;
-    matches!(change, Change::VmMoved { phase: is, .. } if *is == phase)
+    matches!(
+        change,
+        Change::VmMoved {
+            phase: MovePhase::Started,
+            ..
+        }
+    )
 }
 
 /// The phases told of a move of this VM between these hosts.
