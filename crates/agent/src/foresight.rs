@@ -29,9 +29,14 @@ impl Foresight {
         self.known.store(now.min(ALL), Ordering::Relaxed);
     }
 
+    /// The appliance will probably know what it is asked.
+    pub(crate) fn expects_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed) > LIKELY
+    }
+
     /// Content of at most so many bytes rides along, where policy allows `policy_max`.
     pub(crate) fn ride_along_max(&self, policy_max: u64) -> u64 {
-        if self.known.load(Ordering::Relaxed) > LIKELY {
+        if self.expects_known() {
             policy_max.min(ALWAYS_BYTES)
         } else {
             policy_max
@@ -50,8 +55,10 @@ mod tests {
         assert_eq!(foresight.ride_along_max(65_536), 65_536);
         learn(true, 10);
         assert_eq!(foresight.ride_along_max(65_536), 65_536, "not yet");
+        assert!(!foresight.expects_known());
         learn(true, 20);
         assert_eq!(foresight.ride_along_max(65_536), 512);
+        assert!(foresight.expects_known());
         assert_eq!(foresight.ride_along_max(0), 0);
         learn(true, 1000);
         learn(false, 6);

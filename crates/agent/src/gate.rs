@@ -41,7 +41,7 @@ use crate::guard::probe::Probes;
 use crate::guard::sweeping::Sweeping;
 use crate::unguarded::Gap;
 use crate::{AgentConfig, allow};
-use content::{Content, Hashed, Medium};
+use content::{Content, Hashed, Medium, Wanted};
 use deeds::{AtHand, Deed, Preparation};
 use delivery::Delivery;
 use proto::v1;
@@ -348,7 +348,7 @@ impl Gate {
     /// The content of a ticket was hashed; a check may take it along.
     pub(crate) fn hashed(&self, ticket: Ticket, hashed: Hashed) {
         let at_hand = AtHand {
-            bytes: hashed.bytes.map(|bytes| (ticket, bytes)),
+            along: Some((ticket, hashed.along)),
             ..AtHand::default()
         };
         let input = Input::Digested {
@@ -438,15 +438,21 @@ impl Gate {
         deeds
     }
 
-    /// The ride-along limit and the largest file, in bytes.
-    pub(crate) fn size_limits(&self) -> (u64, u64) {
+    /// What hashing is to bring.
+    pub(crate) fn wanted_of_content(&self) -> Wanted {
         let state = self.lock();
         let policy = state.core.policy();
         let ride_along_max = policy.ride_along_max_bytes.into();
         let size_max = policy.size_max_bytes;
         drop(state);
         let ride_along_max = self.foresight.ride_along_max(ride_along_max);
-        (self.looking.ride_along_max(ride_along_max), size_max)
+        Wanted {
+            ride_along_max: self.looking.ride_along_max(ride_along_max),
+            size_max,
+            report: (!self.foresight.expects_known())
+                .then(|| self.looking.while_hashing())
+                .flatten(),
+        }
     }
 
     pub(crate) fn policy(&self) -> Policy {

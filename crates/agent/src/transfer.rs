@@ -101,40 +101,78 @@ pub(crate) fn report(
     pack: &Pack,
     is_wanted: impl Fn() -> bool,
 ) -> Result<Option<(v1::FilterReport, Manifest)>, Stopped> {
-    if Kind::of(size, &[]).is_none() {
+    let Some(mut reporter) = Reporter::new(pack, size) else {
         return Ok(None);
-    }
+    };
     let mut buffer = vec![0; READ_BYTES];
-    let mut scan = PackScan::new(pack);
-    let mut lister = Lister::new(Kind::Groups);
-    let (mut head, mut offset) = (Vec::new(), 0);
+    let mut offset = 0;
     while offset < size {
         if !is_wanted() {
             return Err(Stopped::NotWanted);
         }
         let bytes = read_up_to(file, &mut buffer, offset, size)?;
-        if offset == 0 {
-            head = bytes.get(..REPORT_HEAD_BYTES).unwrap_or(bytes).to_vec();
-        }
-        lister.update(bytes);
-        if scan.push(bytes).is_break() {
+        reporter.push(bytes);
+        if reporter.is_in_vain() {
             return Ok(None);
         }
         offset += bytes.len() as u64;
     }
-    let (groups, listed) = lister.finish();
-    if listed != digest.0 {
+    let (reported, found) = reporter.finish();
+    if reported != digest {
         return Err(Stopped::Failed(UnscannedReason::Changed));
     }
-    let found = scan.finish().and_then(|report| report.to_bytes());
-    Ok(found.map(|found| {
-        let report = v1::FilterReport {
-            filter: pack.id().to_vec(),
-            head,
-            report: found.into(),
-        };
-        (report, groups)
-    }))
+    Ok(found)
+}
+
+/// Hashes content that comes in pieces, lists its groups, and looks for what a filter names.
+pub(crate) struct Reporter<'p> {
+    pack: &'p Pack,
+    /// `None`: there is more than a report can tell.
+    scan: Option<PackScan<'p>>,
+    lister: Lister,
+    head: Vec<u8>,
+}
+
+impl<'p> Reporter<'p> {
+    /// `None`: content of `size` bytes has more groups than a list.
+    pub(crate) fn new(pack: &'p Pack, size: u64) -> Option<Self> {
+        Kind::of(size, &[])?;
+        Some(Self {
+            pack,
+            scan: Some(PackScan::new(pack)),
+            lister: Lister::new(Kind::Groups),
+            head: Vec::new(),
+        })
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        let missing = REPORT_HEAD_BYTES - self.head.len();
+        let head = bytes.get(..missing).unwrap_or(bytes);
+        self.head.extend_from_slice(head);
+        self.lister.update(bytes);
+        self.scan.take_if(|scan| scan.push(bytes).is_break());
+    }
+
+    /// Nothing but the digest will come of it.
+    fn is_in_vain(&self) -> bool {
+        self.scan.is_none()
+    }
+
+    /// The digest of all that came, and the report with the groups that it is of.
+    pub(crate) fn finish(self) -> (Digest, Option<(v1::FilterReport, Manifest)>) {
+        let (groups, digest) = self.lister.finish();
+        let found = self.scan.and_then(PackScan::finish);
+        let found = found.and_then(|report| report.to_bytes());
+        let found = found.map(|found| {
+            let report = v1::FilterReport {
+                filter: self.pack.id().to_vec(),
+                head: self.head,
+                report: found.into(),
+            };
+            (report, groups)
+        });
+        (Digest(digest), found)
+    }
 }
 
 /// Fills the buffer, unless `end` comes first; a file that ends before it has changed.

@@ -16,7 +16,7 @@ use crate::reported::Earlier;
 use crate::scans::ScanJob;
 use crate::session::{Breach, Session};
 use crate::shared::{Reservation, Shared};
-use crate::upload::Upload;
+use crate::upload::{CameAlong, Upload};
 
 /// A longer path is no path: the kernel's own limit is 4096 bytes for one call.
 const PATH_MAX_BYTES: usize = 32 * 1024;
@@ -47,6 +47,8 @@ struct Ask {
     filter: Option<FilterId>,
     /// `content` is a zstd frame.
     compressed: bool,
+    /// What that filter found.
+    report: Option<v1::FilterReport>,
 }
 
 fn read(check: v1::Check) -> Result<Ask, CheckError> {
@@ -75,6 +77,7 @@ fn read(check: v1::Check) -> Result<Ask, CheckError> {
         content: check.content.or_else(|| (check.size == 0).then(Bytes::new)),
         filter: FilterId::from_slice(&check.filter),
         compressed: check.content_compressed,
+        report: check.report,
     })
 }
 
@@ -117,6 +120,17 @@ impl Session {
             let is_wanted = wanted.is_some_and(|bytes| ask.size >= bytes);
             is_wanted && earlier.is_none() && shared.filters.offered() == Some(*it)
         });
+        let report = ask.report.filter(|it| {
+            let is_of = |filter: FilterId| it.filter == filter.0;
+            filter.is_some_and(is_of)
+        });
+        let report = match report.map(|it| self.hold_report(it)).transpose() {
+            Ok(report) => report,
+            Err(limit) => {
+                waiter.refuse(shared, ask.size, limit);
+                return Ok(());
+            }
+        };
         let (size, compressed) = (ask.size, ask.compressed);
         let held = ask.content.map(|bytes| self.hold(bytes, size, compressed));
         let held = match held.transpose() {
@@ -132,6 +146,7 @@ impl Session {
             size: ask.size,
             held,
             filter,
+            report,
             waiter,
             _counted: self.asker.unknown.clone(),
         };
@@ -151,6 +166,16 @@ impl Session {
             bytes,
             compressed,
             reservation,
+        })
+    }
+
+    /// Finds a place for a report that came with its check.
+    fn hold_report(&self, report: v1::FilterReport) -> Result<CameAlong, Refusal> {
+        let came = (report.head.len() + report.report.len()) as u64;
+        let place = self.shared.reserve(self.guest(), Place::Memory, came)?;
+        Ok(CameAlong {
+            report,
+            _place: place,
         })
     }
 
@@ -200,6 +225,8 @@ struct Unknown {
     held: Option<Held>,
     /// The guest is asked to report by this one.
     filter: Option<FilterId>,
+    /// Or has done so.
+    report: Option<CameAlong>,
     waiter: Waiter,
     /// Counts it, until a store has answered and more is known of it.
     _counted: Arc<()>,
@@ -258,6 +285,7 @@ impl Unknown {
             context,
             size,
             filter,
+            report,
             waiter,
             ..
         } = self;
@@ -283,6 +311,7 @@ impl Unknown {
             credit_bytes: limits.upload_credit_bytes.get(),
             idle_timeout: limits.upload_idle_timeout(),
             filter,
+            report,
             waiter,
         };
         shared.runtime.spawn(upload.receive(shared.clone(), pieces));

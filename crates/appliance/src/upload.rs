@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::answer::Waiter;
 use crate::assembly::{Assembly, AssemblyError, Proved};
 use crate::scans::ScanJob;
-use crate::shared::Shared;
+use crate::shared::{Reservation, Shared};
 
 /// Pieces taken at once; with 64 KiB each they fill the largest credit.
 const BATCH_MAX: usize = 64;
@@ -53,7 +53,15 @@ pub(crate) struct Upload {
     pub(crate) idle_timeout: Duration,
     /// The guest can report by this filter. `None`: it is not asked to.
     pub(crate) filter: Option<FilterId>,
+    /// It has done so with its check.
+    pub(crate) report: Option<CameAlong>,
     pub(crate) waiter: Waiter,
+}
+
+/// A report that came with its check, and its place.
+pub(crate) struct CameAlong {
+    pub(crate) report: v1::FilterReport,
+    pub(crate) _place: Reservation,
 }
 
 /// Why no content came of it.
@@ -93,9 +101,14 @@ impl UploadError {
 
 impl Upload {
     /// Runs the upload to its end.
-    pub(crate) async fn receive(self, shared: Arc<Shared>, mut pieces: UnboundedReceiver<Piece>) {
+    pub(crate) async fn receive(
+        mut self,
+        shared: Arc<Shared>,
+        mut pieces: UnboundedReceiver<Piece>,
+    ) {
         if let Some(filter) = self.filter {
-            match self.by_report(&shared, &mut pieces, filter).await {
+            let along = self.report.take();
+            match self.by_report(&shared, &mut pieces, filter, along).await {
                 Ok(ByReport::Clean(verdict)) => return self.reported(&shared, &verdict),
                 Ok(ByReport::InVain) => {}
                 Err(error) => return self.give_up(&shared, &error),

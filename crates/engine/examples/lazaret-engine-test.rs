@@ -142,9 +142,10 @@ impl Worker for Actor {
             "detect" => report.detections.push(detection(rest)),
             // Reads the pages that start here, known or not, and asks for what it was seen to read.
             "read" => {
+                let guarded = view.guarded().expect("it is mapped");
                 for range in ranges(rest) {
                     let at = usize::try_from(range.offset).unwrap_or(0);
-                    std::hint::black_box(view.guarded().get(at).copied());
+                    std::hint::black_box(guarded.get(at).copied());
                 }
                 step = ask_for(&view.touched().expect("the kernel tells"));
             }

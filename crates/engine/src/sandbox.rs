@@ -63,14 +63,15 @@ impl SyscallRule {
 /// System calls of every worker: found by running the real engines under `strace` and by killing
 /// them with a shorter list. None names a path, a process or an address; those with conditions
 /// are in [`every_worker`].
-const EVERY_WORKER: [i64; 26] = [
+const EVERY_WORKER: [i64; 27] = [
     // Jobs and reports.
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_close,
     libc::SYS_fstat,
-    // Which pages of sparse content were read.
+    // Sparse content: which pages of it were read, and what is known of it.
     libc::SYS_lseek,
+    libc::SYS_pread64,
     // Memory.
     libc::SYS_brk,
     libc::SYS_munmap,

@@ -1,12 +1,13 @@
 //! Content of which only some ranges are known.
 //!
 //! The host lays it out in a memory file: first the pages of which every byte is known, each at
-//! its offset and *holes* between them, then, packed, what is left of the known ranges. A worker
-//! maps the first part: the kernel makes a page of a hole that is read, and the file then has it,
-//! so the worker learns exactly which pages its parsers have read that are not known. For what
-//! reads everything, such as the search for patterns, there is a copy with all that is known and
-//! zeros elsewhere, which take no memory as long as nobody reads them.
+//! its offset and *holes* between them, then, packed, what is left of the known ranges. For what
+//! reads everything, such as the search for patterns, a worker makes a copy with all that is known
+//! and zeros elsewhere, which take no memory as long as nobody reads them. For parsers it maps the
+//! first part: the kernel makes a page of a hole that is read, and the file then has it, so the
+//! worker learns exactly which pages its parsers have read that are not known.
 
+use std::cell::OnceCell;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -74,6 +75,21 @@ fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8], mut offset: u64) -> io::Resul
     Ok(())
 }
 
+fn read_all(fd: BorrowedFd<'_>, mut into: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !into.is_empty() {
+        match rustix::io::pread(fd, &mut *into, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                into = into.get_mut(read..).unwrap_or_default();
+                offset += read as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
 /// Where what is.
 struct Layout {
     /// Pages with nothing unknown, at their offsets.
@@ -130,7 +146,8 @@ impl Layout {
 /// Content that was laid out, in a worker.
 pub struct SparseView {
     fd: OwnedFd,
-    mapping: Option<Mapping>,
+    /// Made when a parser first asks for it: most content is decided before.
+    mapping: OnceCell<Mapping>,
     layout: Layout,
     size: usize,
     known: Ranges,
@@ -138,7 +155,7 @@ pub struct SparseView {
 }
 
 impl SparseView {
-    /// Maps what [`lay_out`] made of the same size and ranges.
+    /// Reads what [`lay_out`] made of the same size and ranges.
     ///
     /// # Errors
     /// For people: the file is too short, or larger than [`CONTENT_MAX_BYTES`] or than the memory.
@@ -153,14 +170,7 @@ impl SparseView {
             return Err(format!("sparse content has {has} of {wanted} bytes"));
         }
         let length = |bytes: u64| usize::try_from(bytes).map_err(|e| e.to_string());
-        let (size, end) = (length(size)?, length(layout.end)?);
-        let mapping = match end {
-            0 => None,
-            end => Some(
-                Mapping::new(fd.as_fd(), end)
-                    .map_err(|error| format!("cannot map {end} bytes of content: {error}"))?,
-            ),
-        };
+        let size = length(size)?;
         let bytes = match size {
             0 => None,
             size => Some(
@@ -169,7 +179,7 @@ impl SparseView {
         };
         let mut view = Self {
             fd,
-            mapping,
+            mapping: OnceCell::new(),
             layout,
             size,
             known,
@@ -180,20 +190,14 @@ impl SparseView {
     }
 
     fn fill(&mut self) -> Result<(), String> {
-        let mapped = self.mapping.as_deref().unwrap_or_default();
         let bytes = self.bytes.as_deref_mut().unwrap_or_default();
         for (from, to) in self.layout.parts() {
-            let place = |start: u64, len: u64| {
-                let start = usize::try_from(start).ok()?;
-                Some(start..start.checked_add(usize::try_from(len).ok()?)?)
-            };
-            let len = from.end - from.start;
-            let source = place(to, len).and_then(|range| mapped.get(range));
-            let target = place(from.start, len).and_then(|range| bytes.get_mut(range));
-            match (source, target) {
-                (Some(source), Some(target)) => target.copy_from_slice(source),
-                _ => return Err("sparse content is not as announced".to_owned()),
-            }
+            let start = usize::try_from(from.start).ok();
+            let end = usize::try_from(from.end).ok();
+            let range = start.zip(end).map(|(start, end)| start..end);
+            let target = range.and_then(|range| bytes.get_mut(range));
+            let target = target.ok_or("sparse content is not as announced")?;
+            read_all(self.fd.as_fd(), target, to).map_err(|error| format!("content: {error}"))?;
         }
         Ok(())
     }
@@ -212,10 +216,23 @@ impl SparseView {
 
     /// As many bytes as the file has: whole known pages, and zeros. [`Self::touched`] tells what
     /// has been read of it.
-    #[must_use]
-    pub fn guarded(&self) -> &[u8] {
-        let mapped = self.mapping.as_deref().unwrap_or_default();
-        mapped.get(..self.size).unwrap_or_default()
+    ///
+    /// # Errors
+    /// For people: there is no room for it.
+    pub fn guarded(&self) -> Result<&[u8], String> {
+        if self.size == 0 {
+            return Ok(&[]);
+        }
+        let mapping = match self.mapping.get() {
+            Some(mapping) => mapping,
+            None => {
+                let mapping = Mapping::new(self.fd.as_fd(), self.size).map_err(|error| {
+                    format!("cannot map {} bytes of content: {error}", self.size)
+                })?;
+                self.mapping.get_or_init(|| mapping)
+            }
+        };
+        Ok(mapping)
     }
 
     /// Pages read through [`Self::guarded`] so far that are not known.
@@ -273,7 +290,7 @@ mod tests {
             assert_eq!(*byte, expected, "{at}");
         }
         assert!(view.touched().expect("told").is_empty(), "nothing was read");
-        let guarded = view.guarded();
+        let guarded = view.guarded().expect("mapped");
         assert_eq!(guarded.len(), content.len());
         // Known pages tell nothing new; the end of the file counts as a page.
         assert_eq!(
@@ -290,7 +307,8 @@ mod tests {
     #[test]
     fn nothing_known_and_nothing_there() {
         let view = view(&[], &Ranges::new());
-        assert!(view.bytes().is_empty() && view.guarded().is_empty());
+        assert!(view.bytes().is_empty());
+        assert!(view.guarded().is_ok_and(<[u8]>::is_empty));
         assert!(view.touched().expect("told").is_empty());
     }
 

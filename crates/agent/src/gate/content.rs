@@ -18,7 +18,7 @@ use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
 
 use super::trace::Stages;
-use crate::transfer::{self, ReadAt, Stopped};
+use crate::transfer::{self, ReadAt, Reporter, Stopped};
 
 /// How old a file's last change must be before its time stamps tell every later one, where
 /// stamps follow the clock's tick: two ticks of the slowest (100 Hz).
@@ -67,8 +67,38 @@ pub(crate) struct Hashed {
     pub(crate) key: FileKey,
     pub(crate) digest: Digest,
     pub(crate) writer_free: bool,
-    /// The content itself, where it may ride along.
+    pub(crate) along: Along,
+}
+
+/// What goes along with the question about a content.
+#[derive(Debug, Default)]
+pub(crate) struct Along {
+    /// The content itself.
     pub(crate) bytes: Option<Bytes>,
+    /// What the filter found in it.
+    pub(crate) report: Option<v1::FilterReport>,
+}
+
+/// What hashing is to bring besides the digest.
+#[derive(Default)]
+pub(crate) struct Wanted {
+    /// The bytes themselves, of content of at most so many.
+    pub(crate) ride_along_max: u64,
+    /// Larger content is not hashed, bytes.
+    pub(crate) size_max: u64,
+    /// What this filter finds, in content of at least so many bytes.
+    pub(crate) report: Option<(u64, Arc<Pack>)>,
+}
+
+impl Wanted {
+    /// What is looked for in content of `size` bytes while it is hashed. In more it takes longer
+    /// than to ask first whether anybody wants to know.
+    fn report_of(&self, size: u64) -> Option<&Pack> {
+        let (least, pack) = self.report.as_ref()?;
+        (*least..=REPORT_ALONG_MAX_BYTES)
+            .contains(&size)
+            .then_some(pack)
+    }
 }
 
 impl Content {
@@ -202,16 +232,16 @@ impl Content {
 
     /// Hashes the content under a read lease, so that no writer can come between first and last
     /// byte unseen. A writer that comes is let in at once, and then the digest counts only if
-    /// nothing has changed in the end, and is not remembered. Keeps the bytes where there are at most `ride_along_max` of them.
+    /// nothing has changed in the end, and is not remembered. Brings what is `wanted` with it.
     ///
     /// # Errors
     /// Why there is no digest: the file is too large, changed meanwhile, or cannot be read.
     pub(crate) fn hash(
         &self,
-        ride_along_max: u64,
-        size_max: u64,
+        wanted: &Wanted,
         buffer: &mut Vec<u8>,
     ) -> Result<Hashed, UnscannedReason> {
+        let size_max = wanted.size_max;
         let taken = ReadLease::try_take(Arc::clone(&self.file));
         let held_by_writer = matches!(taken, Err(LeaseRefused::WriterHeld));
         let mut lease = taken.ok();
@@ -220,15 +250,8 @@ impl Content {
         if before.size > size_max {
             return Err(UnscannedReason::TooLarge);
         }
-        let (digest, size, bytes) = if before.size <= ride_along_max {
-            let bytes = self.read_whole(before.size).map_err(failed)?;
-            (Digest::of(&bytes), bytes.len() as u64, Some(bytes))
-        } else {
-            let (digest, size) = self
-                .hash_stream(size_max, buffer, &mut lease)
-                .map_err(failed)?;
-            (digest, size, None)
-        };
+        let read = self.read_and_hash(before.size, wanted, buffer, &mut lease);
+        let (digest, size, along, groups) = read.map_err(failed)?;
         if size > size_max {
             return Err(UnscannedReason::TooLarge);
         }
@@ -241,8 +264,8 @@ impl Content {
         *lock(&self.hashed) = alone.then_some(after);
         self.hashed_size.store(size, Ordering::Relaxed);
         *lock(&self.hashed_digest) = Some(digest);
-        *lock(&self.manifest) = None;
-        self.is_reported.store(false, Ordering::Relaxed);
+        self.is_reported.store(groups.is_some(), Ordering::Relaxed);
+        *lock(&self.manifest) = groups.map(Arc::new);
         let key = FileKey {
             size,
             ..key_of(&after)
@@ -251,7 +274,7 @@ impl Content {
             key,
             digest,
             writer_free: alone && self.may_be_remembered(&after),
-            bytes,
+            along,
         })
     }
 
@@ -279,26 +302,65 @@ impl Content {
         Ok(bytes.into())
     }
 
-    fn hash_stream(
+    /// Reads a file that had `size` bytes when it was looked at: its digest, how many bytes it has
+    /// now, what goes along, and the groups of what was reported on.
+    fn read_and_hash(
+        &self,
+        size: u64,
+        wanted: &Wanted,
+        buffer: &mut Vec<u8>,
+        lease: &mut Option<Lease>,
+    ) -> io::Result<(Digest, u64, Along, Option<Manifest>)> {
+        if size <= wanted.ride_along_max {
+            let bytes = self.read_whole(size)?;
+            let (digest, size) = (Digest::of(&bytes), bytes.len() as u64);
+            let along = Along {
+                bytes: Some(bytes),
+                report: None,
+            };
+            return Ok((digest, size, along, None));
+        }
+        let pack = wanted.report_of(size);
+        if let Some(mut reporter) = pack.and_then(|pack| Reporter::new(pack, size)) {
+            let size = self.stream(wanted.size_max, buffer, lease, |it| reporter.push(it))?;
+            let (digest, found) = reporter.finish();
+            let (report, groups) = found.unzip();
+            let along = Along {
+                bytes: None,
+                report,
+            };
+            return Ok((digest, size, along, groups));
+        }
+        let mut hasher = blake3::Hasher::new();
+        let take = |bytes: &[u8]| {
+            hasher.update(bytes);
+        };
+        let size = self.stream(wanted.size_max, buffer, lease, take)?;
+        let digest = Digest(*hasher.finalize().as_bytes());
+        Ok((digest, size, Along::default(), None))
+    }
+
+    /// Reads it in pieces, and no further than one piece beyond `size_max`; how many bytes it has.
+    fn stream(
         &self,
         size_max: u64,
         buffer: &mut Vec<u8>,
         lease: &mut Option<Lease>,
-    ) -> io::Result<(Digest, u64)> {
+        mut take: impl FnMut(&[u8]),
+    ) -> io::Result<u64> {
         buffer.resize(READ_BYTES, 0);
-        let mut hasher = blake3::Hasher::new();
         let mut size = 0;
         while size <= size_max {
             let read = self.read_at(buffer, size)?;
             if read == 0 {
                 break;
             }
-            hasher.update(buffer.get(..read).unwrap_or_default());
+            take(buffer.get(..read).unwrap_or_default());
             size += read as u64;
             // A writer waits in its open for the lease to end: not for a large file's whole length.
             lease.take_if(|lease| !lease.is_intact());
         }
-        Ok((Digest(*hasher.finalize().as_bytes()), size))
+        Ok(size)
     }
 
     /// # Errors
@@ -321,6 +383,8 @@ impl ReadAt for Content {
 
 type Lease = ReadLease<Arc<OwnedFd>>;
 
+/// Content of at most so many bytes is looked through while it is hashed.
+const REPORT_ALONG_MAX_BYTES: u64 = 1 << 20;
 /// Bytes read at a time.
 const READ_BYTES: usize = 128 * 1024;
 
@@ -365,7 +429,12 @@ mod tests {
     }
 
     fn hash(content: &Content, ride_along_max: u64) -> Result<Hashed, UnscannedReason> {
-        content.hash(ride_along_max, 1 << 20, &mut Vec::new())
+        let wanted = Wanted {
+            ride_along_max,
+            size_max: 1 << 20,
+            report: None,
+        };
+        content.hash(&wanted, &mut Vec::new())
     }
 
     #[test]
@@ -380,7 +449,7 @@ mod tests {
             assert_eq!(hashed.digest, Digest::of(&bytes));
             assert_eq!(hashed.key.size, 300_000);
             assert!(hashed.writer_free);
-            assert_eq!(hashed.bytes.is_some(), ride_along_max >= 300_000);
+            assert_eq!(hashed.along.bytes.is_some(), ride_along_max >= 300_000);
         }
     }
 
@@ -406,7 +475,7 @@ mod tests {
         let open = || rustix::fs::open(&path, flags, Mode::empty());
         assert_eq!(open().err(), Some(Errno::AGAIN), "asks for the lease");
         content
-            .hash_stream(u64::MAX, &mut Vec::new(), &mut lease)
+            .stream(u64::MAX, &mut Vec::new(), &mut lease, |_| {})
             .unwrap();
         assert!(lease.is_none());
         assert!(open().is_ok());

@@ -14,10 +14,9 @@ use link::Priority;
 use model::{AccessClass, Digest, Disposition, LateAction, Outcome, UnscannedReason};
 use proto::v1::{self, envelope::Body};
 
-use super::content::{Content, key_of};
+use super::content::{Along, Content, key_of};
 use super::interpreter;
 use super::standing::Standing;
-use super::trace::{self, Stages};
 use super::workers::{HashTask, UploadTask};
 use super::{Gate, Held};
 use crate::guard::container;
@@ -25,8 +24,8 @@ use crate::guard::container;
 /// What the caller of the core has at hand for its actions.
 #[derive(Default)]
 pub(super) struct AtHand {
-    /// The content of a ticket, from its hashing.
-    pub(super) bytes: Option<(Ticket, Bytes)>,
+    /// What goes along of a ticket's content, from its hashing.
+    pub(super) along: Option<(Ticket, Along)>,
     /// What the appliance wants of a content.
     pub(super) need: v1::Need,
 }
@@ -56,7 +55,7 @@ pub(super) enum Deed {
     Check {
         check: Question,
         content: Arc<Content>,
-        bytes: Option<Bytes>,
+        along: Along,
     },
     Upload(UploadTask),
     Cancel {
@@ -145,7 +144,7 @@ impl Preparation<'_> {
                     patience,
                 },
                 content: self.content(ticket)?,
-                bytes: self.bytes_of(ticket),
+                along: self.along_of(ticket),
             },
             Action::Upload {
                 request_id,
@@ -183,9 +182,9 @@ impl Preparation<'_> {
         })
     }
 
-    fn bytes_of(&mut self, ticket: Ticket) -> Option<Bytes> {
-        let (_, bytes) = self.at_hand.bytes.take_if(|(of, _)| *of == ticket)?;
-        Some(bytes)
+    fn along_of(&mut self, ticket: Ticket) -> Along {
+        let along = self.at_hand.along.take_if(|(of, _)| *of == ticket);
+        along.map(|(_, along)| along).unwrap_or_default()
     }
 
     /// An entry goes once it is both answered and released.
@@ -210,8 +209,7 @@ impl Gate {
                 opened_at,
                 content,
             } => {
-                let stages = content.as_ref().map(|content| &content.stages);
-                self.answer(event, (disposition, why), opened_at, stages);
+                self.answer(event, (disposition, why), opened_at, content.as_deref());
                 None
             }
             Deed::Place {
@@ -246,8 +244,8 @@ impl Gate {
             Deed::Check {
                 check,
                 content,
-                bytes,
-            } => self.ask(&check, &content, bytes),
+                along,
+            } => self.ask(&check, &content, along),
             Deed::Upload(task) => {
                 if let Err(task) = self.queues.upload(task) {
                     self.end_data(&task, Some(UnscannedReason::Overloaded));
@@ -289,7 +287,7 @@ impl Gate {
         event: PermissionEvent,
         (disposition, why): (Disposition, Why),
         opened_at: Duration,
-        stages: Option<&Stages>,
+        content: Option<&Content>,
     ) {
         let (file, pid) = (event.file(), event.pid);
         let answer = match disposition {
@@ -308,8 +306,13 @@ impl Gate {
         }
         self.tally.answered(disposition, why, waited);
         if self.trace.wants(why.source) {
-            let path = fanotify::path_of(&file).unwrap_or_default();
+            // Which was asked for already where policy or the guarded folders need it.
+            let path = match content {
+                Some(content) => content.path().to_vec(),
+                None => fanotify::path_of(&file).unwrap_or_default(),
+            };
             let how = (disposition, why);
+            let stages = content.map(|content| &content.stages);
             self.trace.note((path, pid), how, stages, (opened_at, now));
         }
         self.log_answer(&file, pid, disposition, why);
@@ -340,7 +343,7 @@ impl Gate {
         };
         let path = fanotify::path_of(event.fd()).unwrap_or_default();
         self.books.add(&path, reason);
-        self.answer(event, (disposition, why), self.now(), trace::JOINED);
+        self.answer(event, (disposition, why), self.now(), None);
     }
 
     /// Only what a person may want to know; verdicts are logged where they arrive.
@@ -368,7 +371,8 @@ impl Gate {
         );
     }
 
-    fn ask(&self, check: &Question, content: &Content, bytes: Option<Bytes>) -> Option<Input> {
+    fn ask(&self, check: &Question, content: &Content, along: Along) -> Option<Input> {
+        let Along { bytes, report } = along;
         let request_id = check.request_id;
         let patience_ms = |patience: Duration| {
             // 0 would say that nobody waits.
@@ -379,6 +383,11 @@ impl Gate {
         self.tally.rode_along(bytes.as_ref());
         let filter = self.looking.filter_for(check.size);
         let filter = filter.filter(|_| bytes.is_none());
+        // By another one than counts now it would say nothing.
+        let report = report.filter(|it| filter.is_some_and(|id| it.filter == id.0));
+        if let Some(report) = &report {
+            self.tally.reported(report);
+        }
         let compressed = bytes
             .as_ref()
             .filter(|_| self.compresses())
@@ -399,6 +408,7 @@ impl Gate {
             content_compressed: compressed.is_some(),
             content: compressed.map(Bytes::from).or(bytes),
             filter: filter.map_or_else(Vec::new, |id| id.0.to_vec()),
+            report,
         };
         content.stages.asked(self.now());
         let envelope = v1::Envelope {

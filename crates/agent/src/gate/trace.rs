@@ -122,9 +122,6 @@ fn parts(stages: &Stages, opened: Duration, answered: Duration) -> Parts {
     parts
 }
 
-/// An open of which nothing is known but how long it waited, on another one's way.
-pub(crate) const JOINED: Option<&Stages> = None;
-
 /// The last opens that were not answered from the cache; the newest last.
 pub(crate) struct Trace {
     ring: Mutex<VecDeque<Traced>>,

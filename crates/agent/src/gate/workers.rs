@@ -157,10 +157,10 @@ pub(crate) fn hash_all(gate: &Gate, lanes: &Lanes<HashTask>) {
 }
 
 fn hash_one(gate: &Gate, task: &HashTask, buffer: &mut Vec<u8>) {
-    let (ride_along_max, size_max) = gate.size_limits();
+    let wanted = gate.wanted_of_content();
     let ticket = task.ticket;
     task.content.stages.hashing(gate.now());
-    let hashed = task.content.hash(ride_along_max, size_max, buffer);
+    let hashed = task.content.hash(&wanted, buffer);
     task.content.stages.hashed(gate.now());
     match hashed {
         Ok(hashed) => {

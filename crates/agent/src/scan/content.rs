@@ -111,6 +111,8 @@ impl<'a> Candidate<'a> {
                 .as_ref()
                 .map_or_else(Vec::new, |pack| pack.id().to_vec()),
             content: compressed.map(Bytes::from).or_else(|| self.content.clone()),
+            // Nobody waits: only what is asked for is looked for.
+            report: None,
         }
     }
 

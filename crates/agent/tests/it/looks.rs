@@ -20,6 +20,8 @@ pub(crate) struct Looks {
     pub(crate) tampers: bool,
     /// Reports with their checks.
     pub(crate) reports: Vec<(v1::Check, v1::FilterReport)>,
+    /// Reports are asked for, whatever comes along.
+    pub(crate) insists: bool,
     /// What to ask for because of a report; nothing: it will do.
     pub(crate) asks: Vec<v1::ByteRange>,
     /// What came of that.

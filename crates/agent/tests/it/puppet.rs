@@ -48,6 +48,8 @@ pub(crate) struct Book {
     pub(crate) looks: Looks,
     /// Verdicts name no digest, as of content that never came whole.
     pub(crate) unproved: bool,
+    /// Says of every verdict that it was known.
+    pub(crate) knows: bool,
     /// Hold replies back.
     pub(crate) silent: bool,
     /// Order malicious files into quarantine.
@@ -235,13 +237,23 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
                         reply(&shared, &sender, id, &check, &content);
                     }
                     None => {
+                        let insists = shared.book().looks.insists;
+                        let along = check.report.clone().filter(|_| !insists);
                         let mut asked = Waiting {
                             check,
                             content: Vec::new(),
                             is_partial: false,
                         };
-                        asked.need_first(&shared, &sender, id);
-                        waiting.insert(id, asked);
+                        let is_over = match along {
+                            Some(report) => asked.reported(&shared, &sender, id, report),
+                            None => {
+                                asked.need_first(&shared, &sender, id);
+                                false
+                            }
+                        };
+                        if !is_over {
+                            waiting.insert(id, asked);
+                        }
                     }
                 }
             }
@@ -464,6 +476,7 @@ fn answer(shared: &Shared, sender: &Sender, id: u64, check: &v1::Check, verdict:
         let reply = v1::CheckReply {
             verdict: Some(verdict.into()),
             order,
+            cached: book.knows,
             ..v1::CheckReply::default()
         };
         let envelope = enclose(id, Body::CheckReply(reply));

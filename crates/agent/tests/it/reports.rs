@@ -100,6 +100,7 @@ fn content_is_judged_by_its_report_and_ranges() {
         assert_eq!(book.checks.len(), 2, "a verdict by report is remembered");
         assert!(book.checks[0].content.is_some() && book.checks[0].filter.is_empty());
         let (check, report) = &book.looks.reports[0];
+        assert_eq!(check.report.as_ref(), Some(report), "it came along");
         assert_eq!(check.filter, Pack::id_of(&pack));
         assert_eq!(report.filter, Pack::id_of(&pack));
         assert_eq!(report.head, &content[..512]);
@@ -250,6 +251,7 @@ fn content_that_changes_is_hashed_and_asked_about_anew() {
     {
         let shared = rig.shared();
         let mut book = shared.book();
+        book.looks.insists = true;
         book.looks.before_report = Some((path.clone(), second.clone()));
         book.looks.before_ranges = Some((path, third.clone()));
         let (offset, length) = (200_000, 10);
@@ -273,6 +275,38 @@ fn content_that_changes_is_hashed_and_asked_about_anew() {
         .map(|it| it.1.report.to_vec())
         .collect();
     assert_eq!(told, [found(&pack, &second), found(&pack, &third)]);
+}
+
+#[test]
+fn a_report_comes_along_where_it_costs_no_time_and_is_likely_to_be_wanted() {
+    let rig = rig(policy());
+    let pack = pack(1, &[WORD]);
+    in_force(&rig, &pack);
+    let large = [content(1), vec![b'.'; 1 << 20]].concat();
+    rig.put("large", &large);
+    reads(&rig, "large", &large);
+    let came = |n: usize| {
+        let shared = rig.shared();
+        let book = shared.book();
+        let (check, report) = &book.looks.reports[n];
+        assert_eq!(check.filter, Pack::id_of(&pack));
+        assert_eq!(report.filter, Pack::id_of(&pack));
+        check.report.is_some()
+    };
+    assert!(!came(0), "asked for: looking through it takes long");
+    rig.put("unknown", &content(2));
+    reads(&rig, "unknown", &content(2));
+    assert!(came(1));
+    // An appliance that knew all of late.
+    rig.shared().book().knows = true;
+    for seed in 0..100 {
+        rig.put("known", &[&content(3)[..], &[seed]].concat());
+        assert!(matches!(rig.read("known"), Got::Content(_)));
+    }
+    let count = rig.shared().book().looks.reports.len();
+    rig.put("known", &content(4));
+    reads(&rig, "known", &content(4));
+    assert!(!came(count), "asked for: nobody would have wanted it");
 }
 
 #[test]

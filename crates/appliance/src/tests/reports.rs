@@ -124,6 +124,44 @@ async fn a_report_that_leaves_nothing_open_is_enough() {
     assert_eq!(rig.shared.budget.lock().bytes_held(), (0, 0));
 }
 
+fn found_along(bytes: &[u8], filter: [u8; 16], found: &[u8]) -> v1::Check {
+    v1::Check {
+        report: Some(v1::FilterReport {
+            filter: filter.to_vec(),
+            head: bytes[..512].to_vec(),
+            report: found.to_vec().into(),
+        }),
+        ..reporting(bytes)
+    }
+}
+
+#[tokio::test]
+async fn a_report_that_comes_along_is_not_asked_for() {
+    let rig = rig().await;
+    let mut guest = guest(&rig, A).await;
+    let bytes = content(None);
+    guest.check(1, found_along(&bytes, FILTER, &[]));
+    let reply = guest.reply(1).await;
+    clean(&reply, false);
+    let judged = verdict(&reply);
+    assert_eq!((judged.digest, judged.coverage.bytes_judged), (None, 512));
+    // Ranges because of it, and the whole because of these.
+    let evil = content(Some(50_000));
+    guest.check(3, found_along(&evil, FILTER, &places(&[50_000])));
+    assert_eq!(send_ranges(&mut guest, 3, &evil).await, 4);
+    malicious(&send_whole(&mut guest, 3, &evil).await, false);
+    // By a filter that is not the one in force it says nothing.
+    let other = [&bytes[..], b"x"].concat();
+    guest.check(5, found_along(&other, [7; 16], &[]));
+    assert!(guest.needed(5).await.report);
+    report(&guest, 5, &other, &[]);
+    clean(&guest.reply(5).await, false);
+    // What is known is answered without a look at it.
+    guest.check(7, found_along(&evil, FILTER, &[]));
+    malicious(&guest.reply(7).await, true);
+    assert_eq!(rig.shared.budget.lock().bytes_held(), (0, 0));
+}
+
 #[tokio::test]
 async fn what_could_change_the_verdict_is_asked_for() {
     let rig = rig().await;

@@ -1,8 +1,8 @@
 //! Content judged by a guest's report: what its filter found, and the ranges that engines ask for
 //! because of it. Only *clean* comes of it; whatever else there is to say is said of the whole.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,8 +14,8 @@ use scan_core::{Finding, PartialStep, PartialTask, Place, generation_in_force, m
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
-use super::{End, Piece, Upload, UploadError, count, split};
-use crate::assembly::{AssemblyError, memory_file};
+use super::{CameAlong, End, Piece, Upload, UploadError, count, split};
+use crate::assembly::AssemblyError;
 use crate::expected::Expected;
 use crate::shared::{Reservation, Shared};
 
@@ -34,19 +34,25 @@ pub(super) enum ByReport {
 }
 
 impl Upload {
-    /// Asks for a report by this filter, and for what engines want to see because of it.
+    /// Asks for a report by this filter, unless one came `along`, and for what engines want to see
+    /// because of it.
     pub(super) async fn by_report(
         &self,
         shared: &Arc<Shared>,
         pieces: &mut UnboundedReceiver<Piece>,
         filter: FilterId,
+        along: Option<CameAlong>,
     ) -> Result<ByReport, UploadError> {
         let how = |result| shared.metrics.guests.reports.with([result]).inc();
         let in_vain = |result| {
             how(result);
             Ok(ByReport::InVain)
         };
-        let report = match self.ask_for_report(shared, pieces).await? {
+        let report = match along {
+            Some(along) => Some(along.report),
+            None => self.ask_for_report(shared, pieces).await?,
+        };
+        let report = match report {
             Some(report) if report.filter == filter.0 => report,
             Some(report) if report.filter.is_empty() => return in_vain("declined"),
             _ => return in_vain("refused"),
@@ -116,15 +122,11 @@ impl Upload {
             return Ok(None);
         }
         let reservation = self.reserve(shared, came + head * COPIES)?;
-        let file = memory_file().map_err(AssemblyError::Memory)?;
-        let filled = file.set_len(self.size);
-        let filled = filled.and_then(|()| file.write_all_at(&report.head, 0));
-        filled.map_err(AssemblyError::Memory)?;
         Ok(Some(Known {
             size: self.size,
             filter,
             report: report.report,
-            file: Arc::new(file),
+            pieces: BTreeMap::from([(0, report.head)]),
             ranges: Ranges::of(0..head),
             expected: Expected::new(Vec::new()),
             _reservations: vec![reservation],
@@ -145,7 +147,7 @@ impl Upload {
         let [engine] = &engines.engines[..] else {
             return Ok(PartialStep::Whole("several engines".to_owned()));
         };
-        let mut read = |offset, buffer: &mut [u8]| known.file.read_exact_at(buffer, offset);
+        let mut read = |offset, buffer: &mut [u8]| known.read(offset, buffer);
         let content = sparse::lay_out(known.size, &known.ranges, &mut read);
         let facts = engine.facts();
         let task = PartialTask {
@@ -223,8 +225,8 @@ struct Known {
     size: u64,
     filter: FilterId,
     report: Bytes,
-    /// As large as the content, with what is known in its place.
-    file: Arc<File>,
+    /// What is known, by its offset.
+    pieces: BTreeMap<u64, Vec<u8>>,
     ranges: Ranges,
     /// What comes now.
     expected: Expected,
@@ -235,8 +237,32 @@ struct Known {
 impl Known {
     fn absorb(&mut self, offset: u64, bytes: &[u8]) -> Result<(), AssemblyError> {
         self.expected.take(offset, bytes.len() as u64)?;
-        let written = self.file.write_all_at(bytes, offset);
-        written.map_err(AssemblyError::Memory)
+        let before = self.pieces.range_mut(..offset).next_back();
+        match before.filter(|(at, piece)| **at + piece.len() as u64 == offset) {
+            Some((_, piece)) => piece.extend_from_slice(bytes),
+            None => {
+                self.pieces.insert(offset, bytes.to_vec());
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the buffer with what is known from `offset` on.
+    fn read(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+        while !buffer.is_empty() {
+            let piece = self.pieces.range(..=offset).next_back();
+            let rest = piece.and_then(|(at, piece)| {
+                let within = usize::try_from(offset - at).ok()?;
+                piece.get(within..).filter(|rest| !rest.is_empty())
+            });
+            let rest = rest.ok_or(io::ErrorKind::UnexpectedEof)?;
+            let len = rest.len().min(buffer.len());
+            let (now, later) = buffer.split_at_mut(len);
+            now.copy_from_slice(rest.get(..len).unwrap_or_default());
+            buffer = later;
+            offset += len as u64;
+        }
+        Ok(())
     }
 
     /// It holds for the guest that reported: nothing proves that this content has its digest.

@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Only scenarios whose name holds this text; prints, and writes no report.
     #[arg(long, value_name = "TEXT", conflicts_with = "publish")]
     only: Option<String>,
+    /// A line of the appliance's `[policy]`, in place of a default.
+    #[arg(long, value_name = "TOML", conflicts_with = "publish")]
+    policy: Vec<String>,
 }
 
 impl Options {
@@ -53,7 +56,8 @@ impl Options {
 
 /// Runs all scenarios in turns and reports.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let stage = Stage::set(FILES, options.pins())?;
+    let mut stage = Stage::set(FILES, options.pins())?;
+    stage.policy.clone_from(&options.policy);
     let rounds = if options.quick { 1 } else { ROUNDS };
     let mut outcome = Outcome::default();
     for round in 0..rounds {

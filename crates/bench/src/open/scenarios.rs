@@ -12,15 +12,18 @@ use super::stage::{Stage, clamav_signatures, yara_rules};
 
 /// Threads of the passes for opens a second.
 const MANY: usize = 4;
+/// How long an agent may take to fetch its filter.
+const FILTER_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 
 type Scenario = fn(&Stage, &mut Outcome) -> Result<()>;
 
 /// All scenarios, by name.
-pub(crate) const ALL: [(&str, Scenario); 5] = [
+pub(crate) const ALL: [(&str, Scenario); 6] = [
     ("unguarded", unguarded),
     ("no-op handler", noop),
     ("clamonacc", clamonacc),
     ("lazaret", lazaret),
+    ("lazaret, four threads", lazaret_many),
     ("lazaret with clamd", lazaret_clamd),
 ];
 
@@ -125,8 +128,11 @@ fn lazaret(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
     outcome.pass(stage, kind(State::Warm, 1))?;
     peer.restart_agent(stage)?;
     outcome.pass(stage, kind(State::Known, 1))?;
-    peer.check(stage)?;
-    drop(peer);
+    peer.check(stage)
+}
+
+fn lazaret_many(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
+    let kind = |state, threads| (Peer::Lazaret, state, threads);
     let mut peer = LazaretPeer::start(stage, Judge::Yara, false)?;
     outcome.pass(stage, kind(State::Cold, MANY))?;
     outcome.pass(stage, kind(State::Warm, MANY))?;
@@ -194,6 +200,7 @@ impl LazaretPeer {
         }
         // The measured appliance denies; it removes nothing, as clamonacc.
         options.extra = "[removal]\non_malicious = \"deny\"\n".to_owned();
+        options.extra += &format!("[policy]\n{}\n", stage.policy.join("\n"));
         let start = || Server::start(&dir.join("server"), &options);
         let mut server = stage.appliance.apply(start)?;
         let relay = relayed
@@ -202,12 +209,26 @@ impl LazaretPeer {
         if let Some(relay) = &relay {
             server.link = relay.addr().to_string();
         }
+        let reports = judge == Judge::Yara
+            && stage
+                .policy
+                .iter()
+                .any(|line| line.starts_with("report_min_bytes"));
         let options = AgentOptions {
             guard: vec![stage.guarded()],
+            extra: "[limits]\nfilter_fetch_spread_s = 0\n".to_owned(),
             ..AgentOptions::default()
         };
         let start = || Agent::start(&dir.join("agent"), &server, &options, None);
         let agent = stage.guest.apply(start)?;
+        let in_force = || {
+            let status = agent.status();
+            status.is_ok_and(|status| status["reports"]["in_force"] == true)
+        };
+        anyhow::ensure!(
+            !reports || wait_until(FILTER_TIME_MAX, in_force),
+            "the agent has no filter"
+        );
         stage.check_denied()?;
         Ok(Self {
             agent,

@@ -25,6 +25,8 @@ pub(crate) struct Stage {
     pub(crate) guest: Pin,
     /// What judges.
     pub(crate) appliance: Pin,
+    /// Lines of the appliance's policy.
+    pub(crate) policy: Vec<String>,
     mount: LoopMount,
 }
 
@@ -41,6 +43,7 @@ impl Stage {
             probe,
             guest,
             appliance,
+            policy: Vec::new(),
             mount,
         })
     }

@@ -98,7 +98,7 @@ impl PlannedScanner<'_> {
         let wanted = self.wanted_probes(&open, &known, &answers);
         if wanted.iter().any(|id| self.is_dynamic(*id)) {
             let telling = Telling {
-                bytes: view.guarded(),
+                bytes: view.guarded().map_err(Stopped::Failed)?,
                 ..telling
             };
             self.prober.clear();
@@ -138,7 +138,7 @@ impl PlannedScanner<'_> {
             self.modules
                 .get_or_insert_with(|| scanner(&planned.modules))
                 .set_timeout(left().ok_or(Stopped::Timeout)?)
-                .scan(view.guarded())?;
+                .scan(view.guarded().map_err(Stopped::Failed)?)?;
             ask.extend(&touched(view)?);
         }
         if !ask.is_empty() {

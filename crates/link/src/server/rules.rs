@@ -96,7 +96,7 @@ impl AgentRules {
             _ => {}
         }
         match body {
-            Body::Check(check) => self.check(id, check.size),
+            Body::Check(check) => self.check(id, check),
             Body::Data(data) => self.data(id, data),
             Body::DataEnd(_) => Ok(self.data_end(id)),
             Body::Manifest(manifest) => self.manifest(id, manifest),
@@ -178,7 +178,9 @@ impl AgentRules {
         Ok(())
     }
 
-    fn check(&mut self, id: u64, size: u64) -> Result<Pass, Violation> {
+    fn check(&mut self, id: u64, check: &v1::Check) -> Result<Pass, Violation> {
+        let size = check.size;
+        check.report.as_ref().map_or(Ok(()), bounded)?;
         self.opens(id)?;
         if self.open.len() >= self.open_max {
             return Err(Violation("more checks than in_flight_max allows"));
@@ -258,18 +260,24 @@ impl AgentRules {
         if !upload.is_wanted || !upload.wants_report {
             return Err(Violation("a filter report that nobody asked for"));
         }
-        if report.head.len() > proto::REPORT_HEAD_BYTES {
-            return Err(Violation(
-                "a filter report's head must have at most 512 bytes",
-            ));
-        }
-        if report.report.len() > proto::REPORT_MAX_BYTES {
-            return Err(Violation("a filter report must have at most 64 KiB"));
-        }
+        bounded(report)?;
         upload.is_wanted = false;
         upload.wants_report = false;
         Ok(Pass::Deliver)
     }
+}
+
+/// What an agent's filter can say is bounded.
+fn bounded(report: &v1::FilterReport) -> Result<(), Violation> {
+    if report.head.len() > proto::REPORT_HEAD_BYTES {
+        return Err(Violation(
+            "a filter report's head must have at most 512 bytes",
+        ));
+    }
+    if report.report.len() > proto::REPORT_MAX_BYTES {
+        return Err(Violation("a filter report must have at most 64 KiB"));
+    }
+    Ok(())
 }
 
 /// Bytes of content that a piece stands for: what it costs in memory, on either side of the
@@ -399,6 +407,21 @@ mod tests {
         check_violation(listing(), &report(1, 0, 0), "nobody asked");
         check_violation(reporting(), &report(1, 513, 0), "512 bytes");
         check_violation(reporting(), &report(1, 0, 65_537), "64 KiB");
+        let along = |report: v1::Envelope| {
+            let Some(Body::FilterReport(report)) = report.body else {
+                unreachable!("it was made one");
+            };
+            let report = Some(report);
+            let check = v1::Check {
+                report,
+                ..v1::Check::default()
+            };
+            envelope(2, Body::Check(check))
+        };
+        check_violation(reporting(), &along(report(2, 513, 0)), "512 bytes");
+        check_violation(reporting(), &along(report(2, 0, 65_537)), "64 KiB");
+        let whole = along(report(2, 512, 65_536));
+        assert_eq!(reporting().received(&whole), Ok(Pass::Deliver));
         check_violation(reporting(), &data(1, 0, 1), "nobody asked");
         check_violation(reporting(), &manifest(1, 1), "nobody asked");
         assert_eq!(reporting().received(&report(3, 0, 0)), Ok(Pass::Drop));

@@ -593,10 +593,14 @@ pub struct Check {
     /// policy says `compress`. Unset: it is the content itself.
     #[prost(bool, tag = "30")]
     pub content_compressed: bool,
+    /// What that filter finds, in place of `content`: where the agent expects that nobody knows it and
+    /// has looked while it hashed. Unset: the appliance asks with Need{report} where it wants one.
+    #[prost(message, optional, tag = "80")]
+    pub report: ::core::option::Option<FilterReport>,
 }
 /// "I do not know it; send it." Answered by Data frames and one DataEnd; or, where `manifest` is set,
 /// by one Manifest instead; or, where `report` is set, by one FilterReport or a DataEnd that says why
-/// there is none. After that another Need may come for the same request: for the ranges that the
+/// there is none; not where the Check brought one. After that another Need may come for the same request: for the ranges that the
 /// appliance lacks or that could change its verdict, or once for the whole, where what it put
 /// together was not the content.
 #[derive(Clone, PartialEq, ::prost::Message)]

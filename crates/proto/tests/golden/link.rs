@@ -56,6 +56,7 @@ fn check() -> v1::Check {
         content: Some(b"hello"[..].into()),
         content_compressed: true,
         filter: vec![0x66; 16],
+        report: Some(filter_report()),
     }
 }
 
