@@ -100,8 +100,8 @@ struct Measured {
 
 fn measure(guard: &impl Guard, storm: &[PathBuf], quiet: Duration) -> Result<Measured> {
     let pids = guard.pids()?;
-    // What the start left to do is done.
-    std::thread::sleep(Duration::from_secs(2));
+    // What the start left to do is done: the agent's last is to give memory back.
+    std::thread::sleep(Duration::from_secs(5));
     let quiet = Quiet::of(&pids, quiet)?;
     let idle = Footprint::of(&pids)?;
     let (peak, after) = storm_of(&pids, storm)?;

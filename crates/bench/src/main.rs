@@ -55,6 +55,9 @@ enum Bench {
     Noop {
         /// A directory on the file system to mark.
         at: PathBuf,
+        /// What was opened once raises no event any more.
+        #[arg(long)]
+        stand: bool,
     },
 }
 
@@ -69,7 +72,7 @@ fn main() -> Result<ExitCode> {
         Bench::Footprint(options) => footprint::run(&options).map(|()| true),
         Bench::Workload(options) => workload::run(&options).map(|()| true),
         Bench::Differential(options) => differential::run(&options),
-        Bench::Noop { at } => noop::run(&at).map(|()| true),
+        Bench::Noop { at, stand } => noop::run(&at, stand).map(|()| true),
     };
     Ok(if good? {
         ExitCode::SUCCESS

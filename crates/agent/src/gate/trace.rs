@@ -281,7 +281,7 @@ mod tests {
         assert!(trace.wants(Source::Verdict) && !trace.wants(Source::Cache));
         for name in [b"a", b"b", b"c"] {
             let how = (Disposition::Allow, why(Source::Verdict));
-            trace.note((name.to_vec(), 1), how, JOINED, (us(1), us(5)));
+            trace.note((name.to_vec(), 1), how, None, (us(1), us(5)));
         }
         let told = trace.json();
         assert_eq!(told.as_array().map(Vec::len), Some(2));

@@ -13,10 +13,12 @@ use crate::measure::Pass;
 pub(crate) enum Peer {
     /// Nobody.
     Unguarded,
-    /// A handler that says yes.
+    /// A handler that says yes; warm: for good.
     Noop,
     /// Lazaret with YARA-X.
     Lazaret,
+    /// The same, where policy has agents report on unknown content instead of sending it.
+    LazaretReports,
     /// Lazaret with clamd behind it: the same engine as clamonacc.
     LazaretClamd,
     /// clamonacc with a clamd on TCP.

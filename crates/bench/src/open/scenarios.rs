@@ -3,12 +3,13 @@
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 use testbed::{
-    Agent, AgentOptions, Clamd, ClamdListen, Clamonacc, Relay, Server, ServerOptions, Spawn,
-    wait_until,
+    Agent, AgentOptions, Clamd, ClamdListen, Clamonacc, Process, Relay, Server, ServerOptions,
+    Spawn, wait_until,
 };
 
 use super::outcome::{Outcome, Peer, State};
 use super::stage::{Stage, clamav_signatures, yara_rules};
+use crate::measure::Pass;
 
 /// Threads of the passes for opens a second.
 const MANY: usize = 4;
@@ -18,12 +19,13 @@ const FILTER_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 type Scenario = fn(&Stage, &mut Outcome) -> Result<()>;
 
 /// All scenarios, by name.
-pub(crate) const ALL: [(&str, Scenario); 6] = [
+pub(crate) const ALL: [(&str, Scenario); 7] = [
     ("unguarded", unguarded),
     ("no-op handler", noop),
     ("clamonacc", clamonacc),
     ("lazaret", lazaret),
     ("lazaret, four threads", lazaret_many),
+    ("lazaret that reports", lazaret_reports),
     ("lazaret with clamd", lazaret_clamd),
 ];
 
@@ -33,11 +35,25 @@ fn unguarded(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
 }
 
 fn noop(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
+    let (handler, _scratch) = start_noop(stage, false)?;
+    let parts = [("noop", handler.pid())];
+    outcome.pass_with_cost(stage, (Peer::Noop, State::Plain, 1), &parts)?;
+    outcome.pass(stage, (Peer::Noop, State::Plain, MANY))?;
+    drop(handler);
+    // What no agent can be below: a verdict of the kernel's own, with its lease.
+    let (_handler, _scratch) = start_noop(stage, true)?;
+    Pass::run(&stage.corpus.files, 1, stage.guest)?;
+    outcome.pass(stage, (Peer::Noop, State::Warm, 1))?;
+    outcome.pass(stage, (Peer::Noop, State::Warm, MANY))
+}
+
+fn start_noop(stage: &Stage, stand: bool) -> Result<(Process, TempDir)> {
     let scratch = stage.scratch()?;
     let log = scratch.path().join("noop.log");
     let mut process = Spawn::new("noop", std::env::current_exe()?, log)
         .arg("noop")
         .arg(stage.guarded())
+        .args(stand.then_some("--stand"))
         .pin(stage.guest)
         .start()?;
     // It marks within a few milliseconds; the kernel tells through its descriptors.
@@ -47,9 +63,7 @@ fn noop(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
     });
     let running = marked && process.is_running()?;
     anyhow::ensure!(running, "no-op handler\n{}", process.log_tail());
-    let parts = [("noop", process.pid())];
-    outcome.pass_with_cost(stage, (Peer::Noop, State::Plain, 1), &parts)?;
-    outcome.pass(stage, (Peer::Noop, State::Plain, MANY))
+    Ok((process, scratch))
 }
 
 fn holds_a_mark(fdinfo: &str) -> bool {
@@ -139,6 +153,21 @@ fn lazaret_many(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
     peer.check(stage)
 }
 
+fn lazaret_reports(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
+    for threads in [1, MANY] {
+        let mut peer = LazaretPeer::start(stage, Judge::YaraByReports, false)?;
+        let parts = peer.parts();
+        let kind = (Peer::LazaretReports, State::Cold, threads);
+        if threads == 1 {
+            outcome.pass_with_cost(stage, kind, &parts)?;
+        } else {
+            outcome.pass(stage, kind)?;
+        }
+        peer.check(stage)?;
+    }
+    Ok(())
+}
+
 fn lazaret_clamd(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
     for threads in [1, MANY] {
         let mut peer = LazaretPeer::start(stage, Judge::Clamd, false)?;
@@ -158,6 +187,8 @@ fn lazaret_clamd(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Judge {
     Yara,
+    /// By what the agent's filter finds, of content of any size.
+    YaraByReports,
     Clamd,
 }
 
@@ -182,7 +213,7 @@ impl LazaretPeer {
         };
         let mut clamd = None;
         match judge {
-            Judge::Yara => {
+            Judge::Yara | Judge::YaraByReports => {
                 let rules = dir.join("planted.yar");
                 std::fs::write(&rules, yara_rules())?;
                 options.rules.push(rules);
@@ -201,6 +232,10 @@ impl LazaretPeer {
         // The measured appliance denies; it removes nothing, as clamonacc.
         options.extra = "[removal]\non_malicious = \"deny\"\n".to_owned();
         options.extra += &format!("[policy]\n{}\n", stage.policy.join("\n"));
+        let reports = judge == Judge::YaraByReports;
+        if reports {
+            options.extra += "report_min_bytes = 1\n";
+        }
         let start = || Server::start(&dir.join("server"), &options);
         let mut server = stage.appliance.apply(start)?;
         let relay = relayed
@@ -209,11 +244,6 @@ impl LazaretPeer {
         if let Some(relay) = &relay {
             server.link = relay.addr().to_string();
         }
-        let reports = judge == Judge::Yara
-            && stage
-                .policy
-                .iter()
-                .any(|line| line.starts_with("report_min_bytes"));
         let options = AgentOptions {
             guard: vec![stage.guarded()],
             extra: "[limits]\nfilter_fetch_spread_s = 0\n".to_owned(),

@@ -78,6 +78,15 @@ pub(crate) fn figures(outcome: &Outcome, report: &mut Report) -> Result<()> {
 fn ratios(outcome: &Outcome, report: &mut Report) -> Result<()> {
     report.ratio("cold_p50_vs_clamonacc", outcome.cold_ratio(Peer::Lazaret)?);
     report.ratio("opens4_vs_clamonacc", outcome.opens4_ratio(Peer::Lazaret)?);
+    let reports = Peer::LazaretReports;
+    report.ratio(
+        "cold_p50_reports_vs_clamonacc",
+        outcome.cold_ratio(reports)?,
+    );
+    report.ratio(
+        "opens4_reports_vs_clamonacc",
+        outcome.opens4_ratio(reports)?,
+    );
     let same_engine = Peer::LazaretClamd;
     report.ratio(
         "cold_p50_same_engine_vs_clamonacc",
@@ -90,6 +99,9 @@ fn ratios(outcome: &Outcome, report: &mut Report) -> Result<()> {
     let unguarded = outcome.p50_us(Peer::Unguarded, State::Plain)?;
     let warm = outcome.p50_us(Peer::Lazaret, State::Warm)?;
     report.ratio("warm_p50_vs_unguarded", warm / unguarded);
+    let floor = outcome.p50_us(Peer::Noop, State::Warm)?;
+    report.ratio("warm_p50_vs_floor", warm / floor);
+    report.ratio("floor_p50_vs_unguarded", floor / unguarded);
     let noop = outcome.p50_us(Peer::Noop, State::Plain)?;
     report.ratio("noop_p50_vs_unguarded", noop / unguarded);
     Ok(())
@@ -167,6 +179,7 @@ fn peer_name(peer: Peer) -> &'static str {
         Peer::Unguarded => "unguarded",
         Peer::Noop => "noop_handler",
         Peer::Lazaret => "lazaret",
+        Peer::LazaretReports => "lazaret_reports",
         Peer::LazaretClamd => "lazaret_clamd",
         Peer::Clamonacc => "clamonacc",
     }
