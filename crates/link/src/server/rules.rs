@@ -416,11 +416,11 @@ mod tests {
                 report,
                 ..v1::Check::default()
             };
-            envelope(2, Body::Check(check))
+            envelope(3, Body::Check(check))
         };
-        check_violation(reporting(), &along(report(2, 513, 0)), "512 bytes");
-        check_violation(reporting(), &along(report(2, 0, 65_537)), "64 KiB");
-        let whole = along(report(2, 512, 65_536));
+        check_violation(reporting(), &along(report(3, 513, 0)), "512 bytes");
+        check_violation(reporting(), &along(report(3, 0, 65_537)), "64 KiB");
+        let whole = along(report(3, 512, 65_536));
         assert_eq!(reporting().received(&whole), Ok(Pass::Deliver));
         check_violation(reporting(), &data(1, 0, 1), "nobody asked");
         check_violation(reporting(), &manifest(1, 1), "nobody asked");
