@@ -8,12 +8,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use engine::host::{self, Content, EngineSpec, Job, JobResult, PartialJob, PartialResult};
-use model::{Generation, UnscannedReason};
-use parking_lot::{Mutex, RwLock};
+use model::{FilterPack, Generation, UnscannedReason};
+use parking_lot::RwLock;
 use proto::v1;
 use scan_core::{
-    Context, Engine, EngineCounts, EngineFacts, FilterPack, Finding, PartialFuture, PartialStep,
-    PartialTask, ScanFuture, Settings, Task,
+    Context, Engine, EngineCounts, EngineFacts, Finding, PartialFuture, PartialStep, PartialTask,
+    ScanFuture, Settings, Task,
 };
 
 use crate::config::{ClamdConfig, Config, EngineLimits, YaraConfig};
@@ -139,7 +139,7 @@ impl EngineSource for ProcessEngines {
             let mut engines: Vec<SharedEngine> = Vec::new();
             if let Some(yara) = &chosen.yara {
                 let running = host::Engine::start(self.yara_spec(yara)?).await?;
-                engines.push(Arc::new(ProcessEngine::new(running, unpack)));
+                engines.push(Arc::new(ProcessEngine { running, unpack }));
             }
             if let Some(clamd) = &chosen.clamd {
                 engines.push(LateEngine::start(clamd_spec(clamd)?, unpack).await);
@@ -177,7 +177,7 @@ impl EngineSource for ProcessEngines {
             let unpack = config.unpack.to_wire();
             let spec = EngineSpec { args, ..spec };
             match host::Engine::start(spec).await {
-                Ok(running) => Some(Arc::new(ProcessEngine::new(running, unpack)) as SharedEngine),
+                Ok(running) => Some(Arc::new(ProcessEngine { running, unpack }) as SharedEngine),
                 Err(error) => {
                     let error = daemon::log::escape(error.to_string().as_bytes()).to_string();
                     tracing::warn!(error, "the rules that are new cannot be run by themselves");
@@ -260,18 +260,6 @@ fn own_folder() -> Result<PathBuf, EngineSetError> {
 struct ProcessEngine {
     running: host::Engine,
     unpack: v1::UnpackLimits,
-    /// What it last told that agents can look for, and the same for who asks.
-    filter: Mutex<Option<(Arc<host::Filter>, Arc<FilterPack>)>>,
-}
-
-impl ProcessEngine {
-    fn new(running: host::Engine, unpack: v1::UnpackLimits) -> Self {
-        Self {
-            running,
-            unpack,
-            filter: Mutex::new(None),
-        }
-    }
 }
 
 impl Engine<Content> for ProcessEngine {
@@ -311,20 +299,7 @@ impl Engine<Content> for ProcessEngine {
     }
 
     fn filter(&self) -> Option<Arc<FilterPack>> {
-        let told = self.running.filter()?;
-        let mut last = self.filter.lock();
-        match &*last {
-            Some((known, pack)) if Arc::ptr_eq(known, &told) => Some(Arc::clone(pack)),
-            _ => {
-                let pack = Arc::new(FilterPack {
-                    id: told.id,
-                    generation: told.generation,
-                    bytes: told.bytes.clone(),
-                });
-                *last = Some((told, Arc::clone(&pack)));
-                Some(pack)
-            }
-        }
+        self.running.filter()
     }
 
     fn judge_partial(&self, task: PartialTask<Content>) -> PartialFuture<'_> {
@@ -401,7 +376,7 @@ impl LateEngine {
         match started {
             Ok(running) => {
                 tracing::info!(engine = self.name, "engine is available");
-                *self.state.write() = Ok(Arc::new(ProcessEngine::new(running, unpack)));
+                *self.state.write() = Ok(Arc::new(ProcessEngine { running, unpack }));
                 true
             }
             Err(error) => {

@@ -9,12 +9,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use link::Priority;
-use model::FilterId;
+use model::{FilterId, FilterPack};
 use parking_lot::Mutex;
 use proto::FILTER_PART_MAX_BYTES;
 use proto::v1;
 use proto::v1::envelope::Body;
-use scan_core::FilterPack;
 
 use crate::session::Outbox;
 use crate::shared::Shared;

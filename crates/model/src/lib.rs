@@ -3,12 +3,14 @@
 //! Four outcomes, never mixed: clean, malicious, unscanned(reason), error. See [`Outcome`].
 
 mod digest;
+mod filter;
 mod ids;
 mod policy;
 mod ranges;
 mod verdict;
 
 pub use digest::{Digest, DigestParseError, Sha256};
+pub use filter::FilterPack;
 pub use ids::{FilterId, Generation, GuestId, ItemId, OrderId};
 pub use policy::{Disposition, LateAction, Policy, PolicyError, RIDE_ALONG_MAX};
 pub use ranges::Ranges;

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{Detection, FilterId, Generation, Ranges, UnscannedReason};
+use model::{Detection, FilterId, FilterPack, Generation, Ranges, UnscannedReason};
 
 use crate::Context;
 
@@ -44,17 +44,6 @@ pub struct Task<C> {
     /// Name and owner; given only to engines that say they read them, so that a verdict can never
     /// depend on what its key leaves out.
     pub context: Option<Context>,
-}
-
-/// What an agent can look for in place of an engine.
-#[derive(Debug, PartialEq, Eq)]
-pub struct FilterPack {
-    /// What identifies it.
-    pub id: FilterId,
-    /// The version and rules that it stands for.
-    pub generation: Generation,
-    /// As it travels.
-    pub bytes: Vec<u8>,
 }
 
 /// Content of which a part is known, and of which an agent told what its filter found.

@@ -10,8 +10,8 @@ mod schedule;
 
 pub use budget::{Budget, BudgetLimits, Grant, Place, Refusal};
 pub use engine::{
-    Engine, EngineCounts, EngineFacts, FilterPack, Finding, PartialFuture, PartialStep,
-    PartialTask, ScanFuture, Task,
+    Engine, EngineCounts, EngineFacts, Finding, PartialFuture, PartialStep, PartialTask,
+    ScanFuture, Task,
 };
 pub use key::{CacheKey, Context, ContextClass, Settings, generation_in_force};
 pub use merge::merge;

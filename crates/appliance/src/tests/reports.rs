@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use model::{FilterId, Generation, Outcome, UnscannedReason};
+use model::{FilterId, FilterPack, Generation, Outcome, UnscannedReason};
 use proto::v1;
 use proto::v1::envelope::Body;
-use scan_core::FilterPack;
 
 use super::rig::{Double, Guest, claim, verdict};
 use super::*;

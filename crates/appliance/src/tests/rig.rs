@@ -10,13 +10,15 @@ use daemon::metrics::Registry;
 use engine::host::Content;
 use engine::sparse::SparseView;
 use link::Priority;
-use model::{Detection, Digest, Generation, GuestId, Outcome, Ranges, UnscannedReason, Verdict};
+use model::{
+    Detection, Digest, FilterPack, Generation, GuestId, Outcome, Ranges, UnscannedReason, Verdict,
+};
 use parking_lot::Mutex;
 use proto::v1;
 use proto::v1::envelope::Body;
 use scan_core::{
-    Context, Engine, EngineCounts, EngineFacts, FilterPack, Finding, PartialFuture, PartialStep,
-    PartialTask, ScanFuture, Task,
+    Context, Engine, EngineCounts, EngineFacts, Finding, PartialFuture, PartialStep, PartialTask,
+    ScanFuture, Task,
 };
 use tokio::sync::{Semaphore, mpsc};
 

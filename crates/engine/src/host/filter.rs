@@ -4,16 +4,18 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use literal_filter::Pack;
-use model::FilterId;
+use model::{FilterId, FilterPack};
 use proto::v1;
 
 use super::report;
-use super::spec::Filter;
 use crate::worker::FILTER_MAX_BYTES;
 
 /// Reads what a template announced, once: its file is of no concern later. `None`: there is none.
 /// The error is for people.
-pub(super) fn take(ready: &v1::EngineReady, fd: Option<OwnedFd>) -> Result<Option<Filter>, String> {
+pub(super) fn take(
+    ready: &v1::EngineReady,
+    fd: Option<OwnedFd>,
+) -> Result<Option<FilterPack>, String> {
     if ready.filter_bytes == 0 {
         return Ok(None);
     }
@@ -26,7 +28,7 @@ pub(super) fn take(ready: &v1::EngineReady, fd: Option<OwnedFd>) -> Result<Optio
     std::fs::File::from(fd)
         .read_exact_at(&mut bytes, 0)
         .map_err(|error| format!("sent a filter that cannot be read ({error})"))?;
-    Ok(Some(Filter {
+    Ok(Some(FilterPack {
         id: FilterId(Pack::id_of(&bytes)),
         generation: report::generation(ready),
         bytes,

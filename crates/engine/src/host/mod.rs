@@ -17,13 +17,13 @@ use std::ffi::OsString;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use model::{Generation, UnscannedReason};
+use model::{FilterPack, Generation, UnscannedReason};
 use proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 pub use spec::{
-    Content, EngineSpec, EngineStats, Filter, INLINE_MAX_BYTES, Job, JobResult, KNOWN_RANGES_MAX,
+    Content, EngineSpec, EngineStats, INLINE_MAX_BYTES, Job, JobResult, KNOWN_RANGES_MAX,
     PartialJob, PartialResult, Sandboxing, StartError, WORKERS_MAX,
 };
 
@@ -115,7 +115,7 @@ impl Engine {
     /// What agents can look for in its place, since its last start or reload. `None`: it judges
     /// whole content only.
     #[must_use]
-    pub fn filter(&self) -> Option<Arc<Filter>> {
+    pub fn filter(&self) -> Option<Arc<FilterPack>> {
         self.shared.loaded().filter.clone()
     }
 

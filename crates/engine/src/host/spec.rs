@@ -157,17 +157,6 @@ pub struct Job {
     pub unpack: Option<v1::UnpackLimits>,
 }
 
-/// What agents can look for in place of an engine.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Filter {
-    /// What identifies it.
-    pub id: FilterId,
-    /// The engine and rules that it stands for.
-    pub generation: Generation,
-    /// A `literal_filter::Pack` as it travels.
-    pub bytes: Vec<u8>,
-}
-
 /// One file to judge by what is known of it.
 #[derive(Debug, Clone)]
 pub struct PartialJob {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model::Generation;
+use model::{FilterPack, Generation};
 use prost::Message;
 use proto::{ENGINE_PACKET_MAX_BYTES, v1};
 use tokio::io::Interest;
@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::filter;
 use super::keeper::Event;
 use super::process::{Broken, WorkerProcess};
-use super::spec::{EngineSpec, Filter, Sandboxing, StartError};
+use super::spec::{EngineSpec, Sandboxing, StartError};
 use crate::packet::{self, HELLO_JOB_ID};
 use crate::sys;
 
@@ -42,7 +42,7 @@ pub(super) struct Started {
 #[derive(Clone)]
 pub(super) struct Loaded {
     pub(super) ready: Arc<v1::EngineReady>,
-    pub(super) filter: Option<Arc<Filter>>,
+    pub(super) filter: Option<Arc<FilterPack>>,
 }
 
 /// The host's handle on a template. Dropped without [`retire`](Template::retire), it is killed.
@@ -164,7 +164,7 @@ async fn load(
     spec: &EngineSpec,
     control: &AsyncFd<OwnedFd>,
     child: &mut Child,
-) -> Result<(v1::EngineReady, Option<Arc<Filter>>), StartError> {
+) -> Result<(v1::EngineReady, Option<Arc<FilterPack>>), StartError> {
     let died = |what: String| StartError::Died {
         name: spec.name.clone(),
         what,
