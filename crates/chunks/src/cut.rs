@@ -1,6 +1,6 @@
 //! Where chunks end.
 //!
-//! `Members` looks for the four bytes with which a ZIP member begins, as `Content` looks for places
+//! `Members` looks for the four bytes with which a ZIP member or the directory begins, as `Content` looks for places
 //! where a rolling hash has zeros: no length, name or offset of the archive is read, nothing
 //! follows from a hit but a cut, and a signature in the midst of other data costs a short chunk.
 
@@ -11,6 +11,9 @@ use crate::kind::Kind;
 use crate::manifest::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 
 const MEMBER: &[u8] = b"PK\x03\x04";
+/// Before each entry of the directory at the end, which is another one after any change: the last
+/// member need not be sent with it.
+const ENTRY: &[u8] = b"PK\x01\x02";
 const CONTENT_BYTES_MIN: usize = 4096;
 const CONTENT_BYTES_AVERAGE: usize = 16 * 1024;
 /// What a cut may depend on: the longest chunk and a signature that begins in it.
@@ -66,9 +69,15 @@ impl Cutter {
         }
         let least = CHUNK_BYTES_MIN as usize;
         let reach = rest.len().min(by_content + MEMBER.len() - 1);
-        let member = rest.get(least..reach);
-        let member = member.and_then(|bytes| memmem::find(bytes, MEMBER));
-        member.map_or(by_content, |at| least + at)
+        let within = rest.get(least..reach).unwrap_or_default();
+        let member = memmem::find(within, MEMBER);
+        let first_entry = if rest.starts_with(ENTRY) {
+            None
+        } else {
+            memmem::find(within, ENTRY)
+        };
+        let cut = member.into_iter().chain(first_entry).min();
+        cut.map_or(by_content, |at| least + at)
     }
 
     fn by_content(&self, rest: &[u8]) -> usize {

@@ -23,11 +23,17 @@ fn content(seed: u64, len: usize) -> Vec<u8> {
         let end = len.min(at + 3000);
         match n % 3 {
             0 => bytes[at..end].fill(0),
-            1 => bytes[at..len.min(at + 4)].copy_from_slice(&b"PK\x03\x04"[..4.min(len - at)]),
-            _ => {}
+            1 => put(&mut bytes[at..], b"PK\x03\x04"),
+            _ => put(&mut bytes[at..], b"PK\x01\x02"),
         }
     }
     bytes
+}
+
+/// As much of it as there is room for.
+fn put(into: &mut [u8], what: &[u8]) {
+    let len = into.len().min(what.len());
+    into[..len].copy_from_slice(&what[..len]);
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
@@ -114,4 +120,33 @@ proptest! {
             prop_assert_eq!(manifest.encode(), bytes);
         }
     }
+}
+
+/// An archive whose first member and whose directory are new.
+#[test]
+fn of_an_archive_that_was_saved_again_only_what_is_new_is_missing() {
+    let member = |seed, len: usize| [b"PK\x03\x04".to_vec(), noise(seed, len)].concat();
+    let archive = |seed| {
+        let directory = [b"PK\x01\x02".to_vec(), noise(seed, 60)]
+            .concat()
+            .repeat(40);
+        let members = [member(seed, 30_000), member(2, 100_000), member(3, 50_000)];
+        [members.concat(), directory].concat()
+    };
+    let (old, new) = (archive(7), archive(8));
+    let held = list(Kind::Members, &old, 1000).0;
+    let held = held.chunks().iter().map(|chunk| chunk.id).collect();
+    let manifest = list(Kind::Members, &new, 1000).0;
+    let (file, missing) = rebuild(&manifest, &new, &held);
+    assert!(file == new);
+    let changed = 4 + 30_000 + 40 * 64;
+    assert_eq!(missing, changed);
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&seed.to_le_bytes());
+    hasher.finalize_xof().fill(&mut bytes);
+    bytes
 }
