@@ -134,6 +134,9 @@ pub struct Limits {
     pub ledger_entries_max: usize,
     /// Ledger entries that are paid back at once.
     pub ledger_in_flight_max: usize,
+    /// Bytes that are remembered of where judged files are, so that they can be judged again when rules
+    /// change. 0: files are judged again when they are opened.
+    pub whereabouts_bytes_max: usize,
     /// Removal orders that wait to be carried out.
     pub orders_queue_len_max: usize,
     /// Results of orders kept for orders that come again.
@@ -265,6 +268,7 @@ impl Default for Limits {
             upload_stall_max_s: 30,
             ledger_entries_max: 16_384,
             ledger_in_flight_max: 4,
+            whereabouts_bytes_max: 1 << 20,
             orders_queue_len_max: 256,
             order_results_max: 256,
             quarantine_bytes_max: 4 << 30,
@@ -327,6 +331,12 @@ impl Limits {
             ("upload_threads", self.upload_threads, 1, 64),
             ("ledger_entries_max", self.ledger_entries_max, 1, MANY),
             ("ledger_in_flight_max", self.ledger_in_flight_max, 1, 64),
+            (
+                "whereabouts_bytes_max",
+                self.whereabouts_bytes_max,
+                0,
+                1 << 28,
+            ),
             ("orders_queue_len_max", self.orders_queue_len_max, 1, MANY),
             ("order_results_max", self.order_results_max, 1, MANY),
             ("allowlist_recalls_max", self.allowlist_recalls_max, 1, MANY),

@@ -16,6 +16,7 @@ mod suspects;
 pub(crate) mod tally;
 pub(crate) mod timer;
 pub(crate) mod trace;
+pub(crate) mod whereabouts;
 pub(crate) mod workers;
 
 use std::collections::{BTreeMap, HashMap};
@@ -50,6 +51,7 @@ use standing::Standing;
 use suspects::Suspects;
 use tally::Tally;
 use trace::Trace;
+use whereabouts::Whereabouts;
 use workers::Queues;
 
 /// A file that a ticket names.
@@ -109,6 +111,8 @@ pub(crate) struct Gate {
     delivery: Mutex<Delivery>,
     fetched_files: HashMap<String, PathBuf>,
     pub(crate) books: Books,
+    /// Where files are that may have to be judged again.
+    pub(crate) whereabouts: Whereabouts,
     /// Wakes the keeper.
     pub(crate) bell: Arc<Bell>,
     pub(crate) tally: Tally,
@@ -206,6 +210,7 @@ impl Gate {
                 .map(|name| (name.clone(), config.fetched_allowlist(name)))
                 .collect(),
             books,
+            whereabouts: Whereabouts::new(limits.whereabouts_bytes_max),
             bell,
             tally: Tally::default(),
             gap: Gap::default(),

@@ -45,6 +45,9 @@ const ALLOWLIST_PAUSE_TOLD: Duration = Duration::from_secs(600);
 
 /// What a round of paying back takes at most, and within which time it is to be done.
 const SWEEP: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(60)];
+/// Files that are judged again for an appliance at once, and how long a turn is kept for the next ones.
+const RECHECKED_AT_ONCE: usize = 4;
+const RECHECK_LINGER: Duration = Duration::from_secs(5);
 /// Within which time it is that of the sweep over what was open before the start: long enough to be
 /// put off until the many guests of a host that start at once have started.
 const START_SWEEP_WITHIN: Duration = Duration::from_secs(180);
@@ -56,6 +59,8 @@ pub(crate) struct Turns {
     answers: Receiver<(u64, v1::Turn)>,
     sweep: Work,
     update: Work,
+    /// When files were judged again for an appliance.
+    rechecked_at: Option<Instant>,
 }
 
 impl Turns {
@@ -65,7 +70,14 @@ impl Turns {
             answers,
             sweep: work(v1::TurnKind::Sweep, SWEEP),
             update: work(v1::TurnKind::ContentUpdate, UPDATE),
+            rechecked_at: None,
         }
+    }
+
+    /// How long the turn is kept because there may soon be more to be judged again.
+    fn lingers(&self) -> Option<Duration> {
+        let left = RECHECK_LINGER.checked_sub(self.rechecked_at?.elapsed())?;
+        (!left.is_zero()).then_some(left)
     }
 
     fn take_answers(&mut self) {
@@ -182,6 +194,11 @@ impl Keeper {
                 let turn = self.turns.sweep.until_look(Instant::now());
                 at_most(due.saturating_sub(gate.now()).max(turn));
             }
+            if gate.whereabouts.is_wanted() {
+                at_most(self.turns.sweep.until_look(Instant::now()).max(ROUND));
+            } else if let Some(left) = self.turns.lingers() {
+                at_most(left.max(ROUND));
+            }
             if gate.sweeping.is_under_way() {
                 at_most(self.turns.sweep.until_change(Instant::now()));
             }
@@ -292,16 +309,19 @@ impl Keeper {
         }
     }
 
-    /// Judges what is owed, and lets the sweep go on, when it is their turn.
+    /// Judges what is owed and what an appliance wants to be judged again, and lets the sweep go on,
+    /// when it is their turn.
     fn pay_back(&mut self) {
         let gate = &self.gate;
         let now = gate.now();
         let (is_owed, is_sweeping) = (gate.books.has_work(now), gate.sweeping.is_under_way());
+        let is_wanted = gate.whereabouts.is_wanted();
+        let lingers = self.turns.lingers().is_some();
         let turn = &mut self.turns.sweep;
-        if !is_owed && !is_sweeping {
-            return done(turn, gate);
+        if !is_owed && !is_sweeping && !is_wanted {
+            return if lingers { () } else { done(turn, gate) };
         }
-        turn.set_within(if is_owed {
+        turn.set_within(if is_owed || is_wanted {
             SWEEP[1]
         } else {
             START_SWEEP_WITHIN
@@ -310,6 +330,10 @@ impl Keeper {
         gate.sweeping.allow(may);
         if !may {
             return;
+        }
+        if is_wanted && gate.has_room_for_background() {
+            self.turns.rechecked_at = Some(Instant::now());
+            recheck(gate);
         }
         for path in gate.books.due(now, gate.limits.ledger_in_flight_max) {
             match open_to_judge(&path) {
@@ -441,6 +465,31 @@ pub(crate) fn watch_folders(files: &[std::path::PathBuf]) -> Option<OwnedFd> {
         inotify::add_watch(&changes, file.parent()?, wanted).ok()?;
     }
     Some(changes)
+}
+
+/// Has files judged whose content an appliance wants to be judged again. What is not where it was, or
+/// is in another state, is not that content any more.
+fn recheck(gate: &Gate) {
+    let mut not_held = Vec::new();
+    for digest in gate.whereabouts.take_wanted(RECHECKED_AT_ONCE) {
+        let places = gate.whereabouts.find(&digest);
+        let file = places.into_iter().find_map(|(path, state)| {
+            let content = open_to_judge(&path).ok()??;
+            state.is(&content.key).then_some(content)
+        });
+        let Some(content) = file else {
+            not_held.push(digest.0.to_vec());
+            continue;
+        };
+        let content = content.on_demand(gate.is_context_sensitive());
+        let writer_free = lease::is_unwritten(content.file.as_fd());
+        gate.tally.rechecked.add(1);
+        gate.take_in(None, content, writer_free);
+    }
+    if !not_held.is_empty() {
+        gate.tally.not_held.add(not_held.len() as u64);
+        gate.send_control(0, Body::NotHeld(v1::NotHeld { digests: not_held }));
+    }
 }
 
 /// Opens a file of the ledger without ever opening a device or waiting for a FIFO's other end.

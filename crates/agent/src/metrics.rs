@@ -315,6 +315,20 @@ fn tally_counters(registry: &Registry) -> Vec<Reading<Tally>> {
         ),
         (
             counter(
+                "rechecked",
+                "Files judged again because rules changed, though nobody opened them.",
+            ),
+            |t| t.rechecked.value(),
+        ),
+        (
+            counter(
+                "not_held",
+                "Contents that were to be judged again and of which no file was found.",
+            ),
+            |t| t.not_held.value(),
+        ),
+        (
+            counter(
                 "allowlists_refused",
                 "Files of allowlists that were refused: bad, unsigned, older or unreadable.",
             ),

@@ -4,11 +4,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use agent_core::Input;
+use agent_core::{Input, Ticket};
 use crossbeam_channel::Sender;
 use daemon::log::escape;
 use link::client::Handler;
-use model::{Coverage, Generation, Outcome, Policy, Verdict};
+use model::{Coverage, Digest, Generation, Outcome, Policy, Verdict};
 use proto::v1::{self, envelope::Body};
 
 use crate::gate::Gate;
@@ -79,6 +79,12 @@ impl Session {
             Outcome::Clean => None,
             ref other => Some(other.clone()),
         };
+        let is_changed = |ticket: &Ticket| changed.contains(ticket);
+        let unchanged = contents.iter().filter(|(ticket, _)| !is_changed(ticket));
+        let to_note: Vec<_> = match verdict.outcome {
+            Outcome::Clean => unchanged.map(|(_, content)| content.clone()).collect(),
+            _ => Vec::new(),
+        };
         let proved = match (&verdict.outcome, verdict.digest) {
             (Outcome::Malicious { .. }, digest) => digest,
             _ => None,
@@ -92,6 +98,12 @@ impl Session {
             released: reply.released,
             changed,
         });
+        // Openers were answered; where their files are is of use when rules change.
+        for content in to_note {
+            if let Some((digest, key)) = content.judged() {
+                self.gate.whereabouts.note(&digest, &key, content.path());
+            }
+        }
         match (reply.order, proved) {
             (Some(order), Some(_)) => self.order(order),
             // Nothing is removed for a verdict on content that the appliance never had whole.
@@ -287,6 +299,7 @@ impl Handler for Session {
     fn down(&self, why: &str) {
         self.gate.input(Input::LinkDown);
         self.gate.delivery_lost();
+        self.gate.whereabouts.forget_wanted();
         self.gate.bell.ring();
         let why = escape(why.as_bytes()).to_string();
         tracing::warn!(why, "link is down");
@@ -317,6 +330,12 @@ impl Handler for Session {
                 let digests = recall.digests.iter();
                 let digests = digests.filter_map(|it| it.as_slice().try_into().ok());
                 self.gate.recall(&digests.collect::<Vec<_>>());
+            }
+            Some(Body::Recheck(recheck)) => {
+                let digests = recheck.digests.iter();
+                let digests = digests.filter_map(|it| Digest::from_slice(it));
+                self.gate.whereabouts.want(digests);
+                self.gate.bell.ring();
             }
             Some(Body::AllowlistOffers(offers)) => self.gate.offered(offers),
             Some(Body::AllowlistPart(part)) => self.gate.part(&part),

@@ -10,6 +10,7 @@ use proto::v1;
 use scan_core::{CacheKey, Refusal};
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::asked::Awaited;
 use crate::detections::{Noted, Sighting};
 use crate::removal::{self, Purpose};
 use crate::session::Outbox;
@@ -42,6 +43,8 @@ pub(crate) struct Waiter {
     pub(crate) class: AccessClass,
     /// The guest's path; hostile bytes.
     pub(crate) path: Vec<u8>,
+    /// It was asked to check this.
+    pub(crate) awaited: Option<Awaited>,
 }
 
 /// A guest that has a file and waits no more. A bad verdict still is recorded, and the file
@@ -62,8 +65,11 @@ struct Consequence {
 
 impl Waiter {
     /// Answers. Where nobody waits any more, a removal still reaches the guest's gate.
-    pub(crate) fn answer(self, shared: &Shared, verdict: &Verdict, cached: bool) {
+    pub(crate) fn answer(mut self, shared: &Shared, verdict: &Verdict, cached: bool) {
         shared.sightings.note(self.asker.guest, verdict);
+        if let Some(awaited) = self.awaited.take() {
+            awaited.tell(verdict);
+        }
         let is_open = self.asker.open.lock().remove(&self.request_id).is_some();
         let (asker, request_id, class) = (self.asker.clone(), self.request_id, self.class);
         let holder = self.into_holder();

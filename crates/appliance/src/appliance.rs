@@ -15,6 +15,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
+use crate::asked::Asked;
 use crate::assembly::Spool;
 use crate::chunk_store::ChunkStore;
 use crate::config::{Config, ConfigConflict};
@@ -28,6 +29,7 @@ use crate::identity::Identity;
 use crate::images;
 use crate::listed;
 use crate::metrics::Metrics;
+use crate::recheck::ask_guests;
 use crate::rejudge;
 use crate::released::{ReleaseError, Released};
 use crate::removal::Orders;
@@ -262,12 +264,13 @@ impl Appliance {
 
     /// In the background: nobody waits until it is known what is new.
     fn follow_rules(&self, config: Config) {
-        let following = rejudge::follow_rules(
-            self.shared.clone(),
-            self.source.clone(),
-            config,
-            self.state.rule_manifest(),
-        );
+        let (shared, source) = (self.shared.clone(), self.source.clone());
+        let manifest = self.state.rule_manifest();
+        let following = async move {
+            let recheck = config.recheck.clone();
+            rejudge::follow_rules(shared.clone(), source, config, manifest).await;
+            ask_guests(shared, recheck).await;
+        };
         // One at a time: the one before is given up.
         if let Some(before) = self.following.lock().replace(tokio::spawn(following)) {
             before.abort();
@@ -327,6 +330,7 @@ pub(crate) fn build(
         reported: Reported::new(limits.reported_memory_bytes_max.get()),
         filters: Filters::default(),
         retained: Retained::new(limits.retained_bytes_max.get()),
+        asked: Asked::new(registry),
         delta: RwLock::new(None),
         scans: Scans::new(limits.queue(engines.workers())),
         budget: Mutex::new(Budget::new(limits.budget())),
@@ -335,6 +339,7 @@ pub(crate) fn build(
             Spool::new(state.spool()),
             config.chunk_limits(),
             images,
+            registry,
         )),
         guests: Guests::default(),
         orders: Orders::new(epoch),

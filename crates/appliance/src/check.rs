@@ -194,6 +194,7 @@ impl Session {
             request_id,
             class: ask.class,
             path: ask.context.path.clone(),
+            awaited: self.shared.asked.take(self.guest(), ask.digest),
         };
         Ok((waiter, is_over_limit))
     }
@@ -237,6 +238,10 @@ impl Unknown {
     async fn resolve(mut self, shared: Arc<Shared>) {
         if let Some(verdict) = shared.verdicts.look_up(&self.key).await {
             return self.waiter.answer(&shared, &verdict, true);
+        }
+        if self.waiter.awaited.is_some() {
+            let bytes_per_s = shared.force().recheck.bytes_per_s.get();
+            shared.asked.costs(self.size, bytes_per_s);
         }
         match self.held.take() {
             Some(held) => self.judge_whole(&shared, held),

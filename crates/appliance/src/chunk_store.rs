@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use chunks::{Chunk, Kind, Lister, Manifest};
+use daemon::metrics::{Counters, Registry};
 use image_chunks::ImageChunks;
 use model::GuestId;
 use parking_lot::{Mutex, RwLock};
@@ -46,6 +47,8 @@ pub(crate) struct ChunkStore {
     state: Mutex<State>,
     images: RwLock<Images>,
     cutting: Arc<Semaphore>,
+    /// Chunks that were looked for, by where they were.
+    found: Counters<1>,
 }
 
 /// Chunks of golden images.
@@ -78,7 +81,12 @@ impl Drop for Waiting {
 }
 
 impl ChunkStore {
-    pub(crate) fn new(spool: Spool, limits: ChunkLimits, images: Images) -> Self {
+    pub(crate) fn new(
+        spool: Spool,
+        limits: ChunkLimits,
+        images: Images,
+        registry: &Registry,
+    ) -> Self {
         Self {
             spool,
             images: RwLock::new(images),
@@ -88,6 +96,11 @@ impl ChunkStore {
                 bytes: 0,
             }),
             cutting: Arc::new(Semaphore::new(CUTTING_MAX)),
+            found: registry.counters(
+                "lazaret_chunks_found",
+                "Chunks that guests listed: guest (sent before), image (in a file of chunks.images), nowhere; damaged (in either, under a name that its bytes have not).",
+                ["where"],
+            ),
         }
     }
 
@@ -119,13 +132,23 @@ impl ChunkStore {
 
     /// The bytes of a chunk of a guest's file. May block on the disk.
     pub(crate) fn take(&self, guest: GuestId, kind: Kind, chunk: &Chunk) -> Option<Vec<u8>> {
-        let is_it = |bytes: &Vec<u8>| kind.name(chunk.offset, bytes) == chunk.id;
-        let sent = self.take_sent(guest, chunk).filter(is_it);
-        sent.or_else(|| {
-            let images = self.images.read().clone();
-            let of = |image: &ImageChunks| image.read(chunk.id, chunk.len).filter(is_it);
-            images.iter().find_map(of)
-        })
+        let count = |place| self.found.with([place]).inc();
+        let is_it = |bytes: &Vec<u8>| {
+            let is_it = kind.name(chunk.offset, bytes) == chunk.id;
+            if !is_it {
+                count("damaged");
+            }
+            is_it
+        };
+        if let Some(sent) = self.take_sent(guest, chunk).filter(is_it) {
+            count("guest");
+            return Some(sent);
+        }
+        let images = self.images.read().clone();
+        let of = |image: &ImageChunks| image.read(chunk.id, chunk.len).filter(is_it);
+        let found = images.iter().find_map(of);
+        count(if found.is_some() { "image" } else { "nowhere" });
+        found
     }
 
     fn take_sent(&self, guest: GuestId, chunk: &Chunk) -> Option<Vec<u8>> {
@@ -312,6 +335,7 @@ mod tests {
             Spool::new(dir.path().to_owned()),
             limits,
             Images::default(),
+            &Registry::new(),
         ));
         Rig { store, _dir: dir }
     }

@@ -4,7 +4,7 @@ use model::{Generation, Policy};
 use proto::v1;
 use scan_core::{CacheKey, Context, ContextClass, EngineFacts, Settings, generation_in_force};
 
-use crate::config::{Config, Limits, PolicyConfig, RemovalConfig};
+use crate::config::{Config, Limits, PolicyConfig, RecheckConfig, RemovalConfig};
 
 /// One consistent view; a session takes it once for each check.
 #[derive(Debug, Clone)]
@@ -15,6 +15,7 @@ pub(crate) struct Force {
     pub(crate) settings: Settings,
     pub(crate) removal: RemovalConfig,
     pub(crate) limits: Limits,
+    pub(crate) recheck: RecheckConfig,
     policy_config: PolicyConfig,
 }
 
@@ -28,6 +29,7 @@ impl Force {
             settings,
             removal: config.removal.clone(),
             limits: config.limits.clone(),
+            recheck: config.recheck.clone(),
             policy_config: config.policy.clone(),
         }
         .with_engines(engines)

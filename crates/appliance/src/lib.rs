@@ -8,6 +8,7 @@
 mod admin;
 mod answer;
 mod appliance;
+mod asked;
 mod assembly;
 mod check;
 mod chunk_store;
@@ -24,6 +25,7 @@ mod images;
 mod listed;
 mod metrics;
 mod rebuild;
+mod recheck;
 mod rejudge;
 mod released;
 mod removal;

@@ -12,6 +12,7 @@ use verdict_store::JudgedBy;
 use crate::assembly::Proved;
 use crate::config::Config;
 use crate::engines::{EngineSet, EngineSource, SharedEngine};
+use crate::recheck::tell_holders;
 use crate::rule_delta::{Decision, Manifest, RuleDelta};
 use crate::scans::{Judged, ScanJob, scan};
 use crate::shared::Shared;
@@ -212,8 +213,8 @@ async fn judge_what_is_here(shared: &Shared) {
     );
 }
 
-/// Guests ask again for what they open, and get the verdict then; until then an operator is told
-/// who was seen with it.
+/// Guests that were seen with it are asked to check it again; those that are not here get the verdict
+/// when they open it, and an operator can see who they are.
 async fn became_malicious(shared: &Shared, key: &CacheKey, detection: &str) {
     if !shared.force().policy.context_sensitive {
         shared.recall([key.digest]);
@@ -222,4 +223,5 @@ async fn became_malicious(shared: &Shared, key: &CacheKey, detection: &str) {
     let holders = holders.map_or(0, |page| page.guests.len());
     tracing::warn!(digest = %key.digest, detection, holders,
         "content that was clean is malicious by the new rules; `lazaret holders` says who has it");
+    tell_holders(shared, key.digest, None).await;
 }

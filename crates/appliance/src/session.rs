@@ -143,6 +143,7 @@ impl Session {
             Some(Body::Nearness(nearness)) => self.nearness(nearness),
             Some(Body::AskTurn(ask)) => self.ask_turn(request_id, ask),
             Some(Body::TurnOver(over)) => self.turn_over(over.turn_id),
+            Some(Body::NotHeld(not_held)) => self.not_held(&not_held),
             Some(Body::Hello(_) | Body::Ping(_) | Body::Pong(_) | Body::Goodbye(_)) | None => {
                 self.shared.metrics.guests.frames_ignored.inc();
             }
@@ -162,6 +163,7 @@ impl Session {
                 | Body::Order(_)
                 | Body::Renewed(_)
                 | Body::Placement(_)
+                | Body::Recheck(_)
                 | Body::Turn(_),
             ) => return Err(Breach::NotYours),
         }
@@ -348,6 +350,7 @@ impl Drop for Session {
         let is_last = self.shared.guests.leave(self.guest(), self.id);
         if self.role == "gate" && self.shared.guests.gate(self.guest()).is_none() {
             self.tell_fleet(Said::GuestDown(self.guest().0.to_vec()));
+            self.shared.asked.gone(self.guest());
         }
         if is_last {
             let guest = self.guest().to_string();

@@ -11,6 +11,7 @@ use scan_core::{Budget, Grant, Place, Refusal};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use crate::asked::Asked;
 use crate::assembly::Spool;
 use crate::chunk_store::ChunkStore;
 use crate::detections::Detections;
@@ -41,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) reported: Reported,
     pub(crate) filters: Filters,
     pub(crate) retained: Retained,
+    pub(crate) asked: Asked,
     /// How verdicts of the rules before are brought to those in force. `None`: not at all.
     pub(crate) delta: RwLock<Option<Arc<RuleDelta>>>,
     pub(crate) scans: Scans,

@@ -141,6 +141,18 @@ impl SightingLog {
         within(HOLDERS_TIMEOUT, self.store.holders(digest, after, limit)).await
     }
 
+    /// Sightings in their order, those after `after`; none: there are no more. Those still on their
+    /// way included.
+    pub(crate) async fn page(
+        &self,
+        after: (Digest, GuestId),
+        limit: usize,
+    ) -> Result<Vec<Sighting>, StoreError> {
+        self.flush().await;
+        let page = within(HOLDERS_TIMEOUT, self.store.page(after, limit)).await;
+        page.inspect_err(|error| self.log(error))
+    }
+
     pub(crate) async fn trim(&self) {
         if let Err(error) = self.store.trim().await {
             self.log(&error);
@@ -202,6 +214,9 @@ mod tests {
         }
         fn holders(&self, _: Digest, _: Option<GuestId>, _: usize) -> StoreFuture<'_, Holders> {
             Box::pin(std::future::ready(Ok(Holders::default())))
+        }
+        fn page(&self, _: (Digest, GuestId), _: usize) -> StoreFuture<'_, Vec<Sighting>> {
+            Box::pin(std::future::ready(Ok(Vec::new())))
         }
     }
 

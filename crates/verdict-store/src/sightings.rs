@@ -98,6 +98,13 @@ pub trait Sightings: Send + Sync + std::fmt::Debug {
         limit: usize,
     ) -> StoreFuture<'_, Holders>;
 
+    /// Sightings in order of digest and guest, those after `after`: with which all can be gone
+    /// through. At most `limit` or [`HOLDERS_MAX`]; none: there are no more.
+    ///
+    /// # Errors
+    /// [`StoreError`](crate::StoreError).
+    fn page(&self, after: (Digest, GuestId), limit: usize) -> StoreFuture<'_, Vec<Sighting>>;
+
     /// Brings the store back within its bounds, where it does not do so by itself: what was not
     /// seen again for longest goes.
     ///

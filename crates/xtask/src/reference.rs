@@ -48,6 +48,7 @@ fn every_key_of_lazaret_toml_is_named() {
         "fleet",
         "limits",
         "policy",
+        "recheck",
         "sightings",
         "verdict_store",
     ]

@@ -134,6 +134,20 @@ impl Content {
         }
     }
 
+    /// Says that somebody wants to know, without waiting for it.
+    pub(crate) fn on_demand(self, is_context_sensitive: bool) -> Self {
+        let context_hash = if is_context_sensitive {
+            self.hash_context()
+        } else {
+            ContextHash::NONE
+        };
+        Self {
+            class: AccessClass::OnDemand,
+            context_hash,
+            ..self
+        }
+    }
+
     /// Says that it is in use already.
     pub(crate) fn before_us(self) -> Self {
         Self {
@@ -176,6 +190,12 @@ impl Content {
     /// How many bytes were hashed last: a file that grows is sent no further.
     pub(crate) fn hashed_size(&self) -> u64 {
         self.hashed_size.load(Ordering::Relaxed)
+    }
+
+    /// What was hashed, and the identity that it belongs to; `None` where that is not certain.
+    pub(crate) fn judged(&self) -> Option<(Digest, FileKey)> {
+        let identity = (*lock(&self.hashed))?;
+        Some(((*lock(&self.hashed_digest))?, key_of(&identity)))
     }
 
     /// Lists what was hashed by its chunks. `None`: it is to be sent instead.

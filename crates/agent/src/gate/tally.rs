@@ -76,6 +76,10 @@ pub(crate) struct Tally {
     pub(crate) execs_lost: Count,
     /// Files that were open before the start, and judged after it.
     pub(crate) swept: Count,
+    /// Files judged again because rules changed, though nobody opened them; and contents of which no
+    /// file was found.
+    pub(crate) rechecked: Count,
+    pub(crate) not_held: Count,
     /// Files of allowlists that could not be taken.
     pub(crate) allowlists_refused: Count,
     /// Lists of appliances that were stale or no lists.

@@ -7,6 +7,7 @@ mod gate;
 mod looks;
 mod puppet;
 mod races;
+mod recheck;
 mod reports;
 mod rig;
 mod standing;

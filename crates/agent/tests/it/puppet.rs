@@ -35,6 +35,8 @@ pub(crate) struct Book {
     pub(crate) results: Vec<v1::OrderResult>,
     pub(crate) reports: Vec<v1::LedgerReport>,
     pub(crate) fast_paths: Vec<v1::FastPaths>,
+    /// Digests of contents that the agent says it has not.
+    pub(crate) not_held: Vec<Vec<u8>>,
     pub(crate) renewals: usize,
     /// Turns asked for, and given back.
     pub(crate) turns: Vec<v1::AskTurn>,
@@ -311,6 +313,7 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
                 let part = shared.part(&fetch);
                 let _ = sender.send(Priority::OnDemand, enclose(0, Body::AllowlistPart(part)));
             }
+            Some(Body::NotHeld(said)) => shared.write(|book| book.not_held.extend(said.digests)),
             Some(Body::Alert(alert)) => shared.write(|book| book.alerts.push(alert)),
             Some(Body::OrderResult(result)) => shared.write(|book| book.results.push(result)),
             Some(Body::FastPaths(found)) => shared.write(|book| book.fast_paths.push(found)),

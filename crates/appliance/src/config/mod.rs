@@ -5,6 +5,7 @@ mod engines;
 mod fleet;
 mod limits;
 mod policy;
+mod recheck;
 mod sightings;
 mod value;
 mod verdict_store;
@@ -23,9 +24,13 @@ pub use engines::{ClamdConfig, EngineLimits, EnginesConfig, UnpackConfig, YaraCo
 pub use fleet::{AreaConfig, ControllerConfig, FleetConfig, RuleConfig, StormConfig};
 pub use limits::Limits;
 pub use policy::{PolicyConfig, RemovalAction, RemovalConfig};
+pub use recheck::RecheckConfig;
 pub use sightings::SightingsConfig;
 pub use value::Ranged;
 pub use verdict_store::VerdictStoreConfig;
+
+/// Files of chunks of images at once. Each chunk that no guest has sent is looked for in all of them.
+const IMAGES_MAX: usize = 64;
 
 /// Everything that `lazaret up` reads. Every key has a default.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -51,6 +56,8 @@ pub struct Config {
     pub verdict_store: VerdictStoreConfig,
     /// Which guests were seen with which content.
     pub sightings: SightingsConfig,
+    /// Content that guests hold, judged again when rules change.
+    pub recheck: RecheckConfig,
     /// How content that is like something known is asked for.
     pub chunks: ChunksConfig,
     /// Engines. Unset: yara with the rules found beside the program or in `/etc/lazaret/rules`.
@@ -191,6 +198,10 @@ impl Config {
         if !self.chunks.images.is_empty() && !self.chunk_limits().keeps(u64::MAX) {
             let problem = "of no use while chunks.size_min_bytes, limits.chunk_bytes_max or limits.guest_chunk_bytes_max is 0";
             return conflict("chunks.images", problem.to_owned());
+        }
+        if self.chunks.images.len() > IMAGES_MAX {
+            let problem = format!("{} files; at most {IMAGES_MAX}", self.chunks.images.len());
+            return conflict("chunks.images", problem);
         }
         if self.verdict_store.url.is_some() && self.verdict_store.key_file.is_none() {
             let problem = "needed beside url: without a key anybody who can write to the store could make verdicts";

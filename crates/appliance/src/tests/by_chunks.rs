@@ -202,6 +202,16 @@ async fn what_the_image_had_is_sent_by_nobody() {
     let mut third = rig.guest(model::GuestId([77; 16]));
     third.check(1, claim(&next_version(&old, b"third")));
     assert!(!third.needed(1).await.manifest);
+    assert!(found(&rig, "image") > 30 && found(&rig, "nowhere") > 3);
+    assert_eq!(found(&rig, "damaged"), 0);
+}
+
+/// Chunks that were looked for, by where they were.
+fn found(rig: &Rig, place: &str) -> u64 {
+    let name = format!("lazaret_chunks_found_total{{where=\"{place}\"}} ");
+    let text = rig.registry.render();
+    let value = text.lines().find_map(|line| line.strip_prefix(&name));
+    value.map_or(0, |value| value.parse().unwrap())
 }
 
 /// Chunks are what their names say, or are asked for.
@@ -217,6 +227,7 @@ async fn a_damaged_image_costs_bytes_and_no_verdict() {
     let (reply, sent) = rig.guest(A).by_chunks(1, &[&old, EVIL].concat()).await;
     malicious(&reply, false);
     assert!((4096..200_000).contains(&sent), "{sent}");
+    assert!(found(&rig, "damaged") > 0);
 }
 
 #[test]
@@ -240,6 +251,16 @@ fn images_without_a_store_are_refused() {
     let config: crate::Config = daemon::config::parse(text, "test.toml").unwrap();
     let error = config.validate().unwrap_err();
     assert_eq!(error.key, "chunks.images");
+}
+
+#[test]
+fn there_are_so_many_images_at_most() {
+    for (files, is_good) in [(64, true), (65, false)] {
+        let images = vec!["x"; files];
+        let text = format!("[chunks]\nimages = {images:?}\n");
+        let config: crate::Config = daemon::config::parse(&text, "test.toml").unwrap();
+        assert_eq!(config.validate().is_ok(), is_good, "{files}");
+    }
 }
 
 #[tokio::test]

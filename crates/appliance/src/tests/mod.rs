@@ -6,6 +6,7 @@ mod checks;
 mod coalescing;
 mod force;
 mod limits;
+mod recheck;
 mod reports;
 mod rig;
 mod rules;

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::engines::{DeltaFuture, EngineSource, LoadFuture, ManifestFuture, SharedEngine};
 use crate::rejudge::follow_rules;
 use crate::rule_delta::Manifest;
-use model::Generation;
+use model::{Generation, GuestId};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -39,14 +39,14 @@ fn manifest(generation: Generation, rules: &str) -> String {
 
 /// An appliance whose rules were EVIL, and are what `new` says. All rules together still find
 /// EVIL, the new ones alone "fresh".
-struct Changed {
-    rig: Rig,
-    delta: Arc<Double>,
-    all: Arc<Double>,
+pub(super) struct Changed {
+    pub(super) rig: Rig,
+    pub(super) delta: Arc<Double>,
+    pub(super) all: Arc<Double>,
 }
 
 impl Changed {
-    async fn new(rig: Rig, then: &str, now: &str) -> Self {
+    pub(super) async fn new(rig: Rig, then: &str, now: &str) -> Self {
         let path = rig.dir.path().join("rules.manifest");
         std::fs::write(&path, manifest(Generation([1; 16]), then)).unwrap();
         let delta = Arc::new(Double {
@@ -72,12 +72,16 @@ impl Changed {
 }
 
 /// Without anything kept, so that only what is asked is judged.
-fn forgetful() -> Rig {
+pub(super) fn forgetful() -> Rig {
     Rig::limited("[limits]\nretained_bytes_max = 0\n")
 }
 
 async fn judged(rig: &Rig, contents: &[&[u8]]) {
-    let mut guest = rig.guest(A);
+    judged_by(rig, A, contents).await;
+}
+
+pub(super) async fn judged_by(rig: &Rig, guest: GuestId, contents: &[&[u8]]) {
+    let mut guest = rig.guest(guest);
     for (n, content) in (0..).zip(contents) {
         guest.check(2 * n + 1, check(content));
         guest.reply(2 * n + 1).await;

@@ -128,6 +128,18 @@ impl Verdicts {
         Some(entry.verdict().clone())
     }
 
+    /// What is known, without making room in memory for it: for whoever goes through many.
+    pub(crate) async fn peek(&self, key: &CacheKey) -> Option<Verdict> {
+        if let Some(known) = self.memory.find(key) {
+            return Some(known);
+        }
+        let entry = match self.own.get(key).await {
+            Some(entry) => entry,
+            None => self.shared.as_ref()?.get(key).await?,
+        };
+        Some(entry.verdict().clone())
+    }
+
     /// Keeps a verdict in memory; cheap, so that it can be done before anybody is answered.
     pub(crate) fn keep_in_memory(&self, key: &CacheKey, verdict: &Verdict) {
         self.memory.keep(key, verdict);

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use e2e::server_metric;
+use e2e::{Setup, System, open, server_metric};
 use testbed::{Agent, AgentOptions, Server, ServerOptions, wait_until};
 
 const FILES: usize = 30;
@@ -83,5 +83,55 @@ fn only_new_rules_run_over_what_is_known() -> Result<()> {
         "{}",
         scans(&server, "yara")
     );
+    Ok(())
+}
+
+/// With and without content that the appliance keeps, a file that was clean and that nobody opens
+/// again is found and removed.
+#[test]
+fn what_nobody_opens_is_judged_by_new_rules_and_removed() -> Result<()> {
+    for kept in ["0", "268435456"] {
+        let scratch = e2e::scratch("rules")?;
+        let rules = scratch.path().join("rules");
+        std::fs::create_dir(&rules)?;
+        let old = r#"rule Old { strings: $a = "an old secret" condition: $a }"#;
+        std::fs::write(rules.join("old.yar"), old)?;
+        let system = System::start(Setup {
+            server: ServerOptions {
+                rules: vec![rules.clone()],
+                extra: format!(
+                    "[removal]\non_malicious = \"quarantine\"\n[limits]\nretained_bytes_max = {kept}\n"
+                ),
+                ..ServerOptions::default()
+            },
+            ..Setup::default()
+        })?;
+        let bad = system.write("bad", b"a new secret, asleep\n")?;
+        let good = system.write("good", b"nothing of that kind\n")?;
+        ensure!(open(&bad)?.allowed && open(&good)?.allowed);
+        let manifest = system.scratch.path().join("server/state/rules.manifest");
+        ensure!(wait_until(Duration::from_secs(60), || manifest.exists()));
+
+        let new = r#"rule New { strings: $a = "a new secret" condition: $a }"#;
+        std::fs::write(rules.join("new.yar"), new)?;
+        system.server.cli(&["reload"])?;
+        ensure!(
+            wait_until(Duration::from_secs(60), || !bad.exists()),
+            "kept {kept}: it is still there"
+        );
+        let found = serde_json::to_string(&system.detections()?)?;
+        ensure!(found.contains("New") && found.contains("/bad"), "{found}");
+        let listed = system.server.cli(&["quarantine", "list", "--json"])?;
+        ensure!(listed.contains("/bad"), "{listed}");
+        ensure!(good.exists() && open(&good)?.allowed);
+        if kept == "0" {
+            let asked = |result: &str| {
+                let filter = format!("result=\"{result}\"");
+                system.server_metric("lazaret_rechecks_total", &filter)
+            };
+            ensure!(asked("malicious")? == 1.0);
+            ensure!(system.agent_metric("lazaret_agent_rechecked_total", "")? >= 2.0);
+        }
+    }
     Ok(())
 }

@@ -160,6 +160,7 @@ impl Shared {
                 | Body::Order(_)
                 | Body::Renewed(_)
                 | Body::Placement(_)
+                | Body::Recheck(_)
                 | Body::Turn(_),
             ) if is_for_somebody => {
                 if !guarded("frame", || handler.frame(envelope)) {

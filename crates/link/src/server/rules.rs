@@ -112,6 +112,7 @@ impl AgentRules {
             | Body::FetchAllowlist(_)
             | Body::FetchFilter(_)
             | Body::Nearness(_)
+            | Body::NotHeld(_)
             | Body::TurnOver(_) => Ok(Pass::Deliver),
             Body::AskTurn(_) => self.opens(id).map(|()| Pass::Deliver),
             Body::Hello(_) => Err(Violation("a second Hello")),

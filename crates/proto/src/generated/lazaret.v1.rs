@@ -411,7 +411,7 @@ pub struct Envelope {
     /// What it carries. Absent or unknown: the receiver ignores the frame and counts it.
     #[prost(
         oneof = "envelope::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35, 45, 50, 51, 52, 53, 54"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35, 45, 50, 51, 52, 53, 54, 70, 71"
     )]
     pub body: ::core::option::Option<envelope::Body>,
 }
@@ -492,6 +492,10 @@ pub mod envelope {
         Turn(super::Turn),
         #[prost(message, tag = "54")]
         TurnOver(super::TurnOver),
+        #[prost(message, tag = "70")]
+        Recheck(super::Recheck),
+        #[prost(message, tag = "71")]
+        NotHeld(super::NotHeld),
     }
 }
 /// First frame of an agent.
@@ -1069,6 +1073,22 @@ pub struct TurnOver {
     /// Which. Never 0.
     #[prost(uint64, tag = "1")]
     pub turn_id: u64,
+}
+/// Contents that the guest was seen with and that are to be judged again, when it is the guest's turn:
+/// nobody waits. The agent asks about each with a Check as for any file of its own, or says NotHeld.
+/// Only to gates.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Recheck {
+    /// BLAKE3 of contents, 32 bytes each; at most 64. One of another length is ignored.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub digests: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+/// The agent knows of no file that has these contents (any more).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NotHeld {
+    /// As in Recheck; at most 64.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub digests: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// What a session is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -253,6 +253,16 @@ fn renewed() -> v1::Renewed {
     }
 }
 
+fn recheck() -> v1::Recheck {
+    let digests = vec![vec![0x22; 32], vec![0x33; 32]];
+    v1::Recheck { digests }
+}
+
+fn not_held() -> v1::NotHeld {
+    let digests = vec![vec![0x22; 32]];
+    v1::NotHeld { digests }
+}
+
 fn bodies() -> Vec<(&'static str, Body)> {
     let generation = vec![0x11; 16];
     let reason = String::from("maintenance");
@@ -291,6 +301,8 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("AllowlistOffers", Body::AllowlistOffers(offers())),
         ("FetchAllowlist", Body::FetchAllowlist(fetch())),
         ("AllowlistPart", Body::AllowlistPart(part())),
+        ("Recheck", Body::Recheck(recheck())),
+        ("NotHeld", Body::NotHeld(not_held())),
     ]
 }
 
@@ -352,6 +364,8 @@ fn alone(golden: &mut Golden) {
     golden.add("AllowlistOffers", &offers());
     golden.add("FetchAllowlist", &fetch());
     golden.add("AllowlistPart", &part());
+    golden.add("Recheck", &recheck());
+    golden.add("NotHeld", &not_held());
     golden.add("Ping", &v1::Ping { nonce: u64::MAX });
     golden.add("Pong", &v1::Pong { nonce: u64::MAX });
     golden.add("Goodbye", &v1::Goodbye { reason });

@@ -80,10 +80,29 @@ impl Sightings for EmbeddedSightings {
             inner.holders(&digest, after, limit)
         })
     }
+
+    fn page(&self, after: (Digest, GuestId), limit: usize) -> StoreFuture<'_, Vec<Sighting>> {
+        let limit = limit.min(HOLDERS_MAX);
+        blocking(&self.inner, "list sightings", move |inner| {
+            let merged = inner.first_after(&key_of(&after.0, &after.1), limit)?;
+            let sightings = merged.into_iter().filter_map(|(key, seen)| {
+                let (digest, guest) = key.split_at(DIGEST_BYTES);
+                Some(Sighting {
+                    digest: Digest::from_slice(digest)?,
+                    guest: GuestId::from_slice(guest)?,
+                    seen,
+                })
+            });
+            Ok(sightings.take(limit).collect())
+        })
+    }
 }
 
+/// One page of [`Sightings::page`] at most, by key.
+type Merged = BTreeMap<[u8; KEY_BYTES], Seen>;
+
 impl Inner {
-    fn record(&self, mut merged: BTreeMap<[u8; KEY_BYTES], Seen>) -> Result<(), fjall::Error> {
+    fn record(&self, mut merged: Merged) -> Result<(), fjall::Error> {
         let _recording = self.recording.lock();
         for (key, seen) in &mut merged {
             let known = self.segments.newest(ALL, key)?;
@@ -96,6 +115,31 @@ impl Inner {
             (key.to_vec(), times.concat())
         });
         self.segments.insert(ALL, items.collect())
+    }
+
+    /// The first `limit` of each segment: among them are the first `limit` of all.
+    fn first_after(&self, after: &[u8; KEY_BYTES], limit: usize) -> Result<Merged, fjall::Error> {
+        let mut merged = Merged::new();
+        for segment in self.segments.of(ALL) {
+            let items = segment.range(*after..).map(fjall::Guard::into_inner);
+            let mut found = 0;
+            for item in items {
+                let (key, value) = item?;
+                let key: Option<[u8; KEY_BYTES]> = (*key).try_into().ok();
+                let (Some(key), Some(seen)) = (key, seen_of(&value)) else {
+                    continue;
+                };
+                if key == *after {
+                    continue;
+                }
+                add(&mut merged, key, seen);
+                found += 1;
+                if found >= limit {
+                    break;
+                }
+            }
+        }
+        Ok(merged)
     }
 
     /// The first `limit` + 1 of each segment are enough to know the first `limit` of all.
@@ -132,8 +176,8 @@ impl Inner {
     }
 }
 
-fn merged(sightings: &[Sighting]) -> BTreeMap<[u8; KEY_BYTES], Seen> {
-    let mut merged = BTreeMap::new();
+fn merged(sightings: &[Sighting]) -> Merged {
+    let mut merged = Merged::new();
     for sighting in sightings {
         add(
             &mut merged,

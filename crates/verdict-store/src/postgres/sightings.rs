@@ -73,17 +73,36 @@ impl Sightings for Postgres {
             .fetch_all(self.ready().await?)
             .await
             .map_err(failed("list holders"))?;
-            let seconds = |s: i64| u32::try_from(s.max(0)).unwrap_or(u32::MAX);
             let holders = rows.into_iter().filter_map(|(guest, first, last)| {
                 Some(Holder {
                     guest: GuestId::from_slice(&guest)?,
-                    seen: Seen {
-                        first_s: seconds(first),
-                        last_s: seconds(last),
-                    },
+                    seen: seen(first, last),
                 })
             });
             Ok(Holders::page(holders.collect(), limit))
+        })
+    }
+
+    fn page(&self, after: (Digest, GuestId), limit: usize) -> StoreFuture<'_, Vec<Sighting>> {
+        Box::pin(async move {
+            let rows: Vec<(Vec<u8>, Vec<u8>, i64, i64)> = sqlx::query_as(
+                "SELECT digest, guest, first_s, last_s FROM lazaret_sightings
+                 WHERE (digest, guest) > ($1, $2) ORDER BY digest, guest LIMIT $3",
+            )
+            .bind(after.0.0.to_vec())
+            .bind(after.1.0.to_vec())
+            .bind(limit.min(HOLDERS_MAX) as i64)
+            .fetch_all(self.ready().await?)
+            .await
+            .map_err(failed("list sightings"))?;
+            let sightings = rows.into_iter().filter_map(|(digest, guest, first, last)| {
+                Some(Sighting {
+                    digest: Digest::from_slice(&digest)?,
+                    guest: GuestId::from_slice(&guest)?,
+                    seen: seen(first, last),
+                })
+            });
+            Ok(sightings.collect())
         })
     }
 
@@ -94,6 +113,14 @@ impl Sightings for Postgres {
                 Box::pin(trim_sightings(connection, rows_max, keep_s))
             }),
         )
+    }
+}
+
+fn seen(first: i64, last: i64) -> Seen {
+    let seconds = |s: i64| u32::try_from(s.max(0)).unwrap_or(u32::MAX);
+    Seen {
+        first_s: seconds(first),
+        last_s: seconds(last),
     }
 }
 

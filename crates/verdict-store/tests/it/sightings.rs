@@ -84,6 +84,8 @@ async fn conforms(store: &dyn Sightings) {
     }
     assert_eq!(paged, expected);
 
+    all_in_order(store, &expected).await;
+
     let many: Vec<_> = (0..BATCH_MAX as u32)
         .map(|n| sighting(9, n.into(), n))
         .collect();
@@ -95,6 +97,28 @@ async fn conforms(store: &dyn Sightings) {
         store.record(&too_many).await,
         Err(StoreError::TooMany(BATCH_MAX + 1))
     );
+}
+
+/// All sightings are gone through, page by page: those of content 1, and one of content 2.
+async fn all_in_order(store: &dyn Sightings, of_first: &[Holder]) {
+    let mut after = (Digest([0; 32]), guest(0));
+    let mut all = Vec::new();
+    loop {
+        let page = store.page(after, 2).await.unwrap();
+        let Some(last) = page.last() else {
+            break;
+        };
+        after = (last.digest, last.guest);
+        all.extend(page);
+    }
+    let of_first = of_first.iter().map(|it| Sighting {
+        digest: content(1),
+        guest: it.guest,
+        seen: it.seen,
+    });
+    let mut expected: Vec<_> = of_first.chain([sighting(2, 7, 5)]).collect();
+    expected.sort_by_key(|it| (it.digest.0, it.guest.0));
+    assert_eq!(all, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
