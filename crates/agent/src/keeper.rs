@@ -319,7 +319,10 @@ impl Keeper {
         let lingers = self.turns.lingers().is_some();
         let turn = &mut self.turns.sweep;
         if !is_owed && !is_sweeping && !is_wanted {
-            return if lingers { () } else { done(turn, gate) };
+            if !lingers {
+                done(turn, gate);
+            }
+            return;
         }
         turn.set_within(if is_owed || is_wanted {
             SWEEP[1]

@@ -50,10 +50,13 @@ impl End {
     }
 }
 
+/// Who was asked for which content; without a sender once a check of it came.
+type Open = HashMap<(GuestId, Digest), Option<oneshot::Sender<End>>>;
+
 /// What guests were asked for.
 #[derive(Debug)]
 pub(crate) struct Asked {
-    open: Mutex<HashMap<(GuestId, Digest), Option<oneshot::Sender<End>>>>,
+    open: Mutex<Open>,
     /// One of them ended.
     ended: Notify,
     /// When the bytes that came so far will have been paid for.
