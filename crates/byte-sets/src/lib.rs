@@ -1,10 +1,20 @@
-//! Where three bytes in a row are of certain sets, for eight triples of sets at once.
+//! Where bytes may be that somebody looks for: three bytes in a row of certain sets, for eight
+//! triples of sets at once ([`ByteSets`]), and grams of a table of many ([`Grams`]).
 //!
-//! The idea is Teddy's (Geoffrey Langdale, Hyperscan), with tables of whole bytes, which AVX-512
+//! The idea of the sets is Teddy's (Geoffrey Langdale, Hyperscan), with tables of whole bytes, which AVX-512
 //! VBMI looks up 64 at a time. Where a processor has it not, [`ByteSets::new`] says so: looking up
 //! hashes of grams one by one is then as fast as this would be.
 
+mod grams;
 mod vector;
+
+pub use grams::{FOLD, GRAM_MAX, Grams, PLACES_MAX, SPAN, STRIDE, Width};
+
+/// Says that an element of a slice will be read soon, so that it is fetched from memory while other
+/// things are done.
+pub fn fetch<T>(all: &[T], index: usize) {
+    vector::fetch(all, index);
+}
 
 /// Bytes in a row.
 pub const WIDTH: usize = 3;

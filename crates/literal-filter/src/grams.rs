@@ -2,10 +2,10 @@
 
 use std::sync::LazyLock;
 
-/// Bytes of a gram.
-pub(crate) const WIDTH: usize = 4;
-/// Set in each byte of a gram before it is compared: letters of either case become equal.
-pub(crate) const FOLD: u32 = 0x2020_2020;
+use byte_sets::{FOLD, STRIDE, Width};
+
+/// Bytes of the shortest gram.
+const SHORTEST: usize = Width::Four.bytes();
 
 /// Rarity of each pair of folded bytes, in quarters of a bit: minus four times the binary
 /// logarithm of its share of all pairs. Folded bytes are numbered as [`number`] does. Measured by
@@ -13,15 +13,15 @@ pub(crate) const FOLD: u32 = 0x2020_2020;
 /// Windows, texts and the rest weighing the same.
 static PAIRS: &[u8; 1 << 14] = include_bytes!("pairs.bin");
 
-/// Up to 4 bytes of `data` from `at` on, little-endian, with zeros behind the end.
-pub(crate) fn gram_at(data: &[u8], at: usize) -> u32 {
+/// Eight bytes of `data` from `at` on, the first being the lowest, with zeros behind the end.
+pub(crate) fn bytes_at(data: &[u8], at: usize) -> u64 {
     let rest = data.get(at..).unwrap_or(&[]);
-    match rest.first_chunk::<WIDTH>() {
-        Some(bytes) => u32::from_le_bytes(*bytes),
+    match rest.first_chunk() {
+        Some(bytes) => u64::from_le_bytes(*bytes),
         None => rest
             .iter()
             .rev()
-            .fold(0, |gram, byte| gram << 8 | u32::from(*byte)),
+            .fold(0, |gram, byte| gram << 8 | u64::from(*byte)),
     }
 }
 
@@ -60,16 +60,38 @@ pub(crate) fn rarity(gram: &[u8]) -> i32 {
     }
 }
 
-/// Where a gram stands in a literal, relative to its first byte; some of its bytes may lie before
-/// or behind the literal.
+/// Where a gram stands in a literal, relative to its first byte; some of the bytes of a short gram
+/// may lie before or behind the literal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place(pub(crate) i32);
+pub(crate) struct Place {
+    pub(crate) at: i32,
+    pub(crate) width: Width,
+}
 
 impl Place {
+    /// All that can stand for a literal whose first byte is `residue` bytes before a look, modulo
+    /// the stride. A short literal has to do with a gram that lies across one of its ends.
+    pub(crate) fn of(literal: &[u8], residue: usize) -> impl Iterator<Item = Self> {
+        let inside = Width::ALL.into_iter().flat_map(move |width| {
+            let last = (literal.len() + 1).saturating_sub(width.bytes());
+            let at = (residue..last).step_by(STRIDE).map(|at| at as i32);
+            at.map(move |at| Self { at, width })
+        });
+        let is_short = residue + SHORTEST > literal.len();
+        let [behind, before] = [residue as i32, residue as i32 - STRIDE as i32];
+        let across = [before, behind].map(|at| Self {
+            at,
+            width: Width::Four,
+        });
+        let most = across.into_iter().filter(move |_| is_short);
+        let most = most.max_by_key(|place| (place.known(literal).len(), place.rarity(literal)));
+        inside.chain(most)
+    }
+
     /// The part of the literal that the gram covers.
-    pub(crate) fn known(self, literal: &[u8]) -> &[u8] {
-        let from = self.0.max(0) as usize;
-        let to = (self.0 + WIDTH as i32).max(0) as usize;
+    fn known(self, literal: &[u8]) -> &[u8] {
+        let from = self.at.max(0) as usize;
+        let to = (self.at + self.width.bytes() as i32).max(0) as usize;
         literal.get(from..to.min(literal.len())).unwrap_or(&[])
     }
 
@@ -78,17 +100,35 @@ impl Place {
         rarity(self.known(literal))
     }
 
-    /// All folded grams that may stand here where the literal occurs.
-    pub(crate) fn grams(self, literal: &[u8]) -> Vec<u32> {
-        if let Ok(at) = usize::try_from(self.0)
-            && at + WIDTH <= literal.len()
-        {
-            return vec![gram_at(literal, at) | FOLD];
+    /// The same of its first four bytes, which choose the word of the table.
+    pub(crate) fn rarity_of_start(self, literal: &[u8]) -> i32 {
+        let known = self.known(literal);
+        rarity(&known[..known.len().min(SHORTEST)])
+    }
+
+    /// How much four of the literal's bytes tell that the gram does not.
+    pub(crate) fn rarity_beside(self, literal: &[u8], at: usize) -> i32 {
+        let gram = self.at..self.at + self.width.bytes() as i32;
+        let new = (at as i32..at as i32 + 4).filter(|at| !gram.contains(at));
+        rarity(&literal[at..at + 4]) + 16 * new.count() as i32
+    }
+
+    /// The gram that stands here where the literal occurs; `None`: there are many.
+    pub(crate) fn gram(self, literal: &[u8]) -> Option<u64> {
+        let at = usize::try_from(self.at).ok()?;
+        let is_whole = at + self.width.bytes() <= literal.len();
+        is_whole.then(|| self.width.of(bytes_at(literal, at)))
+    }
+
+    /// All grams that may stand here where the literal occurs.
+    pub(crate) fn grams(self, literal: &[u8]) -> Vec<u64> {
+        if let Some(gram) = self.gram(literal) {
+            return vec![gram];
         }
         let mut grams = vec![0];
-        for index in 0..WIDTH as i32 {
+        for index in 0..self.width.bytes() as i32 {
             let shift = 8 * index as u32;
-            let byte = usize::try_from(self.0 + index);
+            let byte = usize::try_from(self.at + index);
             let bytes = match byte.ok().and_then(|at| literal.get(at)) {
                 Some(byte) => vec![*byte | FOLD as u8],
                 None => (0..=u8::MAX)
@@ -100,7 +140,7 @@ impl Place {
                 .flat_map(|byte| {
                     grams
                         .iter()
-                        .map(move |gram| gram | u32::from(*byte) << shift)
+                        .map(move |gram| gram | u64::from(*byte) << shift)
                 })
                 .collect();
         }
@@ -122,14 +162,34 @@ mod tests {
     }
 
     #[test]
+    fn places_of_all_widths() {
+        let places = |literal: &[u8], residue| {
+            let all = Place::of(literal, residue);
+            all.map(|place| (place.at, place.width.bytes()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(places(b"abcdefghijk", 3), [(3, 4), (7, 4), (3, 6), (3, 8)]);
+        assert_eq!(places(b"abcdefghi", 0), [(0, 4), (4, 4), (0, 6), (0, 8)]);
+        assert_eq!(places(b"abcdefg", 3), [(3, 4)]);
+        assert_eq!(places(b"abcdef", 3), [(-1, 4)]);
+        // Of two bytes beyond one end and one before the other the latter knows more.
+        assert_eq!(places(b"abcde", 3), [(-1, 4)]);
+        assert_eq!(places(b"abcde", 2), [(2, 4)]);
+    }
+
+    #[test]
     fn grams_of_a_place() {
-        assert_eq!(Place(1).grams(b"ABCDE"), [u32::from_le_bytes(*b"bcde")]);
-        let open = Place(-1).grams(b"ABCDE");
+        let grams = |at, literal| {
+            let width = Width::Four;
+            Place { at, width }.grams(literal)
+        };
+        assert_eq!(grams(1, b"ABCDE"), [bytes_at(b"bcde", 0)]);
+        let open = grams(-1, b"ABCDE");
         assert_eq!(open.len(), 128);
-        assert!(
-            open.iter()
-                .all(|gram| gram >> 8 == u32::from_le_bytes(*b"abc\0"))
-        );
-        assert_eq!(Place(3).grams(b"ABCDEF").len(), 128);
+        assert!(open.iter().all(|gram| gram >> 8 == bytes_at(b"abc", 0)));
+        assert_eq!(grams(3, b"ABCDEF").len(), 128);
+        let width = Width::Eight;
+        let whole = Place { at: 1, width }.grams(b"ABCDEFGHI");
+        assert_eq!(whole, [bytes_at(b"bcdefghi", 0)]);
     }
 }

@@ -1,15 +1,15 @@
 //! Finds which of many literals occur where, fast: the same filter runs in the agent and in the appliance. No I/O.
 //!
 //! **Method.** Not every position of the data needs a look: if for each residue of the position
-//! modulo four one gram of four bytes of the literal is in the table, then looking at every fourth
-//! position meets each occurrence exactly once. A literal of 7 bytes and more has such grams; of a
-//! shorter one some lie across an end, and stand there in all spellings of the byte that is not
-//! known. A look is two multiplications and three bits of one word of a bitmap that stays in the
-//! cache; 64 looks are made without a branch. For what passes the word beside that one tells
-//! whether the next two bytes fit; what still passes goes through buckets of literals and a
-//! comparison of four more bytes to that with the whole literal. Case is ignored in grams, so that
-//! literals of any spelling cost no more. The grams are the rarest ones, by the pairs of bytes that
-//! files were measured to have.
+//! modulo four one gram of the literal is in the table, then looking at every fourth position
+//! meets each occurrence exactly once. Grams have 4, 6 or 8 bytes, the longer the rarer; a literal
+//! of 11 bytes and more has such of all kinds to choose from, one of 7 and more whole ones of four
+//! bytes. Of a shorter one some lie across an end, and stand there in all spellings of the byte
+//! that is not known. A look is one access to a table that stays in the cache, sixteen or eight
+//! at a time where the processor can (`byte-sets`). What passes goes through buckets of literals
+//! and a comparison of four more bytes to that with the whole literal, many places at a time, so
+//! that memory is waited for once. Case is ignored in grams, so that literals of any spelling cost
+//! no more. The grams are the rarest ones, by the pairs of bytes that files were measured to have.
 //!
 //! The idea of sampled grams is that of Wu and Manber's multi-pattern search ("A fast algorithm
 //! for multi-pattern searching", 1994) with a fixed stride in place of the shift table; that of some

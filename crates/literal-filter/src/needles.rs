@@ -12,7 +12,7 @@
 use std::ops::ControlFlow;
 
 use crate::FilterError;
-use crate::spots::Spots;
+use crate::spots::{Spots, rarity_of_best};
 use crate::wire::{Reader, put_varint};
 
 /// Needles of one set.
@@ -75,6 +75,12 @@ impl Needle {
     #[must_use]
     pub fn after(&self) -> usize {
         longest(self.tokens.get(self.key..).unwrap_or_default())
+    }
+
+    /// How rare the bytes are that it is looked for by, in quarters of a bit; larger is rarer.
+    #[must_use]
+    pub fn rarity(&self) -> i32 {
+        rarity_of_best(self)
     }
 
     /// The byte pairs that the key may be.

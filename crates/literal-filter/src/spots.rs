@@ -27,7 +27,7 @@ const TRIPLES: usize = 8;
 /// Words of looks at once.
 const WORDS_MAX: usize = 64;
 /// Sets of bytes are looked for first if at most one position in so many has some.
-const SETS_RARE: f64 = 24.0;
+const SETS_RARE: f64 = 8.0;
 
 /// Finds places by grams.
 #[derive(Debug, Default)]
@@ -235,6 +235,9 @@ fn sets(mut all: Vec<[Token; WIDTH]>) -> Option<ByteSets> {
         }
         share += of_triple;
     }
+    if std::env::var("DBG").is_ok() {
+        eprintln!("sets: {} grams share 1/{:.1}", all.len(), 1.0 / share);
+    }
     (share * SETS_RARE <= 1.0).then(|| ByteSets::new(sets))?
 }
 
@@ -266,6 +269,16 @@ fn hash(gram: u32, bits: u32) -> usize {
 /// The rarest three bytes at a fixed distance from the key. Where there are but two, any byte may
 /// follow.
 fn best(needle: &Needle) -> (i16, [Token; WIDTH]) {
+    let (_, from_key, gram) = best_scored(needle);
+    (from_key, gram)
+}
+
+/// Rarity of the bytes that a needle is looked for by, less what is not known of them.
+pub(crate) fn rarity_of_best(needle: &Needle) -> i32 {
+    best_scored(needle).0
+}
+
+fn best_scored(needle: &Needle) -> (i32, i16, [Token; WIDTH]) {
     let is_byte = |token: &Token| matches!(token, Token::Byte { .. });
     let tokens = needle.tokens.as_slice();
     let behind = tokens.iter().skip(needle.key).take_while(|t| is_byte(t));
@@ -275,19 +288,23 @@ fn best(needle: &Needle) -> (i16, [Token; WIDTH]) {
     let run = tokens
         .get(first..needle.key + behind.count())
         .unwrap_or_default();
+    let score = |gram: &[Token; WIDTH]| {
+        let loose = gram.iter().map(loose).sum::<u32>();
+        (rarity(&gram.map(value)) - 4 * loose as i32, loose)
+    };
     let grams = run.windows(WIDTH).zip(first..).filter_map(|(gram, at)| {
         let gram: [Token; WIDTH] = gram.try_into().ok()?;
-        let loose = gram.iter().map(loose).sum::<u32>();
-        let score = rarity(&gram.map(value)) - 4 * loose as i32;
+        let (score, loose) = score(&gram);
         (loose <= LOOSE_MAX).then_some((score, at, gram))
     });
     let from_key = |at: usize| at as i16 - needle.key as i16;
     match grams.max_by_key(|(score, ..)| *score) {
-        Some((_, at, gram)) => (from_key(at), gram),
+        Some((score, at, gram)) => (score, from_key(at), gram),
         None => {
             const ANY: Token = Token::Byte { value: 0, mask: 0 };
             let token = |n: usize| tokens.get(needle.key + n).copied().unwrap_or(ANY);
-            (0, [token(0), token(1), ANY])
+            let gram = [token(0), token(1), ANY];
+            (score(&gram).0, 0, gram)
         }
     }
 }

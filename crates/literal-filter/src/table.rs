@@ -1,37 +1,26 @@
-//! The bitmap of grams, the buckets behind it, the comparison.
+//! The table of grams, the buckets behind it, the comparison.
 
 use std::ops::ControlFlow;
 
+use byte_sets::{GRAM_MAX, Grams, PLACES_MAX, SPAN, STRIDE, Width};
 use rustc_hash::FxHashMap;
 
 use crate::filter::{LITERAL_MIN, Pool, Span};
-use crate::grams::{FOLD, Place, WIDTH, gram_at, rarity};
+use crate::grams::{Place, bytes_at};
 
-/// Every fourth position is looked at.
-const STRIDE: usize = 4;
-/// Looks are made in groups of this many; each is a bit of the result.
-const LOOKS: usize = 64;
-/// Bytes that a group of looks reads.
-const WINDOW: usize = LOOKS * STRIDE;
-const _: () = assert!(STRIDE == WIDTH, "a look reads the bytes up to the next");
-
-/// A word of the bitmap of grams, and one for what stands beside these.
-type Pair = [u64; 2];
-/// The sizes of bitmaps, in pairs. The largest fits into the second-level cache.
-const SIZES: [usize; 5] = [1 << 9, 1 << 10, 1 << 11, 1 << 13, 1 << 15];
-/// Where the bitmap may be as large: then one look in some hundreds passes for no reason.
-const GRAMS_PER_WORD: usize = 3;
-
-/// Odd multipliers that spread a gram over its high bits: one for the word of the bitmap, one for
-/// its bits in the word, one for the bucket.
-const WORD_FACTOR: u32 = 0x9e37_79b1;
-const BITS_FACTOR: u32 = 0x85eb_ca6b;
-const BUCKET_FACTOR: u32 = 0xc2b2_ae3d;
-/// The same for the bytes behind a gram and those before it.
-const BEHIND_FACTOR: u32 = 0x27d4_eb2f;
-const BEFORE_FACTOR: u32 = 0x1656_67b1;
-/// How many bytes on either side of a gram are looked at.
-const BESIDE: usize = 2;
+/// The sizes of tables, as powers of two words of 32 bits. The largest fits into the second-level
+/// cache.
+const SIZES: [u32; 5] = [9, 11, 13, 15, 17];
+/// So many of the places that pass are gone through together: what has to come from memory for
+/// them comes at the same time.
+const BATCH: usize = 32;
+const WIDTHS: usize = Width::ALL.len();
+/// Bits of the number of a use.
+const FIRST_BITS: u32 = 22;
+const FIRST_MASK: u32 = (1 << FIRST_BITS) - 1;
+const BUCKET_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+/// The bits that make letters of either case equal in four bytes.
+const CHECK_FOLD: u32 = byte_sets::FOLD as u32;
 
 /// A literal that has some gram.
 #[derive(Clone, Copy, Debug)]
@@ -47,26 +36,25 @@ struct Entry {
     check_at: u8,
     /// Where the gram is, seen from the literal's first byte.
     gram_at: i16,
+    width: Width,
     len: u8,
     nocase: bool,
 }
 
 impl Entry {
     fn new(id: u32, span: &Span, literal: &[u8], place: Place) -> Entry {
-        let fold = if span.nocase { FOLD } else { 0 };
-        // Far from the gram, which is known to match.
-        let worth = |at: &usize| {
-            let far = (*at as i32).abs_diff(place.0).min(4) as i32;
-            rarity(&literal[*at..*at + 4]) + 16 * far
-        };
-        let check_at = (0..=literal.len() - 4).max_by_key(worth).unwrap_or(0);
+        let fold = if span.nocase { CHECK_FOLD } else { 0 };
+        let check_at = (0..=literal.len() - 4)
+            .max_by_key(|at| place.rarity_beside(literal, *at))
+            .unwrap_or(0);
         Entry {
             id,
             start: span.start,
-            check: gram_at(literal, check_at) | fold,
+            check: bytes_at(literal, check_at) as u32 | fold,
             fold,
             check_at: check_at as u8,
-            gram_at: place.0 as i16,
+            gram_at: place.at as i16,
+            width: place.width,
             len: span.len,
             nocase: span.nocase,
         }
@@ -82,54 +70,93 @@ struct Use {
     entry: u32,
     /// Where the bytes are, seen from the gram.
     check_from_gram: i16,
+    width: Width,
 }
 
 impl Use {
-    fn leads(&self, data: &[u8], at: usize) -> bool {
-        let check = at.checked_add_signed(isize::from(self.check_from_gram));
-        check.is_some_and(|check| gram_at(data, check) | self.fold == self.check)
+    /// Of grams of several widths at one place an entry belongs to one.
+    fn leads(&self, data: &[u8], met: &Met) -> bool {
+        let check = met.at.checked_add_signed(isize::from(self.check_from_gram));
+        let is_like = |check| four_at(data, check) | self.fold == self.check;
+        self.width == met.width && check.is_some_and(is_like)
+    }
+}
+
+fn four_at(data: &[u8], at: usize) -> u32 {
+    let bytes = data.get(at..).and_then(|rest| rest.first_chunk());
+    bytes.map_or_else(
+        || bytes_at(data, at) as u32,
+        |four| u32::from_le_bytes(*four),
+    )
+}
+
+/// How many literals have a gram, and how many grams start with the same four bytes.
+#[derive(Default)]
+struct Users {
+    of_gram: FxHashMap<u64, i32>,
+    of_start: FxHashMap<u32, i32>,
+}
+
+impl Users {
+    fn add(&mut self, gram: u64) {
+        let users = self.of_gram.entry(gram).or_default();
+        if *users == 0 {
+            *self.of_start.entry(gram as u32).or_default() += 1;
+        }
+        *users += 1;
+    }
+
+    /// How bad it is to have the gram once more. Grams that start with the same four bytes share a
+    /// word of the table, which too many of them fill.
+    fn burden(&self, gram: u64) -> i32 {
+        let users = self.of_gram.get(&gram).copied().unwrap_or(0);
+        let fellows = self.of_start.get(&(gram as u32)).copied().unwrap_or(0);
+        users + fellows * fellows / 4
     }
 }
 
 /// Where the gram is that stands for a literal whose first byte is `residue` bytes before a look,
-/// modulo the stride: the rarest there, and one that is not used much.
-fn best_place(literal: &[u8], residue: usize, users: &FxHashMap<u32, i32>) -> Place {
-    let inside = (residue..=literal.len() - WIDTH).step_by(STRIDE);
-    let best = inside.map(|at| Place(at as i32)).max_by_key(|place| {
-        let gram = gram_at(literal, place.0 as usize) | FOLD;
-        place.rarity(literal) - 2 * users.get(&gram).copied().unwrap_or(0)
-    });
-    // A short literal has to do with a gram that lies across one of its ends.
-    best.unwrap_or_else(|| {
-        let behind = Place(residue as i32);
-        let before = Place(behind.0 - STRIDE as i32);
-        let worth = |place: &Place| (place.known(literal).len(), place.rarity(literal));
-        [before, behind]
-            .into_iter()
-            .max_by_key(worth)
-            .unwrap_or(behind)
-    })
+/// modulo the stride: the rarest there, one that starts with rare bytes and is not used much.
+fn best_place(literal: &[u8], residue: usize, users: &Users) -> Option<Place> {
+    let mut best: Option<(i32, Place)> = None;
+    for place in Place::of(literal, residue) {
+        let start = place.rarity_of_start(literal).min(START_RARE);
+        let worth = place.rarity(literal) + 2 * start;
+        let is_best = |worth| best.is_none_or(|(most, _)| worth >= most);
+        // A burden only makes it worse.
+        if !is_best(worth) {
+            continue;
+        }
+        // What has more than one spelling has no choice.
+        let burden = place.gram(literal).map_or(0, |gram| users.burden(gram));
+        if is_best(worth - 2 * burden) {
+            best = Some((worth - 2 * burden, place));
+        }
+    }
+    best.map(|(_, place)| place)
 }
 
 /// Whether a literal cannot be found but by a gram that most files are full of, such as zeros:
 /// looking for it makes the filter slow.
 #[must_use]
 pub fn is_common(literal: &[u8]) -> bool {
-    literal.len() < LITERAL_MIN
-        || (0..STRIDE).any(|residue| {
-            best_place(literal, residue, &FxHashMap::default()).rarity(literal) < RARE_MIN
-        })
+    let is_rare = |residue| {
+        let place = best_place(literal, residue, &Users::default());
+        place.is_some_and(|place| place.rarity(literal) >= RARE_MIN)
+    };
+    literal.len() < LITERAL_MIN || !(0..STRIDE).all(is_rare)
 }
 
 /// Below this, in quarters of a bit, a gram is found everywhere: once in some hundred bytes.
 const RARE_MIN: i32 = 4 * 9;
+/// From this on, in quarters of a bit, the first four bytes of a gram are rare enough.
+const START_RARE: i32 = 4 * 14;
 
 #[derive(Debug, Default)]
 pub(crate) struct Table {
-    /// A pair for some of the grams: each sets three bits in the first word, and in the second one
-    /// those of [`beside`].
-    bitmap: Box<[Pair]>,
-    /// By a hash of the gram: the first of its uses. One more than there are hashes.
+    grams: Grams,
+    /// By a hash of the gram: the first of its uses in the lower [`FIRST_BITS`], above these a bit
+    /// for the tag of each gram. One more than there are hashes.
     buckets: Box<[u32]>,
     bucket_bits: u32,
     /// In the order of the hashes.
@@ -144,68 +171,82 @@ pub(crate) struct Scan<'a> {
     pub(crate) on_hit: &'a mut dyn FnMut(u32, usize) -> ControlFlow<()>,
 }
 
+/// A gram that may be at a place.
+#[derive(Clone, Copy, Default)]
+struct Asked {
+    at: usize,
+    bucket: usize,
+    tag: u32,
+    width: Width,
+}
+
+/// A gram that is at a place, and the uses that its bucket has.
+#[derive(Clone, Copy, Default)]
+struct Met {
+    at: usize,
+    width: Width,
+    first: u32,
+    end: u32,
+}
+
 impl Table {
     pub(crate) fn build(pool: &Pool) -> Table {
         let mut entries: Vec<Entry> = Vec::new();
         // Grams and the entries that they lead to.
-        let mut uses: Vec<(u32, u32)> = Vec::new();
-        let mut users: FxHashMap<u32, i32> = FxHashMap::default();
+        let mut uses: Vec<(u64, u32)> = Vec::new();
+        let mut users = Users::default();
         for (id, (span, (literal, _))) in pool.spans.iter().zip(pool.iter()).enumerate() {
             for residue in 0..STRIDE {
-                let place = best_place(literal, residue, &users);
+                let Some(place) = best_place(literal, residue, &users) else {
+                    unreachable!("a literal has {LITERAL_MIN} bytes");
+                };
                 for gram in place.grams(literal) {
-                    *users.entry(gram).or_default() += 1;
+                    users.add(gram);
                     uses.push((gram, entries.len() as u32));
                 }
                 entries.push(Entry::new(id as u32, span, literal, place));
             }
         }
-        Table::from_uses(pool, users.len(), uses, entries)
+        Table::from_uses(users.of_gram.len(), uses, entries)
     }
 
-    fn from_uses(
-        pool: &Pool,
-        grams: usize,
-        mut uses: Vec<(u32, u32)>,
-        entries: Vec<Entry>,
-    ) -> Table {
-        let wanted = grams.div_ceil(GRAMS_PER_WORD);
-        let words = SIZES.into_iter().find(|words| *words >= wanted);
-        let words = words.unwrap_or(SIZES[SIZES.len() - 1]);
+    fn from_uses(grams: usize, mut uses: Vec<(u64, u32)>, entries: Vec<Entry>) -> Table {
+        if entries.is_empty() {
+            return Table::default();
+        }
+        let bits = SIZES.into_iter().find(|bits| 1 << bits >= grams);
         let bucket_bits = grams.next_power_of_two().ilog2().clamp(1, 17);
         let mut table = Table {
-            bitmap: vec![[0; 2]; words].into(),
+            grams: Grams::new(bits.unwrap_or(SIZES[SIZES.len() - 1])),
             buckets: vec![0; (1 << bucket_bits) + 1].into(),
             bucket_bits,
             uses: Box::default(),
             entries: entries.into(),
         };
-        for (gram, entry) in &uses {
-            let entry = &table.entries[*entry as usize];
-            let literal = &pool.bytes[entry.start as usize..][..usize::from(entry.len)];
-            let pair = &mut table.bitmap[word_of(*gram, words.ilog2())];
-            pair[0] |= MASKS[mask_of(*gram)];
-            pair[1] |= beside(literal, entry.gram_at);
-        }
-        let bucket = |gram: u32| bucket_of(gram, bucket_bits);
+        let bucket = |gram: u64| bucket_of(gram, bucket_bits);
         uses.sort_by_key(|(gram, entry)| (bucket(*gram), *entry));
+        for (gram, _) in &uses {
+            table.grams.insert(*gram);
+            table.buckets[bucket(*gram)] |= tag_of(*gram);
+        }
         // Spellings of one gram that share a bucket would report an occurrence twice.
         uses.dedup_by_key(|(gram, entry)| (bucket(*gram), *entry));
-        for (gram, _) in &uses {
-            table.buckets[bucket(*gram) + 1] += 1;
+        assert!(uses.len() <= FIRST_MASK as usize, "a pool has its limits");
+        let mut next = 0;
+        for (number, slot) in table.buckets.iter_mut().enumerate() {
+            *slot |= next as u32;
+            let of_bucket = uses[next..].iter();
+            let of_bucket = of_bucket.take_while(|(gram, _)| bucket(*gram) == number);
+            next += of_bucket.count();
         }
-        let mut before = 0;
-        for bucket in &mut table.buckets {
-            before += *bucket;
-            *bucket = before;
-        }
-        let way = |(_, entry): (u32, u32)| {
+        let way = |(_, entry): (u64, u32)| {
             let to = &table.entries[entry as usize];
             Use {
                 check: to.check,
                 fold: to.fold,
                 entry,
                 check_from_gram: i16::from(to.check_at) - to.gram_at,
+                width: to.width,
             }
         };
         table.uses = uses.into_iter().map(way).collect();
@@ -217,150 +258,104 @@ impl Table {
         if self.entries.is_empty() {
             return ControlFlow::Continue(());
         }
-        match self.bitmap.len() {
-            0x200 => self.scan_sized::<0x200>(scan),
-            0x400 => self.scan_sized::<0x400>(scan),
-            0x800 => self.scan_sized::<0x800>(scan),
-            0x2000 => self.scan_sized::<0x2000>(scan),
-            _ => self.scan_sized::<0x8000>(scan),
-        }
-    }
-
-    /// All sizes are constants here, so that the compiler can drop the bounds checks.
-    fn scan_sized<const PAIRS: usize>(&self, scan: &mut Scan) -> ControlFlow<()> {
-        let Some(bitmap) = self.bitmap.first_chunk::<PAIRS>() else {
-            unreachable!("bitmaps are as large as SIZES say");
-        };
-        let (windows, rest) = scan.data.as_chunks::<WINDOW>();
+        let mut places = [0; PLACES_MAX];
         let mut base = 0;
-        for window in windows {
-            let looks = look(bitmap, window);
-            if looks != 0 {
-                self.resolve(bitmap, scan, base, looks)?;
+        loop {
+            let (looked, count) = self.grams.look(&scan.data[base..], &mut places);
+            if looked == 0 {
+                break;
             }
-            base += WINDOW;
+            self.resolve(scan, base, &places[..count])?;
+            base += looked;
         }
-        let mut padded = [0; WINDOW];
+        // The rest: less than a span and a gram.
+        let rest = &scan.data[base..];
+        let mut padded = [0; 2 * SPAN + GRAM_MAX];
         padded[..rest.len()].copy_from_slice(rest);
-        let beyond = u64::MAX.unbounded_shl(rest.len().div_ceil(STRIDE) as u32);
-        self.resolve(bitmap, scan, base, look(bitmap, &padded) & !beyond)
+        let (_, count) = self.grams.look(&padded, &mut places);
+        let inside = places[..count].partition_point(|at| (*at as usize) < rest.len());
+        self.resolve(scan, base, &places[..inside])
     }
 
-    /// Goes from bits to occurrences.
-    fn resolve<const PAIRS: usize>(
-        &self,
-        bitmap: &[Pair; PAIRS],
-        scan: &mut Scan,
-        base: usize,
-        mut looks: u64,
-    ) -> ControlFlow<()> {
-        while looks != 0 {
-            let at = base + STRIDE * looks.trailing_zeros() as usize;
-            looks &= looks - 1;
-            let gram = gram_at(scan.data, at) | FOLD;
-            let [_, beside] = bitmap[word_of(gram, PAIRS.ilog2())];
-            if !may_stand(beside, scan.data, at) {
-                continue;
+    /// Goes from places, seen from `base`, to occurrences.
+    fn resolve(&self, scan: &mut Scan, base: usize, places: &[u32]) -> ControlFlow<()> {
+        for places in places.chunks(BATCH) {
+            let mut asked = [Asked::default(); BATCH * WIDTHS];
+            let count = self.ask(scan.data, base, places, &mut asked);
+            let mut met = [Met::default(); BATCH * WIDTHS];
+            let count = self.meet(&asked[..count], &mut met);
+            for met in &met[..count] {
+                self.follow(scan, met)?;
             }
-            let bucket = bucket_of(gram, self.bucket_bits);
-            let first = self.buckets[bucket] as usize;
-            let end = self.buckets[bucket + 1] as usize;
-            for way in &self.uses[first..end] {
-                if way.leads(scan.data, at) {
-                    compare(scan, &self.entries[way.entry as usize], at)?;
-                }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The grams that may be at these places, by the table of grams.
+    fn ask(&self, data: &[u8], base: usize, places: &[u32], asked: &mut [Asked]) -> usize {
+        let mut count = 0;
+        for at in places {
+            let at = base + *at as usize;
+            let bytes = bytes_at(data, at);
+            let mut widths = self.grams.at(bytes);
+            while widths != 0 {
+                let width = Width::ALL[widths.trailing_zeros() as usize];
+                let gram = width.of(bytes);
+                let bucket = bucket_of(gram, self.bucket_bits);
+                byte_sets::fetch(&self.buckets, bucket);
+                let tag = tag_of(gram);
+                asked[count] = Asked {
+                    at,
+                    bucket,
+                    tag,
+                    width,
+                };
+                count += 1;
+                widths &= widths - 1;
+            }
+        }
+        count
+    }
+
+    /// Those of the grams that some literal may have, by the tags of their buckets.
+    fn meet(&self, asked: &[Asked], met: &mut [Met]) -> usize {
+        let mut count = 0;
+        for asked in asked {
+            let slot = self.buckets[asked.bucket];
+            let first = slot & FIRST_MASK;
+            byte_sets::fetch(&self.uses, first as usize);
+            met[count] = Met {
+                at: asked.at,
+                width: asked.width,
+                first,
+                end: self.buckets[asked.bucket + 1] & FIRST_MASK,
+            };
+            // Without a branch, which would be guessed wrong.
+            count += usize::from(slot & asked.tag != 0);
+        }
+        count
+    }
+
+    /// Goes from a gram to occurrences.
+    fn follow(&self, scan: &mut Scan, met: &Met) -> ControlFlow<()> {
+        for way in &self.uses[met.first as usize..met.end as usize] {
+            if way.leads(scan.data, met) {
+                compare(scan, &self.entries[way.entry as usize], met.at)?;
             }
         }
         ControlFlow::Continue(())
     }
 }
 
-/// Looks at every fourth position of a window: bit n is set if there may be a gram at 4 * n.
-#[inline(always)]
-fn look<const PAIRS: usize>(bitmap: &[Pair; PAIRS], window: &[u8; WINDOW]) -> u64 {
-    let (grams, _) = window.as_chunks::<STRIDE>();
-    let mut looks = 0;
-    for bytes in grams.iter().rev() {
-        let gram = u32::from_le_bytes(*bytes) | FOLD;
-        let [word, _] = bitmap[word_of(gram, PAIRS.ilog2())];
-        let mask = MASKS[mask_of(gram)];
-        looks = looks << 1 | u64::from(word & mask == mask);
-    }
-    looks
+/// By the high bits of a product with an odd number.
+fn bucket_of(gram: u64, bits: u32) -> usize {
+    (gram.wrapping_mul(BUCKET_FACTOR) >> (64 - bits)) as usize
 }
 
-/// Bits for what a literal has beside its gram, where that is known: behind it or else before it.
-/// All bits where neither is known.
-fn beside(literal: &[u8], gram_at: i16) -> u64 {
-    let known = |from: i16| {
-        let from = usize::try_from(from).ok()?;
-        literal.get(from..)?.first_chunk::<BESIDE>()
-    };
-    match (
-        known(gram_at + WIDTH as i16),
-        known(gram_at - BESIDE as i16),
-    ) {
-        (Some(behind), _) => side_mask(*behind, BEHIND_FACTOR),
-        (None, Some(before)) => side_mask(*before, BEFORE_FACTOR),
-        (None, None) => u64::MAX,
-    }
-}
-
-/// Whether some gram that has set bits in `beside` may stand at `at`, by its neighbours.
-#[inline(always)]
-fn may_stand(beside: u64, data: &[u8], at: usize) -> bool {
-    const AROUND: usize = BESIDE + WIDTH + BESIDE;
-    let around = at.checked_sub(BESIDE).and_then(|from| data.get(from..));
-    // At the ends of the data some of the neighbours are missing.
-    let Some([a, b, .., y, z]) = around.and_then(|rest| rest.first_chunk::<AROUND>()) else {
-        return true;
-    };
-    let before = side_mask([*a, *b], BEFORE_FACTOR);
-    let behind = side_mask([*y, *z], BEHIND_FACTOR);
-    (beside & before == before) | (beside & behind == behind)
-}
-
-/// One or two bits for bytes beside a gram, in whatever case.
-#[inline(always)]
-fn side_mask(bytes: [u8; BESIDE], factor: u32) -> u64 {
-    let folded = u32::from(u16::from_le_bytes(bytes)) | FOLD & 0xffff;
-    let spread = folded.wrapping_mul(factor);
-    1 << (spread >> 26) | 1 << (spread >> 20 & 63)
-}
-
-/// The word of a bitmap of `1 << bits` words.
-#[inline(always)]
-fn word_of(gram: u32, bits: u32) -> usize {
-    (gram.wrapping_mul(WORD_FACTOR) >> (32 - bits)) as usize
-}
-
-/// Which of [`MASKS`] has the bits of a gram.
-#[inline(always)]
-fn mask_of(gram: u32) -> usize {
-    (gram.wrapping_mul(BITS_FACTOR) >> 24) as usize
-}
-
-/// Words with some three bits each: a table is faster than shifts.
-static MASKS: [u64; 256] = {
-    let mut masks = [0; 256];
-    let (mut index, mut state) = (0, 1u64);
-    while index < masks.len() {
-        // Knuth's linear congruential generator, as good as any.
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        let mask: u64 = 1 << (state >> 58) | 1 << (state >> 52 & 63) | 1 << (state >> 46 & 63);
-        // Three different ones.
-        if mask.count_ones() == 3 {
-            masks[index] = mask;
-            index += 1;
-        }
-    }
-    masks
-};
-
-fn bucket_of(gram: u32, bits: u32) -> usize {
-    (gram.wrapping_mul(BUCKET_FACTOR) >> (32 - bits)) as usize
+/// One of the bits above [`FIRST_BITS`].
+fn tag_of(gram: u64) -> u32 {
+    let spread = gram.wrapping_mul(BUCKET_FACTOR) as u32 >> 16;
+    1 << (FIRST_BITS + ((spread * (u32::BITS - FIRST_BITS)) >> 16))
 }
 
 /// Compares one literal that may have a gram at `at` with the data.

@@ -258,6 +258,12 @@ impl Plan {
         &self.rules[rule]
     }
 
+    /// Indices of a rule's patterns.
+    pub(crate) fn patterns_of(&self, rule: RuleId) -> Range<usize> {
+        let end = self.rules.get(rule + 1).map(|next| next.first_pattern);
+        self.rule(rule).first_pattern..end.unwrap_or(self.patterns.len())
+    }
+
     fn file(&self, rule: &RuleEntry) -> &FileEntry {
         &self.files[rule.file]
     }

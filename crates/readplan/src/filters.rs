@@ -6,14 +6,15 @@
 //! other rule reads them, and one that refers to this rule is told that it is false, as it is.
 //! An agent's report is not cut so: its appliance may learn only later of which class a file is.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use literal_filter::{Filter, Literal};
-use rustc_hash::FxHashSet;
 
 use crate::class::Class;
 use crate::compile::{Plan, PlanError, RuleId};
 use crate::eval::Truth;
+use crate::gate;
 use crate::glance::Glance;
 use crate::known::Hits;
 use crate::look::{Look, Side};
@@ -60,20 +61,29 @@ impl Classes {
     }
 }
 
-/// Of the residents that probes do not shut the patterns that the filter leaves out.
+/// Of the residents that probes do not shut the patterns that the filter leaves out: where a few
+/// of a rule's suffice to shut it, these.
 fn glance(
     plan: &Plan,
     look: &Look,
     class: Class,
     residents: &[RuleId],
 ) -> Result<Glance, PlanError> {
-    let open = |rule: &RuleId| plan.without_probes(*rule, look, class) != Truth::False;
-    let residents: FxHashSet<RuleId> = residents.iter().copied().filter(open).collect();
-    let patterns = plan.patterns().iter().enumerate();
-    let left_out = patterns
-        .filter(|(index, entry)| !look.seeks(*index) && residents.contains(&entry.rule))
-        .map(|(index, entry)| (index, &entry.info));
-    Glance::of(left_out)
+    let is_open = |rule: &&RuleId| plan.without_probes(**rule, look, class) != Truth::False;
+    let mut wanted: BTreeSet<usize> = BTreeSet::new();
+    for rule in residents.iter().filter(is_open) {
+        let patterns = plan.patterns_of(*rule);
+        let left_out = |index: &usize| !look.seeks(*index);
+        let gate = plan.glance_gate(*rule, look);
+        match plan.without_probes_and(*rule, look, class, &gate) {
+            Truth::False => wanted.extend(gate),
+            Truth::True | Truth::Unknown => wanted.extend(patterns.filter(left_out)),
+        }
+    }
+    let infos = wanted
+        .iter()
+        .filter_map(|index| Some((*index, &plan.patterns().get(*index)?.info)));
+    Glance::of(infos)
 }
 
 /// For each class the literals of the rules that it leaves open, whatever occurs where.
@@ -97,6 +107,22 @@ fn filters(plan: &Plan, look: &Look) -> Result<Vec<Subset>, PlanError> {
 }
 
 impl Plan {
+    /// Of the patterns that the filter leaves out those that may suffice to shut a rule.
+    fn glance_gate(&self, rule: RuleId, look: &Look) -> BTreeSet<usize> {
+        let first = self.rule(rule).first_pattern;
+        let cost = |index: usize| {
+            let index = first + index;
+            match look.seeks(index) {
+                // The filter tells.
+                true => Some(0),
+                false => Glance::cost(&self.patterns().get(index)?.info),
+            }
+        };
+        let gate = gate::of_rule(self.rule(rule), &cost);
+        let patterns = gate.patterns.into_iter().map(|index| first + index);
+        patterns.filter(|index| !look.seeks(*index)).collect()
+    }
+
     /// Looks for the literals that matter for a file of this content.
     pub fn search(&self, content: &[u8], hits: &mut Hits) {
         let class = Class::of(content.len() as u64, &content);

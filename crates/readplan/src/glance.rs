@@ -13,6 +13,9 @@ use crate::pattern::{Exact, PatternInfo};
 /// Needles of one pattern.
 const OF_PATTERN_MAX: usize = 16;
 
+/// From this rarity on, in quarters of a bit, three bytes are met too seldom to count.
+const COMMONEST: i32 = 4 * 24;
+
 /// What to look for in files of one class.
 #[derive(Debug, Default)]
 pub(crate) struct Glance {
@@ -29,8 +32,7 @@ impl Glance {
         patterns: impl Iterator<Item = (usize, &'p PatternInfo)>,
     ) -> Result<Self, PlanError> {
         let (mut list, mut users, mut covered) = (Vec::new(), Vec::new(), Vec::new());
-        let has_few = |info: &PatternInfo| (1..=OF_PATTERN_MAX).contains(&info.needles.len());
-        for (pattern, info) in patterns.filter(|(_, info)| has_few(info)) {
+        for (pattern, info) in patterns.filter(|(_, info)| Self::cost(info).is_some()) {
             for part in &info.needles {
                 list.push(part.needle.clone());
                 users.push(covered.len() as u32);
@@ -45,6 +47,15 @@ impl Glance {
             users,
             patterns: covered,
         })
+    }
+
+    /// What looking for a pattern slows a glance down, by how often its needles' rarest bytes are
+    /// met; `None`: a glance does not look for it.
+    pub(crate) fn cost(info: &PatternInfo) -> Option<u64> {
+        let has_few = (1..=OF_PATTERN_MAX).contains(&info.needles.len());
+        let often = |rarity: i32| 1 << (COMMONEST - rarity).clamp(0, COMMONEST) / 4;
+        let costs = info.needles.iter().map(|part| often(part.needle.rarity()));
+        has_few.then(|| costs.sum())
     }
 
     /// One pass over the content; `note` takes what it tells of patterns.

@@ -1,6 +1,7 @@
 //! Which rules are still open for a file.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
@@ -48,10 +49,22 @@ impl Plan {
         known: &Known<'_>,
         probe: &dyn Fn(usize) -> Option<bool>,
     ) -> Vec<RuleId> {
-        self.evaluate(known, probe, |evaluation| {
-            let open = |rule: &RuleId| evaluation.rule(*rule) != Truth::False;
-            rules.iter().copied().filter(open).collect()
-        })
+        let open = |rules: &[RuleId], known: &Known<'_>| -> Vec<RuleId> {
+            self.evaluate(known, probe, |evaluation| {
+                let open = |rule: &RuleId| evaluation.rule(*rule) != Truth::False;
+                rules.iter().copied().filter(open).collect()
+            })
+        };
+        match known.search {
+            Some(content) if !rules.is_empty() && !known.hits.glance() => {
+                self.glance(known, content);
+                // What the glance shuts needs no search for anything else.
+                let search = None;
+                let left = open(rules, &Known { search, ..*known });
+                open(&left, known)
+            }
+            _ => open(rules, known),
+        }
     }
 
     /// Those of `rules` that may still match, after a look at the places in a view where hex
@@ -106,20 +119,19 @@ impl Plan {
         self.evaluate_with(known, &presence, probe, with)
     }
 
-    /// A look at the content, which `hits` remember. The first one is a glance for many patterns.
-    fn look_closely(&self, pattern: usize, known: &Known<'_>, content: &[u8]) -> Presence {
-        let hits = known.hits;
-        if !hits.glance() {
-            let class = Class::of(known.size, known.bytes);
-            if let Some(glance) = class.and_then(|class| self.classes().glance(class)) {
-                glance.look(content, &mut |pattern, told| hits.note_look(pattern, told));
-            }
-            if let Some(looked) = hits.looked(pattern) {
-                return looked;
-            }
+    /// One pass over the content for many patterns, which `hits` remember.
+    fn glance(&self, known: &Known<'_>, content: &[u8]) {
+        let class = Class::of(known.size, known.bytes);
+        if let Some(glance) = class.and_then(|class| self.classes().glance(class)) {
+            let note = &mut |pattern, told| known.hits.note_look(pattern, told);
+            glance.look(content, note);
         }
+    }
+
+    /// A look at the content, which `hits` remember.
+    fn look_closely(&self, pattern: usize, known: &Known<'_>, content: &[u8]) -> Presence {
         let looked = self.look_for(pattern, content);
-        hits.note_look(pattern, looked);
+        known.hits.note_look(pattern, looked);
         looked
     }
 
@@ -151,6 +163,21 @@ impl Plan {
     /// The same where no probe is true.
     pub(crate) fn without_probes(&self, rule: RuleId, look: &Look, class: Class) -> Truth {
         let presence = |pattern| look.without_hits(pattern);
+        self.of_class(rule, Some(class), &presence, Some(false))
+    }
+
+    /// The same where these patterns are absent, too.
+    pub(crate) fn without_probes_and(
+        &self,
+        rule: RuleId,
+        look: &Look,
+        class: Class,
+        absent: &BTreeSet<usize>,
+    ) -> Truth {
+        let presence = |pattern| match absent.contains(&pattern) {
+            true => Presence::Absent,
+            false => look.without_hits(pattern),
+        };
         self.of_class(rule, Some(class), &presence, Some(false))
     }
 

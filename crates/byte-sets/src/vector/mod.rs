@@ -4,6 +4,10 @@
     reason = "reads of vectors, and calls of code for instructions that not all processors have"
 )]
 
+mod grams;
+
+pub(crate) use grams::{best, look_up};
+
 use crate::Sets;
 
 #[cfg(target_arch = "x86_64")]
@@ -17,6 +21,18 @@ pub(crate) fn is_there() -> bool {
 pub(crate) fn is_there() -> bool {
     false
 }
+
+/// Has an element of a slice fetched from memory while other things are done.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn fetch<T>(all: &[T], index: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    let element = all.as_ptr().wrapping_add(index);
+    // SAFETY: a hint, whatever is there.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(element.cast()) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn fetch<T>(_: &[T], _: usize) {}
 
 /// For each word of `looks` 64 positions of `data`, which has two bytes more than those.
 #[cfg(target_arch = "x86_64")]
