@@ -53,7 +53,7 @@ impl Glance {
     /// met; `None`: a glance does not look for it.
     pub(crate) fn cost(info: &PatternInfo) -> Option<u64> {
         let has_few = (1..=OF_PATTERN_MAX).contains(&info.needles.len());
-        let often = |rarity: i32| 1 << (COMMONEST - rarity).clamp(0, COMMONEST) / 4;
+        let often = |rarity: i32| 1 << ((COMMONEST - rarity).clamp(0, COMMONEST) / 4);
         let costs = info.needles.iter().map(|part| often(part.needle.rarity()));
         has_few.then(|| costs.sum())
     }
