@@ -1,6 +1,6 @@
 //! Looks in a table of grams, sixteen or eight at a time.
 
-use crate::grams::{PLACES_MAX, SPAN, Way};
+use crate::grams::{PLACES_MAX, Way};
 
 /// The quickest way that the processor has.
 #[cfg(target_arch = "x86_64")]
@@ -31,7 +31,7 @@ pub(crate) fn look_up(
     spans: usize,
     places: &mut [u32; PLACES_MAX],
 ) -> (usize, usize) {
-    assert!(spans == 0 || data.len() >= SPAN * spans + 4);
+    assert!(spans == 0 || data.len() >= crate::grams::SPAN * spans + 4);
     assert!(words.len() == 1 << bits, "every index is that of a word");
     let has = best();
     // SAFETY: the processor has the instructions, and the data and the words are as many as are
