@@ -39,6 +39,8 @@ use threads::{
 
 /// Descriptors for everything but events: sockets, logs, the quarantine's files.
 const DESCRIPTORS_ASIDE: usize = 256;
+/// Words of the fleet about turns that wait for the keeper.
+const TURNS_SAID_MAX: usize = 8;
 /// How long the end waits for the kernel's queue to run empty.
 const DRAIN_ROUNDS_MAX: usize = 200;
 
@@ -176,7 +178,7 @@ impl Agent {
         let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
         let (renewed, renewed_end) = bounded(1);
         // One for each kind of work.
-        let (turns, turns_end) = bounded(2);
+        let (turns, turns_end) = bounded(TURNS_SAID_MAX);
         let peer = Arc::new(Mutex::new(Peer::default()));
         let follows_lists = config.appliance.follows_lists();
         let session = Session::new(

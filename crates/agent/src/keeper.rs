@@ -25,7 +25,7 @@ use crate::gate::Gate;
 use crate::gate::content::Content;
 use crate::orders::chain;
 use crate::placed::Placed;
-use crate::turns::Work;
+use crate::turns::{Said, Work};
 use crate::unguarded;
 
 /// The least time between two rounds: what happens in it is done at once.
@@ -56,7 +56,7 @@ const UPDATE: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(600)
 
 /// The keeper's work that the guests of one host do in turns.
 pub(crate) struct Turns {
-    answers: Receiver<(u64, v1::Turn)>,
+    answers: Receiver<Said>,
     sweep: Work,
     update: Work,
     /// When files were judged again for an appliance.
@@ -64,7 +64,7 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    pub(crate) fn new(answers: Receiver<(u64, v1::Turn)>) -> Self {
+    pub(crate) fn new(answers: Receiver<Said>) -> Self {
         let work = |kind, [takes, within]: [Duration; 2]| Work::new(kind, takes, within);
         Self {
             answers,
@@ -81,10 +81,10 @@ impl Turns {
     }
 
     fn take_answers(&mut self) {
-        while let Ok((request_id, turn)) = self.answers.try_recv() {
+        while let Ok(said) = self.answers.try_recv() {
             let now = Instant::now();
-            self.sweep.answered(request_id, &turn, now);
-            self.update.answered(request_id, &turn, now);
+            self.sweep.take(&said, now);
+            self.update.take(&said, now);
         }
     }
 }

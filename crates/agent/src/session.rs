@@ -14,6 +14,7 @@ use proto::v1::{self, envelope::Body};
 use crate::gate::Gate;
 use crate::gate::content::Content;
 use crate::guard::container;
+use crate::turns::Said;
 
 /// Who answers, for people.
 #[derive(Debug, Clone, Default, serde::Serialize)]
@@ -31,7 +32,7 @@ pub(crate) struct Session {
     gate: Arc<Gate>,
     orders: Sender<v1::Order>,
     renewed: Sender<v1::Renewed>,
-    turns: Sender<(u64, v1::Turn)>,
+    turns: Sender<Said>,
     peer: Arc<Mutex<Peer>>,
     follows_lists: bool,
 }
@@ -41,7 +42,7 @@ impl Session {
         gate: Arc<Gate>,
         orders: Sender<v1::Order>,
         renewed: Sender<v1::Renewed>,
-        turns: Sender<(u64, v1::Turn)>,
+        turns: Sender<Said>,
         peer: Arc<Mutex<Peer>>,
         follows_lists: bool,
     ) -> Self {
@@ -259,6 +260,12 @@ impl Session {
         });
     }
 
+    fn said_of_turns(&self, said: Said) {
+        // One too many answers no question.
+        let _ = self.turns.try_send(said);
+        self.gate.bell.ring();
+    }
+
     fn place(&self, placement: &v1::Placement) {
         let Some(client) = self.gate.client().filter(|_| self.follows_lists) else {
             return;
@@ -343,11 +350,8 @@ impl Handler for Session {
             Some(Body::FilterPart(part)) => self.gate.filter_part(&part),
             Some(Body::Order(order)) => self.order(order),
             Some(Body::Placement(placement)) => self.place(&placement),
-            Some(Body::Turn(turn)) => {
-                // One too many answers no question.
-                let _ = self.turns.try_send((request_id, turn));
-                self.gate.bell.ring();
-            }
+            Some(Body::Turn(turn)) => self.said_of_turns(Said::Answer(request_id, turn)),
+            Some(Body::TurnOver(over)) => self.said_of_turns(Said::Over(over.turn_id)),
             Some(Body::Renewed(renewed)) => {
                 // A second answer to one question is none.
                 let _ = self.renewed.try_send(renewed);

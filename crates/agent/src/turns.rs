@@ -16,6 +16,15 @@ const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// A question that could not be sent is tried again.
 const GLANCE: Duration = Duration::from_millis(250);
 
+/// What the fleet says of turns.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// The answer to a question, by its request.
+    Answer(u64, Turn),
+    /// A turn is taken back.
+    Over(u64),
+}
+
 /// Work of one kind, and its turn.
 #[derive(Debug)]
 pub(crate) struct Work {
@@ -110,8 +119,15 @@ impl Work {
         false
     }
 
-    /// Takes an answer, where it is to this work's question.
-    pub(crate) fn answered(&mut self, request_id: u64, turn: &Turn, now: Instant) {
+    /// Takes what the fleet says, where it is of this work.
+    pub(crate) fn take(&mut self, said: &Said, now: Instant) {
+        match said {
+            Said::Answer(request_id, turn) => self.answered(*request_id, turn, now),
+            Said::Over(turn_id) => self.taken_back(*turn_id),
+        }
+    }
+
+    fn answered(&mut self, request_id: u64, turn: &Turn, now: Instant) {
         let State::Asked {
             request_id: own,
             at: asked_at,
@@ -135,6 +151,17 @@ impl Work {
             let left = Duration::from_millis(turn.ends_in_ms.into());
             // It began some time after the question: counted from there it does not end late.
             self.begin(turn.turn_id, asked_at + left.min(self.takes));
+        }
+    }
+
+    /// A turn is taken back: what is to be done is asked for anew.
+    fn taken_back(&mut self, turn: u64) {
+        let own = match self.state {
+            State::Begun { turn_id, .. } | State::Later { turn_id, .. } => turn_id,
+            State::None | State::Asked { .. } => 0,
+        };
+        if own == turn && turn != 0 {
+            self.state = State::None;
         }
     }
 
@@ -205,9 +232,9 @@ mod tests {
             wait_ms: 2000,
             ..Turn::default()
         };
-        work.answered(9, &wait, now);
+        work.take(&Said::Answer(9, wait.clone()), now);
         assert_eq!(asked(&mut work, now), Err(false), "another's answer");
-        work.answered(7, &wait, now);
+        work.take(&Said::Answer(7, wait.clone()), now);
         assert_eq!(asked(&mut work, now + Duration::from_secs(1)), Err(false));
         assert_eq!(work.until_look(now), Duration::from_secs(2));
         let now = now + Duration::from_secs(2);
@@ -217,7 +244,7 @@ mod tests {
             ends_in_ms: 10_000,
             ..Turn::default()
         };
-        work.answered(7, &begin, now);
+        work.take(&Said::Answer(7, begin.clone()), now);
         assert_eq!(work.until_look(now), Duration::ZERO);
         assert_eq!(work.until_change(now), Duration::from_secs(10));
         assert_eq!(asked(&mut work, now + Duration::from_secs(9)), Err(true));
@@ -254,15 +281,34 @@ mod tests {
             possible_within_s: 500,
             ..Turn::default()
         };
-        work.answered(7, &refused, now);
+        work.take(&Said::Answer(7, refused.clone()), now);
         assert_eq!(asked(&mut work, now).unwrap().within_s, 530);
         let never = Turn {
             refused: "too much".into(),
             ..Turn::default()
         };
-        work.answered(7, &never, now);
+        work.take(&Said::Answer(7, never.clone()), now);
         assert_eq!(asked(&mut work, now), Err(false));
         assert!(asked(&mut work, now + REFUSED_PAUSE).is_ok());
+    }
+
+    #[test]
+    fn a_turn_that_is_taken_back_is_asked_for_anew() {
+        let (mut work, now) = (work(), Instant::now());
+        assert!(asked(&mut work, now).is_ok());
+        let begin = Turn {
+            turn_id: 5,
+            ends_in_ms: 10_000,
+            ..Turn::default()
+        };
+        work.take(&Said::Answer(7, begin), now);
+        work.take(&Said::Over(6), now);
+        work.take(&Said::Over(0), now);
+        assert_eq!(asked(&mut work, now), Err(true), "another's");
+        work.take(&Said::Over(5), now);
+        assert_eq!(asked(&mut work, now).unwrap().turn_id, 0);
+        work.take(&Said::Over(5), now);
+        assert_eq!(asked(&mut work, now), Err(false), "it is asked for already");
     }
 
     #[test]
@@ -274,7 +320,7 @@ mod tests {
             ends_in_ms: 10_000,
             ..Turn::default()
         };
-        work.answered(7, &begin, now);
+        work.take(&Said::Answer(7, begin.clone()), now);
         assert_eq!(work.done(), Some(5));
         assert_eq!(work.done(), None);
     }

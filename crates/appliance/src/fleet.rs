@@ -241,6 +241,21 @@ impl Appliance {
         taken
     }
 
+    /// Takes a turn back, whichever session of the guest has it.
+    pub fn take_turn_back(&self, over: &v1::GuestTurnOver) {
+        let guest = GuestId::from_slice(&over.guest_id);
+        let sessions = guest.map(|guest| self.shared.guests.sessions_of(guest));
+        for session in sessions.into_iter().flatten() {
+            let envelope = v1::Envelope {
+                request_id: 0,
+                body: Some(Body::TurnOver(v1::TurnOver {
+                    turn_id: over.turn_id,
+                })),
+            };
+            session.outbox.send(Priority::Control, envelope);
+        }
+    }
+
     /// Ends the sessions of a guest that was revoked.
     pub fn end_guest(&self, guest: GuestId) {
         for session in self.shared.guests.sessions_of(guest) {

@@ -304,6 +304,7 @@ fn take(
                 answer(told.turn);
             }
         }
+        Told::TurnOver(over) => appliance.take_turn_back(&over),
         Told::Revoked(guest) => {
             if let Some(guest) = GuestId::from_slice(&guest) {
                 lock(&port.revoked).insert(guest);

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use model::GuestId;
 use placement::{
-    Admission, ApplianceId, Availability, BootPolicy, BootStorms, Epoch, Fleet, HostId, Settings,
-    StormPolicy, VmId,
+    Admission, ApplianceId, Availability, BootPolicy, BootStorms, Epoch, Fleet, HostId, LeaseId,
+    Settings, StormPolicy, VmId,
 };
 
 use crate::guests::Guest;
@@ -111,6 +111,15 @@ pub enum Order {
         ticket: u64,
         /// When the guest may work.
         answer: TurnAnswer,
+    },
+    /// A guest's turn is over before its end: its VM is where there is no room for it.
+    TurnOver {
+        /// An appliance that the guest is connected to.
+        via: ApplianceId,
+        /// Whose.
+        guest: GuestId,
+        /// Which.
+        turn: LeaseId,
     },
 }
 

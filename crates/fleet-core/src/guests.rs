@@ -60,6 +60,7 @@ impl Core {
         if is_newer {
             self.order_list(vm);
         }
+        self.tell_taken(clock.now, via, id);
     }
 
     /// What a guest follows, or more, is not to be sent to it as something older.

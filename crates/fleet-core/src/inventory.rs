@@ -445,6 +445,7 @@ impl Core {
             running: vm.state.is_awake(),
         };
         self.fleet.put_vm(clock.now, id, facts);
+        self.turns_follow(clock.now, id);
     }
 
     pub(crate) fn vm_gone(&mut self, clock: Clock, id: VmId) {

@@ -4,6 +4,9 @@
 //! only what kind of work it is: what it is taken to use is policy. A guest has one turn of each
 //! kind at most, so that asking often reserves nothing more.
 //!
+//! A turn follows its VM to another host. Where that has no room for it, it is taken back: the agent
+//! stops and asks anew.
+//!
 //! Turns are not written down, but that some are out is, and how long they may last: a placer that takes
 //! over waits so long before it gives any.
 
@@ -11,7 +14,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model::GuestId;
-use placement::{ApplianceId, Begin, HostId, Job, Lease, LeaseId, Refused, VmId, WorkKind};
+use placement::{
+    ApplianceId, Begin, Followed, HostId, Job, Lease, LeaseId, Place, Refused, VmId, WorkKind,
+};
 
 use crate::core::{Clock, Core, Order};
 use crate::rows::Row;
@@ -68,12 +73,23 @@ pub enum TurnAnswer {
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     of_vm: BTreeMap<VmId, BTreeMap<WorkKind, LeaseId>>,
+    /// Appliances through which turns were asked for: a scan may use another one than its guest's gate.
+    asked_via: BTreeMap<LeaseId, ApplianceId>,
+    /// Turns that were taken back before their end, and when that is: until then a guest may
+    /// not have heard of it.
+    taken: BTreeMap<LeaseId, Taken>,
     /// Sites by the number of their link.
     links: BTreeMap<String, u64>,
     /// When the last turn that was given has ended.
     out_until: Duration,
     /// What is written down of that.
     written_s: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    guest: GuestId,
+    would_end: Duration,
 }
 
 /// A turn, for people.
@@ -101,6 +117,12 @@ impl Core {
         ask: TurnAsk,
     ) {
         let answer = self.ask_turn(clock, guest, ask);
+        if let TurnAnswer::Begin {
+            turn: Some(turn), ..
+        } = answer
+        {
+            self.turns.asked_via.insert(turn, via);
+        }
         self.orders.push(Order::Turn {
             via,
             ticket,
@@ -160,9 +182,68 @@ impl Core {
     /// The VM that a guest is in, and the host that is known to be under it.
     fn host_under(&self, guest: GuestId) -> Option<(VmId, HostId)> {
         let id = self.vm_of_guest.get(&guest).copied()?;
-        let vm = self.vms.get(&id)?;
-        let host = self.host_id(&vm.connector, vm.record.host.as_deref()?)?;
-        Some((id, host))
+        Some((id, self.known_host(id)?))
+    }
+
+    fn known_host(&self, vm: VmId) -> Option<HostId> {
+        let vm = self.vms.get(&vm)?;
+        self.host_id(&vm.connector, vm.record.host.as_deref()?)
+    }
+
+    /// A VM may have moved: its turns go with it, or are over.
+    pub(crate) fn turns_follow(&mut self, now: Duration, vm: VmId) {
+        let Some(turns) = self.turns.of_vm.get(&vm).cloned() else {
+            return;
+        };
+        let to = self.known_host(vm).map(|host| self.place_on(host));
+        for (kind, turn) in turns {
+            let Some(lease) = self.admission.lease(turn).copied() else {
+                continue;
+            };
+            // Where nobody knows what is shared, nothing is reserved.
+            let followed = to.map_or(Followed::Over, |to| self.admission.follow(now, turn, to));
+            if followed == Followed::Over {
+                self.end_turn(now, vm, kind);
+                self.take_back(now, vm, &lease);
+            }
+        }
+    }
+
+    /// Work that has begun has to stop. What has not begun is asked for again anyway.
+    fn take_back(&mut self, now: Duration, vm: VmId, lease: &Lease) {
+        let guest = self.vms.get(&vm).and_then(|vm| vm.guest);
+        let Some(guest) = guest.filter(|_| lease.has_begun && now < lease.ends) else {
+            return;
+        };
+        let taken = Taken {
+            guest,
+            would_end: lease.ends,
+        };
+        self.turns.taken.insert(lease.id, taken);
+        let gate = self.guests.get(&guest).and_then(|guest| guest.via);
+        let asked = self.turns.asked_via.remove(&lease.id);
+        for via in gate
+            .into_iter()
+            .chain(asked.filter(|via| gate != Some(*via)))
+        {
+            self.orders.push(Order::TurnOver {
+                via,
+                guest,
+                turn: lease.id,
+            });
+        }
+    }
+
+    /// A guest that comes to an appliance may have missed that its turn was taken back.
+    pub(crate) fn tell_taken(&mut self, now: Duration, via: ApplianceId, guest: GuestId) {
+        let taken = self.turns.taken.iter();
+        let own = taken.filter(|(_, it)| it.guest == guest && now < it.would_end);
+        let orders = own.map(|(turn, _)| Order::TurnOver {
+            via,
+            guest,
+            turn: *turn,
+        });
+        self.orders.extend(orders);
     }
 
     /// The turn that is asked for again, where it is this VM's, and still on this host.
@@ -210,8 +291,12 @@ impl Core {
         self.admission.hold_all(until);
     }
 
-    /// Writes down that no turn is out, some time after the last one.
+    /// Writes down that no turn is out, some time after the last one; forgets what is over.
     pub(crate) fn forget_turns(&mut self, now: Duration) {
+        self.turns.taken.retain(|_, taken| now < taken.would_end);
+        let admission = &self.admission;
+        let is_out = |turn: &LeaseId| admission.lease(*turn).is_some_and(|it| now < it.ends);
+        self.turns.asked_via.retain(|turn, _| is_out(turn));
         let is_over = now >= self.turns.out_until.saturating_add(OUT_PAUSE);
         if self.turns.written_s > 0 && is_over {
             self.turns.written_s = 0;
@@ -252,22 +337,36 @@ impl Core {
         // A lease begins and ends at a step: less room than this is none.
         let room = takes + self.admission.policy().step * 2;
         let within = ask.within.clamp(room, WITHIN_MAX.max(room));
+        let Place {
+            host,
+            datastore,
+            link,
+        } = self.place_on(host);
+        Job {
+            vm,
+            host,
+            datastore,
+            link,
+            kind: ask.kind,
+            needs: self.admission.policy().needs(ask.kind),
+            takes,
+            not_before: clock.now,
+            deadline: clock.now.saturating_add(within),
+        }
+    }
+
+    /// What work on a host shares with others.
+    fn place_on(&mut self, host: HostId) -> Place {
         let stored = self.hosts.get(&host);
         let datastore = stored.and_then(|host| {
             let cluster = host.record.cluster.as_deref();
             self.sites.datastore_of(&host.connector, cluster)
         });
         let site = stored.and_then(|host| host.site.clone());
-        Job {
-            vm,
+        Place {
             host,
             datastore,
             link: site.map(|site| self.turns.link(site)),
-            kind: ask.kind,
-            needs: self.admission.policy().needs(ask.kind),
-            takes,
-            not_before: clock.now,
-            deadline: clock.now.saturating_add(within),
         }
     }
 

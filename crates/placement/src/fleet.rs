@@ -56,6 +56,8 @@ pub(crate) struct Vm {
     pub(crate) epoch: Epoch,
     pub(crate) cause: Cause,
     pub(crate) measured: Vec<Measured>,
+    /// When the inventory moved it last.
+    pub(crate) moved_at: Option<Duration>,
 }
 
 /// The whole fleet as placement sees it.

@@ -33,8 +33,8 @@ pub use lists::{ApplianceView, Cause, Placement, Totals};
 pub use rules::{Condition, ConditionError, Rule};
 pub use settings::{SettingError, Settings};
 pub use storm::{
-    Admission, Begin, BootPolicy, BootStorms, Job, Lease, LeaseId, Refused, Resource, Resources,
-    Started, StormPolicy, WorkKind,
+    Admission, Begin, BootPolicy, BootStorms, Followed, Job, Lease, LeaseId, Place, Refused,
+    Resource, Resources, Started, StormPolicy, WorkKind,
 };
 
 /// Appliances in one list.

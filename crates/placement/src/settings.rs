@@ -31,6 +31,8 @@ pub struct Settings {
     pub queue_busy_ms: u32,
     /// A measured round trip counts for so long. 900 s.
     pub measured_valid: Duration,
+    /// What arrives so soon after the inventory has moved a VM was measured before. 2 s.
+    pub measured_after_move: Duration,
     /// An appliance is measured as nearer than another when its round trip times this, in
     /// percent, is below the other's. 200.
     pub nearer_percent: u64,
@@ -53,6 +55,7 @@ impl Default for Settings {
             slow_start_floor_percent: 10,
             queue_busy_ms: 200,
             measured_valid: Duration::from_secs(900),
+            measured_after_move: Duration::from_secs(2),
             nearer_percent: 200,
             nearer_by_us: 100,
         }

@@ -26,6 +26,7 @@ impl Fleet {
         if old.host != facts.host {
             // They were measured elsewhere.
             vm.measured.clear();
+            vm.moved_at = Some(self.now);
         }
         let first = vm.list.first().copied();
         self.load_total = self.load_total - old.load() + facts.load();
@@ -83,6 +84,7 @@ impl Fleet {
             epoch,
             cause: Cause::Started,
             measured: Vec::new(),
+            moved_at: None,
         };
         self.vms.insert(id, vm);
         self.join_host(id, host);
@@ -129,6 +131,11 @@ impl Fleet {
             return;
         };
         let at = self.now;
+        let grace = self.settings.measured_after_move;
+        let is_stale = |moved_at: Duration| at.saturating_sub(moved_at) < grace;
+        if vm.moved_at.is_some_and(is_stale) {
+            return;
+        }
         vm.measured.retain(|old| old.slot != slot);
         if vm.measured.len() >= MEASURED_MAX {
             vm.measured.remove(0);

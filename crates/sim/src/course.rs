@@ -15,6 +15,10 @@ pub struct Outcome {
     pub unscanned: u64,
     /// Work done in turns.
     pub work: u64,
+    /// Work that stopped since its guest moved to where there was no room for it.
+    pub stopped: u64,
+    /// Guests that nobody told the move of, and that measuring brought to their host's appliance.
+    pub corrected: u64,
     /// Terms of controllers.
     pub terms: u32,
 }
@@ -40,14 +44,17 @@ pub fn run(seed: u64) -> Result<Outcome, String> {
         moves: world.moves,
         unscanned: world.agents.iter().map(|agent| agent.unscanned).sum(),
         work: world.work.done,
+        stopped: world.work.stopped,
+        corrected: world.corrected,
         terms: world.disk.term,
     })
 }
 
 /// Something happens; what, for people.
 fn happen(world: &mut World) -> &'static str {
-    match world.random.below(20) {
+    match world.random.below(21) {
         0..=4 => migrate(world),
+        20 => lose_an_event(world),
         5 => evacuate(world),
         6 | 7 => appliance(world),
         8 => stream(world),
@@ -71,6 +78,15 @@ fn migrate(world: &mut World) -> &'static str {
     world.vms[vm].host = host;
     world.tell_vm(vm);
     "a migration"
+}
+
+/// Some VMs move, and their connector tells nothing.
+fn lose_an_event(world: &mut World) -> &'static str {
+    for _ in 0..3 {
+        let vm = world.random.below(world.vms.len());
+        world.vms[vm].host = world.random.below(HOSTS);
+    }
+    "migrations that nobody tells of"
 }
 
 fn evacuate(world: &mut World) -> &'static str {

@@ -3,6 +3,8 @@
 use link::client::Route;
 use model::GuestId;
 
+use crate::world::HOSTS;
+
 /// One agent.
 #[derive(Debug, Clone)]
 pub(crate) struct Agent {
@@ -53,4 +55,9 @@ pub(crate) fn appliance_of(address: &str) -> Option<usize> {
         .strip_suffix(":7443")?
         .parse()
         .ok()
+}
+
+/// The host that the appliance of this number runs on.
+pub(crate) fn host_of(appliance: usize) -> usize {
+    appliance * 2 % HOSTS
 }

@@ -5,8 +5,10 @@
 //! course again.
 //!
 //! What must hold is checked after every step ([`World::check`]) and, once everything is healed,
-//! at the end ([`World::settle`]).
+//! at the end ([`World::settle`]). Some moves nobody tells of: until the next comparison of the whole
+//! inventory, what agents measure is all there is.
 
+mod checks;
 mod controller;
 mod course;
 mod disk;

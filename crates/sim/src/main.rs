@@ -17,13 +17,15 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let (mut moves, mut unscanned, mut work) = (0, 0, 0);
+    let (mut moves, mut unscanned, mut work, mut stopped, mut corrected) = (0, 0, 0, 0, 0);
     for seed in cli.from..cli.from + cli.seeds {
         match sim::run(seed) {
             Ok(outcome) => {
                 moves += outcome.moves;
                 unscanned += outcome.unscanned;
                 work += outcome.work;
+                stopped += outcome.stopped;
+                corrected += outcome.corrected;
             }
             Err(broken) => {
                 eprintln!("seed {seed}: {broken}");
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         }
     }
     println!("{moves} moves, {unscanned} opens unscanned and paid back, {work} turns of work");
+    println!("{stopped} turns taken back after a move, {corrected} lost moves found by measuring");
     println!("seeds: {}, violations: 0", cli.seeds);
     ExitCode::SUCCESS
 }

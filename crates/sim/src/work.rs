@@ -12,6 +12,8 @@ use crate::random::Random;
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// Work that is asked for again so often found no room.
 const ASKS_MAX: u32 = 8;
+/// A guest that is connected stops by then after its turn was taken back: messages take 8 s.
+const STOP_MAX: Duration = Duration::from_secs(10);
 
 /// Budgets so small that a few guests fill them.
 pub(crate) fn policy() -> StormPolicy {
@@ -63,6 +65,18 @@ struct Running {
     lease: Lease,
     /// When the agent stops, in the world's time.
     until: Duration,
+    /// It was taken back by the controller that gave it. How long the guest could have known.
+    taken: Option<Duration>,
+}
+
+/// What the controller of now says of a lease.
+pub(crate) enum Books {
+    /// It is charged like this.
+    Charged(Lease),
+    /// It is of this controller's term, and no more. Whether the guest hears of that.
+    Taken { hears: bool },
+    /// It is of another term, or nobody speaks.
+    Unknown,
 }
 
 /// Everything that is asked for and done.
@@ -72,6 +86,8 @@ pub(crate) struct Work {
     last_ticket: u64,
     running: Vec<Running>,
     pub(crate) done: u64,
+    /// Work that stopped because its VM moved to where there was no room for it.
+    pub(crate) stopped: u64,
 }
 
 /// A question for the controller.
@@ -150,7 +166,13 @@ impl Work {
                 let (vm, until) = (wish.vm, asked + ends_in.min(wish.takes));
                 self.wishes.remove(&ticket);
                 if let Some(lease) = lease.filter(|_| now < until) {
-                    self.running.push(Running { vm, lease, until });
+                    let taken = None;
+                    self.running.push(Running {
+                        vm,
+                        lease,
+                        until,
+                        taken,
+                    });
                 }
             }
             TurnAnswer::Wait { turn, wait } => (wish.again, wish.at) = (Some(turn), now + wait),
@@ -181,6 +203,32 @@ impl Work {
         Some((done.vm, done.lease.id))
     }
 
+    /// The guest that asked.
+    pub(crate) fn asker(&self, ticket: u64) -> Option<usize> {
+        self.wishes.get(&ticket).map(|wish| wish.vm)
+    }
+
+    /// A guest hears that its turn is taken back.
+    pub(crate) fn taken_back(&mut self, vm: usize, turn: LeaseId) {
+        let before = self.running.len();
+        self.running.retain(|it| it.vm != vm || it.lease.id != turn);
+        self.stopped += (before - self.running.len()) as u64;
+    }
+
+    /// `elapsed` later: leases have followed their VMs, or were taken back.
+    pub(crate) fn follow(&mut self, elapsed: Duration, books: impl Fn(usize, LeaseId) -> Books) {
+        for it in &mut self.running {
+            match books(it.vm, it.lease.id) {
+                Books::Charged(lease) => it.lease = lease,
+                Books::Taken { hears } => {
+                    let known = it.taken.unwrap_or_default();
+                    it.taken = Some(known + if hears { elapsed } else { Duration::ZERO });
+                }
+                Books::Unknown => {}
+            }
+        }
+    }
+
     /// What runs never uses more than a budget, whatever the terms in which it was allowed.
     pub(crate) fn check(&self) -> Result<(), String> {
         let is_late = |it: &&Running| it.lease.ends > it.lease.job.deadline;
@@ -191,7 +239,15 @@ impl Work {
         let mut hosts: BTreeMap<HostId, Resources> = BTreeMap::new();
         let mut stores: BTreeMap<Option<u64>, Resources> = BTreeMap::new();
         let mut links: BTreeMap<Option<u64>, Resources> = BTreeMap::new();
-        for job in self.running.iter().map(|it| it.lease.job) {
+        let is_deaf = |it: &&Running| it.taken.is_some_and(|known| known > STOP_MAX);
+        if let Some(deaf) = self.running.iter().find(is_deaf) {
+            return Err(format!(
+                "work goes on after its turn was taken back: {deaf:?}"
+            ));
+        }
+        // Who was told to stop and has not heard it yet is charged nowhere.
+        let charged = self.running.iter().filter(|it| it.taken.is_none());
+        for job in charged.map(|it| it.lease.job) {
             add(hosts.entry(job.host).or_default(), job.needs);
             add(stores.entry(job.datastore).or_default(), job.needs);
             add(links.entry(job.link).or_default(), job.needs);

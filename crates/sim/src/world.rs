@@ -7,13 +7,13 @@ use fleet_core::{
     ApplianceHello, GuestFacts, HostRecord, InventoryChange, Order, Power, TurnAnswer, VmRecord,
 };
 use model::GuestId;
-use placement::{ApplianceId, Availability, Lease};
+use placement::{ApplianceId, Lease, LeaseId};
 
 use crate::controller::Controller;
 use crate::disk::Disk;
-use crate::guests::{Agent, address, appliance_of};
+use crate::guests::{Agent, address, appliance_of, host_of};
 use crate::random::Random;
-use crate::work::Work;
+use crate::work::{Books, Work};
 
 pub(crate) const HOSTS: usize = 9;
 pub(crate) const APPLIANCES: usize = 5;
@@ -21,6 +21,8 @@ const VMS: usize = 27;
 /// VMs that one appliance carries.
 const CAPACITY: u64 = 12;
 const CONNECTOR: &str = "sim";
+/// How often an agent measures.
+const MEASURE_MS: u64 = 60_000;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Vm {
@@ -53,6 +55,23 @@ enum Message {
         answer: TurnAnswer,
         lease: Option<Lease>,
     },
+    TurnOver {
+        via: usize,
+        guest: GuestId,
+        turn: LeaseId,
+    },
+}
+
+/// A round trip between two hosts, as an agent measures it: never exact.
+fn rtt_us(from: usize, to: usize, random: &mut Random) -> u32 {
+    let about = if from == to {
+        100
+    } else if from / 3 == to / 3 {
+        400
+    } else {
+        2000
+    };
+    about + (random.next() % (u64::from(about) / 4)) as u32
 }
 
 /// The fleet and everything around it.
@@ -73,10 +92,14 @@ pub struct World {
     pub(crate) work: Work,
     on_the_way: BTreeMap<(u64, u64), Message>,
     next_message: u64,
+    /// When the last word about turns reaches each guest: they do not overtake each other.
+    last_word: BTreeMap<usize, u64>,
     pub(crate) connector_up: bool,
     /// Every list that was ever obeyed, by guest and epoch.
     obeyed: BTreeMap<(GuestId, u64), Vec<String>>,
     pub(crate) moves: u64,
+    /// VMs that measured round trips alone brought to the appliance on their host.
+    pub(crate) corrected: u64,
 }
 
 impl World {
@@ -114,9 +137,11 @@ impl World {
             work: Work::default(),
             on_the_way: BTreeMap::new(),
             next_message: 0,
+            last_word: BTreeMap::new(),
             connector_up: true,
             obeyed: BTreeMap::new(),
             moves: 0,
+            corrected: 0,
         };
         world.resync();
         world.step(1000);
@@ -130,6 +155,19 @@ impl World {
 
     fn send(&mut self, delay_ms_max: u64, message: Message) {
         let at = self.now_ms + self.random.next() % delay_ms_max.max(1);
+        self.send_at(at, message);
+    }
+
+    /// A word about a guest's turns comes after those that were said before.
+    fn send_word(&mut self, vm: usize, message: Message) {
+        let at = self.now_ms + self.random.next() % 8000;
+        let last = self.last_word.entry(vm).or_default();
+        *last = at.max(*last);
+        let at = *last;
+        self.send_at(at, message);
+    }
+
+    fn send_at(&mut self, at: u64, message: Message) {
         self.next_message += 1;
         self.on_the_way.insert((at, self.next_message), message);
     }
@@ -206,7 +244,8 @@ impl World {
     pub(crate) fn step(&mut self, ms: u64) {
         let until = self.now_ms + ms;
         while self.now_ms < until {
-            self.now_ms = until.min(self.now_ms + 500);
+            let before_ms = self.now_ms;
+            self.now_ms = until.min(before_ms + 500);
             self.deliver();
             self.keep_streams();
             self.keep_links();
@@ -214,8 +253,27 @@ impl World {
             let vms = &self.vms;
             self.work.step(now, |vm| vms[vm].running && vms[vm].exists);
             self.ask_turns();
+            self.measure(before_ms);
             self.settle_controllers();
+            self.follow_leases(Duration::from_millis(self.now_ms - before_ms));
         }
+    }
+
+    /// What the controller's books say of the work that is under way.
+    fn follow_leases(&mut self, elapsed: Duration) {
+        let controller = self.controller.as_ref();
+        let books = |vm: usize, turn: LeaseId| {
+            let Some(controller) = controller.filter(|it| u64::from(it.term) == turn.0 >> 32)
+            else {
+                return Books::Unknown;
+            };
+            let at = self.agents[vm].at.and_then(|at| self.appliances[at].stream);
+            let hears =
+                !controller.is_paused && at.is_some_and(|(term, _)| term == controller.term);
+            let lease = controller.core.turn(turn).copied();
+            lease.map_or(Books::Taken { hears }, Books::Charged)
+        };
+        self.work.follow(elapsed, books);
     }
 
     fn deliver(&mut self) {
@@ -235,6 +293,12 @@ impl World {
                     answer,
                     lease,
                 } => self.work.answered(self.now(), ticket, answer, lease),
+                Message::TurnOver { via, guest, turn } => {
+                    let vm = self.agents.iter().position(|agent| agent.id == guest);
+                    if let Some(vm) = vm.filter(|vm| self.agents[*vm].at == Some(via)) {
+                        self.work.taken_back(vm, turn);
+                    }
+                }
                 Message::Inventory(change) => {
                     let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
                     if let Some(controller) = &mut self.controller {
@@ -313,7 +377,7 @@ impl World {
         }
     }
 
-    fn reaches(&self, vm: usize, appliance: usize) -> bool {
+    pub(crate) fn reaches(&self, vm: usize, appliance: usize) -> bool {
         self.appliances[appliance].up && !self.cut.contains(&(vm, appliance))
     }
 
@@ -367,6 +431,34 @@ impl World {
         {
             let clock = controller.clock(now_ms, jump);
             controller.core.guest_down(clock, id, self.agents[vm].id);
+        }
+    }
+
+    /// Once a minute each agent measures the appliances of its list, wherever it is said to be.
+    fn measure(&mut self, before_ms: u64) {
+        let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
+        for vm in 0..VMS {
+            let agent = &self.agents[vm];
+            let stream = agent.at.and_then(|at| self.appliances[at].stream);
+            // A fleet does not measure in step.
+            let round = |ms: u64| (ms + vm as u64 * 2000) / MEASURE_MS;
+            let is_due = round(now_ms) != round(before_ms);
+            let (Some(controller), Some((term, _)), true) = (&mut self.controller, stream, is_due)
+            else {
+                continue;
+            };
+            if term != controller.term {
+                continue;
+            }
+            for name in agent.route.appliances() {
+                let to = appliance_of(name);
+                let to = to.filter(|to| self.appliances[*to].up && !self.cut.contains(&(vm, *to)));
+                if let Some(to) = to {
+                    let rtt_us = rtt_us(self.vms[vm].host, host_of(to), &mut self.random);
+                    let clock = controller.clock(now_ms, jump);
+                    controller.core.measured(clock, agent.id, name, rtt_us);
+                }
+            }
         }
     }
 
@@ -452,115 +544,20 @@ impl World {
                     answer,
                     lease,
                 };
-                self.send(8000, message);
+                // Who is told nothing any more asks no more.
+                if let Some(vm) = self.work.asker(ticket) {
+                    self.send_word(vm, message);
+                }
+            }
+            Order::TurnOver { via, guest, turn } => {
+                let is_it = |it: &Appliance| it.stream.is_some_and(|(_, id)| id == via);
+                let via = self.appliances.iter().position(is_it);
+                let vm = self.agents.iter().position(|agent| agent.id == guest);
+                if let (Some(via), Some(vm)) = (via, vm) {
+                    self.send_word(vm, Message::TurnOver { via, guest, turn });
+                }
             }
             Order::Warm { .. } => {}
-        }
-    }
-
-    // ---- What must hold.
-
-    /// What must hold at any moment.
-    ///
-    /// # Errors
-    /// What does not.
-    pub fn check(&self) -> Result<(), String> {
-        self.work.check()?;
-        for (vm, agent) in self.agents.iter().enumerate() {
-            if agent.unscanned != agent.paid + agent.debt {
-                return Err(format!("v{vm}: the ledger has lost an open: {agent:?}"));
-            }
-            let runs = self.vms[vm].running && self.vms[vm].exists;
-            let reachable = (0..APPLIANCES).any(|it| self.reaches(vm, it));
-            if runs && reachable && agent.at.is_none_or(|at| !self.reaches(vm, at)) {
-                return Err(format!(
-                    "v{vm} reaches an appliance and is connected to none"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Heals everything and lets time pass; then all is as it should be.
-    ///
-    /// # Errors
-    /// What is not.
-    pub fn settle(&mut self) -> Result<(), String> {
-        self.cut.clear();
-        self.hosts_in_maintenance.clear();
-        for appliance in &mut self.appliances {
-            (appliance.up, appliance.hears) = (true, true);
-        }
-        match &mut self.controller {
-            Some(controller) => controller.is_paused = false,
-            None => self.controller = Some(Controller::lead(&mut self.disk, self.now_ms)),
-        }
-        self.resync();
-        for _ in 0..60 {
-            self.step(20_000);
-            self.check()?;
-        }
-        for agent in &mut self.agents {
-            if agent.at.is_some() {
-                agent.open();
-            }
-        }
-        self.check_settled()
-    }
-
-    fn check_settled(&self) -> Result<(), String> {
-        let controller = self.controller.as_ref().ok_or("nobody places")?;
-        let core = &controller.core;
-        for (vm, agent) in self.agents.iter().enumerate() {
-            if !self.vms[vm].running || !self.vms[vm].exists {
-                continue;
-            }
-            if agent.debt > 0 {
-                return Err(format!("v{vm}: {} opens are not paid back", agent.debt));
-            }
-            let [id] = core.find_vms(&format!("v{vm}"))[..] else {
-                return Err(format!(
-                    "v{vm} is not one VM: {:?}",
-                    core.find_vms(&format!("v{vm}"))
-                ));
-            };
-            let list = core.fleet().placement(id).ok_or("a VM without a list")?;
-            let names = list
-                .appliances
-                .iter()
-                .filter_map(|id| core.appliance_name(*id));
-            let names: Vec<String> = names.map(|name| format!("{name}:7443")).collect();
-            if agent.route.appliances() != names || agent.route.epoch() != list.epoch.0 {
-                return Err(format!(
-                    "v{vm} follows {:?}, and its list is {names:?} {}",
-                    agent.route, list.epoch
-                ));
-            }
-            let first = names.first().and_then(|name| appliance_of(name));
-            if agent.at != first || first.is_none() {
-                return Err(format!(
-                    "v{vm} is at {:?} and should be at {first:?}",
-                    agent.at
-                ));
-            }
-            let written = self.disk.placements.get(&id.0).map(|list| list.epoch);
-            if written != Some(list.epoch.0) {
-                return Err(format!("v{vm}: what it follows is not written down"));
-            }
-        }
-        self.check_bounds(core)
-    }
-
-    fn check_bounds(&self, core: &fleet_core::Core) -> Result<(), String> {
-        let rows = core.appliance_rows();
-        let up = rows
-            .iter()
-            .filter(|row| row.availability == Availability::Up);
-        let up: Vec<_> = up.collect();
-        let has_room = up.iter().any(|row| row.load + 1000 <= row.bound);
-        match up.iter().find(|row| row.load > row.bound) {
-            Some(over) if has_room => Err(format!("{over:?} is over its bound, others are not")),
-            _ => Ok(()),
         }
     }
 }
@@ -569,7 +566,7 @@ fn hello(number: usize) -> ApplianceHello {
     ApplianceHello {
         name: format!("a{number}"),
         address: address(number),
-        host_name: Some(format!("h{}", number * 2 % HOSTS)),
+        host_name: Some(format!("h{}", host_of(number))),
         cluster: None,
         site: None,
         capacity: CAPACITY,

@@ -18,6 +18,7 @@ use super::content::Candidate;
 use super::filter::Kept;
 use super::halt::Halt;
 use crate::transfer::{Sending, Stopped};
+use crate::turns::Said;
 
 /// Longest wait for an answer, or for the next sign of one, before a file is given up. The
 /// appliance has its own, much shorter limits: this one only keeps a lost answer from ending the
@@ -29,6 +30,8 @@ const DATA_WAIT_MAX: Duration = Duration::from_secs(120);
 const GLANCE: Duration = Duration::from_millis(100);
 /// Frames of one exchange that may wait for its thread.
 const EVENTS_MAX: usize = 16;
+/// Words about turns that wait for whoever waits for one.
+const SAID_MAX: usize = 8;
 
 /// The appliance in use, as it said.
 #[derive(Debug, Clone)]
@@ -80,8 +83,18 @@ struct State {
     /// The last reason why there is no appliance.
     trouble: String,
     exchanges: HashMap<u64, Sender<Event>>,
-    /// The latest answer to [`Session::ask_turn`].
-    turn: Option<(u64, v1::Turn)>,
+    /// What was said of turns and is not taken yet.
+    turns: Vec<Said>,
+}
+
+impl State {
+    /// The latest count: there is one question at a time.
+    fn said_of_turns(&mut self, said: Said) {
+        if self.turns.len() >= SAID_MAX {
+            self.turns.remove(0);
+        }
+        self.turns.push(said);
+    }
 }
 
 impl Shared {
@@ -150,7 +163,8 @@ impl Handler for Shared {
                     appliance.policy = policy;
                 }
             }
-            Some(Body::Turn(turn)) => state.turn = Some((id, turn)),
+            Some(Body::Turn(turn)) => state.said_of_turns(Said::Answer(id, turn)),
+            Some(Body::TurnOver(over)) => state.said_of_turns(Said::Over(over.turn_id)),
             Some(Body::Recall(recall)) => {
                 let digests = recall.digests.iter();
                 let digests = digests.filter_map(|it| it.as_slice().try_into().ok());
@@ -197,7 +211,7 @@ impl Session {
                 down_since: Instant::now(),
                 trouble: "no answer yet".into(),
                 exchanges: HashMap::new(),
-                turn: None,
+                turns: Vec::new(),
             }),
             changed: Condvar::new(),
             shelf,
@@ -387,9 +401,9 @@ impl Session {
         sent.is_ok().then_some(request_id)
     }
 
-    /// The answer that came last, once.
-    pub(crate) fn take_turn(&self) -> Option<(u64, v1::Turn)> {
-        self.shared.lock().turn.take()
+    /// What was said of turns since the last look, in order.
+    pub(crate) fn take_turns(&self) -> Vec<Said> {
+        std::mem::take(&mut self.shared.lock().turns)
     }
 
     /// A turn is given back. Where the link breaks, it ends by itself.

@@ -54,8 +54,8 @@ impl ScanTurns {
         let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let now = Instant::now();
-            if let Some((request_id, turn)) = session.take_turn() {
-                work.answered(request_id, &turn, now);
+            for said in session.take_turns() {
+                work.take(&said, now);
             }
             let left = self.deadline.saturating_duration_since(now);
             work.set_within(left.min(self.takes * WITHIN_TURNS));

@@ -148,6 +148,13 @@ impl Lead {
                 let turn = Some(super::stream::turn(answer));
                 self.send(via, Body::Turn(v1::GuestTurn { ticket, turn }));
             }
+            Order::TurnOver { via, guest, turn } => {
+                let over = v1::GuestTurnOver {
+                    guest_id: guest.0.to_vec(),
+                    turn_id: turn.0,
+                };
+                self.send(via, Body::TurnOver(over));
+            }
             Order::Warm { from, to, guest } => {
                 let name = self.core.appliance_name(to).unwrap_or_default();
                 let warm = v1::WarmGuest {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fleet_core::{Core, InventoryChange, MovePhase, Order, Row, TurnAnswer, TurnAsk, TurnRow};
+use model::GuestId;
 use placement::{ApplianceId, LeaseId, Refused, WorkKind};
 
 use crate::scene::{CONNECTOR, appliance, at, connect, core, core_after, guest, host, vm};
@@ -124,26 +125,107 @@ fn a_guest_holds_one_turn_of_a_kind_and_gives_back_only_its_own() {
     );
 }
 
+fn move_vm(core: &mut Core, now_s: u64, number: u8, to: &str) {
+    let moved = InventoryChange::VmMoved {
+        vm: format!("v{number}"),
+        to: Some(to.into()),
+        phase: MovePhase::Switched,
+    };
+    core.inventory(at(now_s), CONNECTOR, moved);
+}
+
+/// The hosts that turns are charged to, by VM.
+fn charged(core: &Core, now_s: u64) -> Vec<(String, String)> {
+    let rows = core.turn_rows(at(now_s).now, None).into_iter();
+    let mut rows: Vec<_> = rows.map(|row| (row.vm, row.host)).collect();
+    rows.sort();
+    rows
+}
+
+/// Turns that are taken back, by guest, and through whom.
+fn taken_back(core: &mut Core) -> Vec<(GuestId, LeaseId, ApplianceId)> {
+    let orders = core.take_orders().into_iter();
+    let taken = orders.filter_map(|order| match order {
+        Order::TurnOver { via, guest, turn } => Some((guest, turn, via)),
+        _ => None,
+    });
+    taken.collect()
+}
+
 #[test]
-fn a_turn_does_not_move_with_its_vm_nor_outlive_its_placer() {
+fn a_turn_moves_with_its_vm_and_does_not_outlive_its_placer() {
     let mut core = fleet(1, 1);
     let first = core.ask_turn(at(0), guest(1), ask(WorkKind::Sweep, 4000));
-    let (turn, _) = waits(first);
+    let (turn, wait) = waits(first);
     let again = TurnAsk {
         again: Some(turn),
         ..ask(WorkKind::Sweep, 4000)
     };
-    let moved = InventoryChange::VmMoved {
-        vm: "v1".into(),
-        to: Some("h2".into()),
-        phase: MovePhase::Switched,
-    };
-    core.inventory(at(1), CONNECTOR, moved);
-    let (other, _) = waits(core.ask_turn(at(1), guest(1), again));
-    assert_ne!(other, turn, "it is of the old host");
+    move_vm(&mut core, 1, 1, "h2");
+    assert_eq!(charged(&core, 1), [("v1".into(), "h2".into())]);
+    let begins = wait.as_secs();
+    assert_eq!(
+        begun(core.ask_turn(at(begins), guest(1), again)),
+        Some(turn)
+    );
+    move_vm(&mut core, begins + 1, 1, "h1");
+    assert_eq!(charged(&core, begins + 1), [("v1".into(), "h1".into())]);
+    assert_eq!(taken_back(&mut core), [], "there is room");
     let mut next = fleet(2, 1);
     let (fresh, _) = waits(next.ask_turn(at(1), guest(1), again));
-    assert!(fresh != turn && fresh != other, "names of two terms");
+    assert!(fresh != turn, "names of two terms");
+}
+
+#[test]
+fn a_turn_is_taken_back_where_its_vm_moves_to_a_full_host() {
+    let mut core = fleet(1, 5);
+    core.inventory(at(0), CONNECTOR, vm(5, "h2"));
+    let gate = core.find_appliance("on-h1").unwrap();
+    // No room for anything but now; a lease begins with the next step.
+    let mut turns = Vec::new();
+    for number in 1..=5 {
+        let question = ask(WorkKind::Scan, 0);
+        let turn = match core.ask_turn(at(0), guest(number), question) {
+            TurnAnswer::Begin { turn, .. } => turn.unwrap(),
+            other => waits(other).0,
+        };
+        let again = TurnAsk {
+            again: Some(turn),
+            ..question
+        };
+        core.order_turn(at(10), (gate, 1), guest(number), again);
+        turns.push(turn);
+    }
+    core.take_orders();
+    move_vm(&mut core, 20, 5, "h1");
+    assert_eq!(taken_back(&mut core), [(guest(5), turns[4], gate)]);
+    let on_h1 = core.turn_rows(at(20).now, Some("h1"));
+    assert_eq!(on_h1.len(), 4, "the budget of the full host");
+    assert_eq!(core.turn_rows(at(20).now, Some("h2")), []);
+    // It was not connected where that was said: it hears of it when it comes.
+    connect(&mut core, gate, &[5]);
+    assert_eq!(taken_back(&mut core), [(guest(5), turns[4], gate)]);
+    connect(&mut core, gate, &[4]);
+    assert_eq!(taken_back(&mut core), [], "another one's");
+    core.tick(at(200));
+    connect(&mut core, gate, &[5]);
+    assert_eq!(taken_back(&mut core), [], "it would be over by now");
+}
+
+#[test]
+fn a_turn_is_taken_back_where_nobody_knows_the_host() {
+    let mut core = fleet(1, 1);
+    let (turn, wait) = waits(core.ask_turn(at(0), guest(1), ask(WorkKind::Sweep, 1000)));
+    let again = TurnAsk {
+        again: Some(turn),
+        ..ask(WorkKind::Sweep, 1000)
+    };
+    let begins = wait.as_secs();
+    begun(core.ask_turn(at(begins), guest(1), again));
+    core.take_orders();
+    move_vm(&mut core, begins + 1, 1, "h9");
+    assert_eq!(charged(&core, begins + 1), []);
+    assert_eq!(taken_back(&mut core).len(), 1);
 }
 
 #[test]
@@ -151,7 +233,7 @@ fn a_placer_that_takes_over_waits_for_the_turns_that_it_does_not_know() {
     let mut core = fleet(1, 1);
     core.take_writes();
     let (turn, wait) = waits(core.ask_turn(at(0), guest(1), ask(WorkKind::Scan, 200)));
-    assert_eq!(turns_out(&mut core), [], "it has not begun");
+    assert!(turns_out(&mut core).is_empty(), "it has not begun");
     let again = TurnAsk {
         again: Some(turn),
         ..ask(WorkKind::Scan, 200)
@@ -176,7 +258,7 @@ fn a_placer_that_takes_over_waits_for_the_turns_that_it_does_not_know() {
     };
     assert!(orders.iter().any(is_begin), "{orders:?}");
     core.tick(at(begins + 100));
-    assert_eq!(turns_out(&mut core), [], "not over yet");
+    assert!(turns_out(&mut core).is_empty(), "not over yet");
     core.tick(at(begins + 1000));
     assert_eq!(turns_out(&mut core), [0]);
 

@@ -7,11 +7,13 @@
 
 mod boot;
 mod calendar;
+mod follow;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use boot::{BootPolicy, BootStorms, Started};
+pub use follow::{Followed, Place};
 
 use crate::rendezvous::mix;
 use crate::{HostId, VmId};
@@ -208,6 +210,8 @@ pub struct Lease {
     pub begins: Duration,
     /// When it has to have ended.
     pub ends: Duration,
+    /// Somebody was told that the work may begin.
+    pub has_begun: bool,
 }
 
 /// Why there is no lease.
@@ -312,7 +316,7 @@ impl Admission {
             return Begin::Over;
         }
         let held = self.holds.get(&lease.job.host).copied();
-        let held = held.filter(|until| now < *until && lease.begins < *until);
+        let held = held.filter(|until| now < *until && lease.begins < *until && !lease.has_begun);
         if let Some(until) = held {
             let mut later = lease.job;
             later.not_before = later.not_before.max(until);
@@ -328,6 +332,9 @@ impl Admission {
         if now < lease.begins {
             Begin::NotYet { at: lease.begins }
         } else {
+            if let Some(lease) = self.leases.get_mut(&id) {
+                lease.has_begun = true;
+            }
             Begin::Go { until: lease.ends }
         }
     }
@@ -452,20 +459,28 @@ impl Admission {
     }
 
     fn write_down(&mut self, id: LeaseId, job: Job, begins: Duration) -> Lease {
+        let lease = self.lease_for(id, job, begins);
+        self.enter(lease);
+        lease
+    }
+
+    fn lease_for(&self, id: LeaseId, job: Job, begins: Duration) -> Lease {
         let length = self.steps_in(job.takes).max(1);
-        let ends = self.time_of(self.step_of(begins) + length);
-        let lease = Lease {
+        Lease {
             id,
             job,
             begins,
-            ends,
-        };
-        self.book(&lease, true);
-        if let Some(old) = self.leases.insert(id, lease) {
-            self.by_end.remove(&(old.ends, id));
+            ends: self.time_of(self.step_of(begins) + length),
+            has_begun: false,
         }
-        self.by_end.insert((lease.ends, id));
-        lease
+    }
+
+    fn enter(&mut self, lease: Lease) {
+        self.book(&lease, true);
+        if let Some(old) = self.leases.insert(lease.id, lease) {
+            self.by_end.remove(&(old.ends, lease.id));
+        }
+        self.by_end.insert((lease.ends, lease.id));
     }
 
     fn book(&mut self, lease: &Lease, takes: bool) {

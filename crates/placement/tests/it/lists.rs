@@ -203,6 +203,19 @@ fn measured_round_trips_correct_a_wrong_inventory() {
     // The inventory has caught up: what was measured before counts no more.
     world.fleet.put_vm(at(4), vm, on(1));
     assert_eq!(world.first(1), Some(1));
+    // Nor does what was measured before and arrives only now.
+    for (appliance, rtt_us) in [(1, 400), (2, 60)] {
+        world
+            .fleet
+            .measured(at(5), vm, ApplianceId(appliance), rtt_us);
+    }
+    assert_eq!(world.first(1), Some(1));
+    for (appliance, rtt_us) in [(1, 400), (2, 60)] {
+        world
+            .fleet
+            .measured(at(6), vm, ApplianceId(appliance), rtt_us);
+    }
+    assert_eq!(world.first(1), Some(2));
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use placement::{
-    Admission, Begin, HostId, Job, Lease, Refused, Resource, Resources, StormPolicy, VmId, WorkKind,
+    Admission, Begin, Followed, HostId, Job, Lease, Place, Refused, Resource, Resources,
+    StormPolicy, VmId, WorkKind,
 };
 use proptest::prelude::*;
 
@@ -161,12 +162,95 @@ fn there_are_no_more_leases_than_may_be() {
     );
 }
 
+fn place(host: u64) -> Place {
+    Place {
+        host: HostId(host),
+        datastore: Some(host / 4),
+        link: None,
+    }
+}
+
+/// What is reserved of a host's processors.
+fn cpu(admission: &Admission, host: u64, seconds: u64) -> u32 {
+    let (used, _) = admission.reserved(Resource::Host(HostId(host)), at(seconds));
+    used.cpu_milli
+}
+
+#[test]
+fn a_lease_follows_its_vm_and_leaves_nothing_behind() {
+    let mut admission = Admission::new(StormPolicy::default(), 1, 1);
+    let lease = admission
+        .reserve(at(0), job(1, 0, 1500, 100, (0, 100)))
+        .unwrap();
+    assert_eq!(
+        admission.begin(at(0), lease.id),
+        Begin::Go { until: at(100) }
+    );
+    assert_eq!(admission.follow(at(50), lease.id, place(1)), Followed::Kept);
+    assert_eq!((cpu(&admission, 0, 50), cpu(&admission, 1, 50)), (0, 1500));
+    assert_eq!((cpu(&admission, 0, 99), cpu(&admission, 1, 99)), (0, 1500));
+    assert_eq!(
+        admission.begin(at(51), lease.id),
+        Begin::Go { until: at(100) }
+    );
+    admission.release(at(60), lease.id);
+    assert_eq!(cpu(&admission, 1, 60), 0);
+}
+
+#[test]
+fn work_that_has_begun_ends_where_there_is_no_room_for_it() {
+    let mut admission = Admission::new(StormPolicy::default(), 1, 1);
+    let mut begun = |vm, host| {
+        let lease = admission
+            .reserve(at(0), job(vm, host, 1500, 100, (0, 100)))
+            .unwrap();
+        admission.begin(at(0), lease.id);
+        lease.id
+    };
+    let (moves, stays) = (begun(1, 0), begun(2, 1));
+    assert_eq!(admission.follow(at(50), moves, place(1)), Followed::Over);
+    assert_eq!((cpu(&admission, 0, 50), cpu(&admission, 1, 50)), (0, 1500));
+    assert_eq!(admission.begin(at(50), moves), Begin::Over);
+    assert!(admission.lease(stays).is_some());
+}
+
+#[test]
+fn what_has_not_begun_is_put_off_where_there_is_no_room_yet() {
+    let mut admission = Admission::new(StormPolicy::default(), 1, 1);
+    let mut reserve = |vm, host, window| {
+        let lease = admission.reserve(at(0), job(vm, host, 1500, 100, window));
+        lease.unwrap()
+    };
+    let _there = reserve(2, 1, (0, 100));
+    let patient = reserve(1, 0, (0, 100));
+    let hasty = reserve(3, 2, (0, 100));
+    // A window of its own that is longer.
+    let late = reserve(4, 0, (100, 400));
+    assert_eq!(
+        admission.follow(at(0), patient.id, place(1)),
+        Followed::Over,
+        "its deadline cannot be met there"
+    );
+    assert_eq!(admission.follow(at(0), hasty.id, place(0)), Followed::Kept);
+    let _full = admission
+        .reserve(at(0), job(5, 1, 1500, 100, (100, 200)))
+        .unwrap();
+    assert_eq!(admission.follow(at(0), late.id, place(1)), Followed::Kept);
+    let moved = admission.lease(late.id).unwrap();
+    assert!(
+        moved.begins >= at(200) && moved.ends <= at(400),
+        "{moved:?}"
+    );
+    assert_eq!(moved.ends, moved.begins + at(100));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Reserve(u64, u64, u32, u64, u64, u64),
     Begin(usize),
     Release(usize),
     Hold(u64, u64),
+    Follow(usize, u64),
     Sleep(u64),
 }
 
@@ -179,6 +263,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => any::<usize>().prop_map(Step::Begin),
         2 => any::<usize>().prop_map(Step::Release),
         1 => (0..6_u64, 0..500_u64).prop_map(|(host, time)| Step::Hold(host, time)),
+        3 => (any::<usize>(), 0..6_u64).prop_map(|(which, host)| Step::Follow(which, host)),
         2 => (0..90_u64).prop_map(Step::Sleep),
     ];
     proptest::collection::vec(step, 1..120)
@@ -211,7 +296,8 @@ fn check(admission: &mut Admission, now: Duration) {
             .sum();
         assert!(reads <= policy.datastore_read_mib_s, "{reads}");
         let (used, limit) = admission.reserved(Resource::Host(lease.job.host), moment);
-        assert!(used.cpu_milli <= limit.cpu_milli && used.cpu_milli >= cpu);
+        assert!(used.cpu_milli <= limit.cpu_milli, "{used:?}");
+        assert_eq!(used.cpu_milli, cpu, "what is booked is what is out");
     }
 }
 
@@ -239,9 +325,22 @@ proptest! {
                 Step::Release(which) if !given.is_empty() => {
                     admission.release(now, given[which % given.len()].id);
                 }
+                Step::Follow(which, host) if !given.is_empty() => {
+                    let id = given[which % given.len()].id;
+                    let before = admission.lease(id).copied();
+                    let followed = admission.follow(now, id, place(host));
+                    let lease = admission.lease(id).copied();
+                    prop_assert_eq!(followed == Followed::Kept, lease.is_some());
+                    if let (Some(before), Some(lease)) = (before, lease) {
+                        prop_assert_eq!(lease.job.place(), place(host));
+                        // Who works has the same time left.
+                        prop_assert!(!before.has_begun || lease.ends == before.ends);
+                        prop_assert_eq!(before.has_begun, lease.has_begun);
+                    }
+                }
                 Step::Hold(host, time) => admission.hold(HostId(host), at(clock + time)),
                 Step::Sleep(time) => clock += time,
-                Step::Begin(_) | Step::Release(_) => {}
+                Step::Begin(_) | Step::Release(_) | Step::Follow(..) => {}
             }
             check(&mut admission, at(clock));
         }

@@ -1067,7 +1067,8 @@ pub struct Turn {
     #[prost(uint32, tag = "5")]
     pub possible_within_s: u32,
 }
-/// The work of a turn is done, or given up.
+/// The work of a turn is done, or given up. From the appliance: the turn is taken back, since the guest
+/// has moved to a host that has no room for it; the work stops and is asked for anew.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TurnOver {
     /// Which. Never 0.
@@ -2027,7 +2028,7 @@ pub mod fleet_said {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FleetOrder {
     /// Absent or unknown: ignored.
-    #[prost(oneof = "fleet_order::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "fleet_order::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60")]
     pub body: ::core::option::Option<fleet_order::Body>,
 }
 /// Nested message and enum types in `FleetOrder`.
@@ -2059,6 +2060,9 @@ pub mod fleet_order {
         Alive(bool),
         #[prost(message, tag = "10")]
         Turn(super::GuestTurn),
+        /// A guest's turn is taken back: it has moved to where there is no room for it.
+        #[prost(message, tag = "60")]
+        TurnOver(super::GuestTurnOver),
     }
 }
 /// First frame of an appliance. Its name is the one in its certificate.
@@ -2225,7 +2229,7 @@ pub struct GuestTurn {
     #[prost(message, optional, tag = "2")]
     pub turn: ::core::option::Option<Turn>,
 }
-/// A guest's work is done.
+/// A guest's work is done; from the controller: it has to stop.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GuestTurnOver {
     /// Which, 16 bytes.

@@ -392,6 +392,7 @@ fn told(golden: &mut Golden) {
     body("RenewedSelf", Body::RenewedSelf(renewal()));
     body("Alive", Body::Alive(true));
     body("Turn", Body::Turn(guest_turn));
+    body("TurnOver", Body::TurnOver(guest_turn_over()));
 }
 
 pub(crate) fn add(golden: &mut Golden) {

@@ -4,14 +4,20 @@ const SEEDS: u64 = 300;
 
 #[test]
 fn nothing_breaks_whatever_happens() {
-    let mut moved = 0;
+    let (mut moved, mut stopped, mut corrected) = (0, 0, 0);
     for seed in 0..SEEDS {
         match sim::run(seed) {
-            Ok(outcome) => moved += outcome.moves,
+            Ok(outcome) => {
+                moved += outcome.moves;
+                stopped += outcome.stopped;
+                corrected += outcome.corrected;
+            }
             Err(broken) => panic!("seed {seed}: {broken}; again: ./x sim --from {seed} --seeds 1"),
         }
     }
     assert!(moved > SEEDS, "the courses move nobody");
+    assert!(stopped > 0, "no turn was taken back");
+    assert!(corrected > 0, "no lost move was found by measuring");
 }
 
 #[test]
