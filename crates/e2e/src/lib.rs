@@ -1,6 +1,8 @@
 //! What the end-to-end tests share: a whole system with one guarded file system, and openers that
 //! are other processes (the gate never judges its own).
 
+mod opens;
+
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,6 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 use testbed::{Agent, AgentOptions, FileSystem, LoopMount, Netns, Server, ServerOptions};
+
+pub use opens::Opens;
 
 /// A server, an agent and the file system that it guards. Fields drop in this order: the agent
 /// goes before its file system, or the last openers would wait for it.
@@ -68,9 +72,9 @@ impl System {
         let agent_options = AgentOptions {
             guard: vec![mount.path().to_owned()],
             extra: setup.agent_extra,
-            guard_extra: String::new(),
             unsupervised: setup.unsupervised,
             private_mounts: setup.private_mounts,
+            ..AgentOptions::default()
         };
         let dir = scratch.path().join("agent");
         let agent = Agent::start(&dir, &server, &agent_options, netns.as_ref())?;
@@ -134,6 +138,17 @@ impl System {
 /// Where the metrics cannot be fetched, or there is none of that name yet.
 pub fn server_metric(server: &Server, name: &str, filter: &str) -> Result<f64> {
     metric(&fetch(&server.metrics)?, name, filter)
+}
+
+/// What `lazaret fleet …` says.
+///
+/// # Errors
+/// Where the command fails.
+pub fn fleet(server: &Server, args: &[&str]) -> Result<serde_json::Value> {
+    let mut all = vec!["fleet"];
+    all.extend(args);
+    all.push("--json");
+    Ok(serde_json::from_str(&server.cli(&all)?)?)
 }
 
 /// What an opener got, and how long it took.

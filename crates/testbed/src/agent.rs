@@ -18,11 +18,20 @@ pub struct AgentOptions {
     pub extra: String,
     /// Further lines of the `[guard]` table.
     pub guard_extra: String,
+    /// Further lines of the `[appliance]` table.
+    pub appliance_extra: String,
     /// One process instead of two: what a supervisor prevents, and what it costs.
     pub unsupervised: bool,
     /// In a mount namespace of its own, as `PrivateTmp=yes` makes one.
     pub private_mounts: bool,
+    /// What the firmware of its VM says the VM is, as a hypervisor would have it. Empty: whatever
+    /// this machine's says.
+    pub system_uuid: String,
 }
+
+/// Runs the rest of its arguments where the firmware has the uuid of the first.
+const WITH_UUID: &str = "mount -t tmpfs none /sys/class && mkdir -p /sys/class/dmi/id && \
+                         echo \"$1\" > /sys/class/dmi/id/product_uuid && shift && exec \"$@\"";
 
 /// A running `lazaret-agent run`.
 #[derive(Debug)]
@@ -74,9 +83,10 @@ impl Agent {
         };
         let text = format!(
             "state_dir = \"{dir}/state\"\nruntime_dir = \"{dir}/run\"\n\n\
-             [appliance]\naddresses = [\"{}\"]\n\n[guard]\ninclude = {:?}\nstanding_filesystems = {:?}\n{}\n\n\
+             [appliance]\naddresses = [\"{}\"]\n{}\n\n[guard]\ninclude = {:?}\nstanding_filesystems = {:?}\n{}\n\n\
              [metrics]\nlisten = \"{}\"\n\n{}",
             server.link,
+            options.appliance_extra,
             options.guard,
             options.guard,
             options.guard_extra,
@@ -86,7 +96,7 @@ impl Agent {
         );
         std::fs::write(agent.config(), text)?;
         let program = binary("lazaret-agent")?;
-        let mut enrol = netns.map_or_else(|| Command::new(&program), |net| net.command(&program));
+        let mut enrol = enrolling(&program, &options.system_uuid, netns);
         enrol
             .args(["enrol", "--controller", &server.enrol, "--token"])
             .arg(server.token()?)
@@ -258,6 +268,22 @@ impl Drop for Agent {
             eprintln!("{error}");
         }
     }
+}
+
+/// The program where it is to enrol: only then it asks who the firmware says it is.
+fn enrolling(program: &Path, system_uuid: &str, netns: Option<&Netns>) -> Command {
+    let command = |program: &Path| match netns {
+        Some(net) => net.command(program),
+        None => Command::new(program),
+    };
+    if system_uuid.is_empty() {
+        return command(program);
+    }
+    let mut command = command(Path::new("unshare"));
+    command
+        .args(["--mount", "sh", "-ec", WITH_UUID, "sh", system_uuid])
+        .arg(program);
+    command
 }
 
 /// The two processes of an agent.

@@ -3,6 +3,7 @@
 //! else.
 
 mod agent;
+mod cable;
 mod clam;
 mod daemons;
 mod databases;
@@ -16,19 +17,25 @@ mod ports;
 mod process;
 mod relay;
 pub mod samples;
+mod slow_wire;
+mod tap;
+mod test_driver;
 mod usage;
 
 pub use agent::{Agent, AgentOptions, AgentPids};
+pub use cable::Cable;
 pub use clam::{Clamd, ClamdListen, Clamonacc};
 pub use daemons::{Apart, ApartOptions, Server, ServerOptions, binary, rules_dir};
 pub use databases::{Postgres, Redis};
 pub use debian::debian_root;
 pub use guest::{GuestImage, GuestTree};
-pub use host_net::HostNet;
+pub use host_net::{HostNet, MovingGuest};
 pub use libvirt::{LibvirtHost, LibvirtListen};
 pub use mount::{FileSystem, LoopMount};
 pub use netns::Netns;
 pub use ports::{free_address, free_port_on};
 pub use process::{Pin, Process, Spawn, run, wait_until};
 pub use relay::{Relay, RelayBytes};
+pub use slow_wire::SlowWire;
+pub use test_driver::TestDriver;
 pub use usage::Usage;

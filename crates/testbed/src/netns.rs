@@ -59,6 +59,15 @@ impl Netns {
         Ok(net)
     }
 
+    /// One that is there already and joined to something else than us; it goes away with the guard.
+    pub(crate) fn of(name: &str, host_address: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            host_link: String::new(),
+            host_address: host_address.to_owned(),
+        }
+    }
+
     /// Our end's address, which the namespace reaches.
     #[must_use]
     pub fn host_address(&self) -> &str {
@@ -119,12 +128,10 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        for args in [
-            ["netns", "del", &self.name],
-            ["link", "del", &self.host_link],
-        ] {
+        let _gone = ip(&["netns", "del", &self.name]);
+        if !self.host_link.is_empty() {
             // Deleting the namespace takes the veth pair along, sooner or later.
-            let _ = ip(&args);
+            let _gone = ip(&["link", "del", &self.host_link]);
         }
     }
 }

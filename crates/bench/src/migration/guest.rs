@@ -12,6 +12,10 @@ use super::hosts::Hosts;
 /// The domain's name.
 pub(super) const NAME: &str = "opener";
 
+/// How often its agent measures, in seconds: more often than it ships (60), so that a run with lost
+/// events does not take all day. What a correction takes is up to this and a moment.
+pub(super) const MEASURE_S: u64 = 10;
+
 /// What the guest has counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Tally {
@@ -65,8 +69,10 @@ impl Guest {
         let tree = GuestTree::new(&dir.join("guest"), INIT)?;
         tree.copy_program(&binary("lazaret-agent")?, "bin/lazaret-agent")?;
         // No addresses: it follows the lists of the placer, from its enrolment on.
-        let config = "state_dir = \"/var/agent\"\nruntime_dir = \"/run/agent\"\n\n\
-                      [guard]\ninclude = [\"/data\"]\n";
+        let config = format!(
+            "state_dir = \"/var/agent\"\nruntime_dir = \"/run/agent\"\n\n\
+             [appliance]\nmeasure_s = {MEASURE_S}\n\n[guard]\ninclude = [\"/data\"]\n"
+        );
         tree.write("etc/agent.toml", config, 0o644)?;
         tree.write("etc/controller", &hosts.server.enrol, 0o644)?;
         tree.write("etc/token", hosts.server.token()?, 0o600)?;

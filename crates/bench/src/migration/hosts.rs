@@ -2,16 +2,20 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use testbed::{
-    Apart, ApartOptions, HostNet, LibvirtHost, LibvirtListen, Server, ServerOptions, wait_until,
+    Apart, ApartOptions, Cable, HostNet, LibvirtHost, LibvirtListen, Server, ServerOptions,
+    wait_until,
 };
 
 const DRIVER: &str = "qemu:///system";
 /// Where the controller listens for appliances, in a namespace of its own.
 const STREAMS_PORT: u16 = 7445;
+/// From one host to the other, when nobody tells of moves: as far as two buildings are.
+pub(super) const DISTANCE: Duration = Duration::from_millis(2);
 
 /// Two hosts that a guest moves between.
 pub(super) struct Hosts {
@@ -20,6 +24,8 @@ pub(super) struct Hosts {
     pub(super) server: Server,
     /// What the appliance on each host is called.
     pub(super) appliances: [String; 2],
+    /// The connector's ways to the hosts.
+    cables: [Cable; 2],
     /// Ended before the network is.
     _second: Apart,
     net: HostNet,
@@ -34,11 +40,13 @@ impl Hosts {
             LibvirtHost::start(&home, i as u8 + 1, netns, &LibvirtListen::OpenTcp)
         };
         let machines = [machine(0)?, machine(1)?];
+        let cable = |i: usize| Cable::start(&dir.join(format!("cable{i}")), &machines[i].socket());
+        let cables = [cable(0)?, cable(1)?];
         let streams = format!("{}:{STREAMS_PORT}", net.address(0));
         let options = ServerOptions {
             address: net.address(0),
             netns: Some(net.host(0).to_owned()),
-            extra: controller(&streams, &machines)?,
+            extra: controller(&streams, &cables)?,
             ..ServerOptions::default()
         };
         let server = Server::start(&dir.join("appliance0"), &options)?;
@@ -54,6 +62,7 @@ impl Hosts {
             machines,
             server,
             appliances,
+            cables,
             _second: second,
             net,
         })
@@ -72,29 +81,56 @@ impl Hosts {
         self.machines[1 - to].virsh(DRIVER, &how).map(drop)
     }
 
+    /// From now on the connector hears of nothing, and the hosts are [`DISTANCE`] apart.
+    pub(super) fn fall_silent(&self) {
+        self.net.set_distance(DISTANCE);
+        self.cables.iter().for_each(Cable::cut);
+    }
+
+    /// The connector hears again, and compares everything: it is known on which host the domain is.
+    pub(super) fn speak(&self, domain: &str, host: usize) -> Result<()> {
+        self.cables.iter().for_each(Cable::mend);
+        let name = host_name(host);
+        let known = wait_until(super::PATIENCE, || {
+            self.told_host(domain) == Some(name.clone())
+        });
+        ensure!(
+            known,
+            "{domain} is not known on {name}: {}",
+            self.fleet(&["vms"])?
+        );
+        Ok(())
+    }
+
+    /// The host of a domain, as the connector told last.
+    pub(super) fn told_host(&self, domain: &str) -> Option<String> {
+        let all = self.fleet(&["vms"]).ok()?;
+        let own = all.as_array()?.iter().find(|vm| vm["name"] == domain)?;
+        Some(own["host"].as_str()?.to_owned())
+    }
+
     /// What `lazaret fleet …` says.
     pub(super) fn fleet(&self, args: &[&str]) -> Result<Value> {
         fleet(&self.server, args)
     }
 }
 
-fn host_name(index: usize) -> String {
+pub(super) fn host_name(index: usize) -> String {
     format!("host{index}")
 }
 
 /// The configuration of the controller, of its connector, and of the appliance beside it.
-fn controller(streams: &str, machines: &[LibvirtHost; 2]) -> Result<String> {
+fn controller(streams: &str, cables: &[Cable; 2]) -> Result<String> {
     let mut text = format!(
         "[controller]\nlisten = \"{streams}\"\n\n[fleet]\nhost = \"{}\"\n\n\
          [[connector]]\nname = \"kvm\"\n[connector.libvirt]\nhosts = [\n",
         host_name(0)
     );
-    for (i, machine) in machines.iter().enumerate() {
-        let socket = machine.socket();
+    for (i, cable) in cables.iter().enumerate() {
         writeln!(
             text,
             "  {{ uri = \"qemu+unix:///system?socket={}\", name = \"{}\" }},",
-            socket.display(),
+            cable.path().display(),
             host_name(i)
         )?;
     }

@@ -1,10 +1,12 @@
 //! `./x bench migration`: a guest with our agent opens files all the time while it is live-migrated
 //! between two hosts with libvirt and QEMU, each with an appliance. The controller's connector sees
-//! the switch, and the guest is sent to the appliance beside it. Needs root and the packages of
-//! [`testbed::LibvirtHost`] and [`testbed::GuestTree`].
+//! the switch, and the guest is sent to the appliance beside it. Then the same while the connector
+//! hears of nothing: what the guest's agent measures alone brings it there. Needs root and the packages
+//! of [`testbed::LibvirtHost`] and [`testbed::GuestTree`].
 
 mod guest;
 mod hosts;
+mod lost;
 mod watch;
 
 use std::time::Duration;
@@ -16,6 +18,7 @@ use serde_json::{Value, json};
 use crate::report::Report;
 use guest::{Guest, Tally};
 use hosts::Hosts;
+use lost::Lost;
 use watch::{Lags, Lookout};
 
 /// Migrations of a full run.
@@ -60,11 +63,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let tally = guest.progress(OPENS_BETWEEN, PATIENCE)?;
         eprintln!("bench: migration {} of {migrations}: {tally:?}", round + 1);
     }
+    let lags = lookout.lags(&hosts, migrations)?;
+    let lost = lost::run(&hosts, &mut guest, &lookout, migrations)?;
     let status = guest.status(PATIENCE)?;
     let after = guest.progress(0, PATIENCE)?;
-    let lags = lookout.lags(&hosts, migrations)?;
-    report(options, &[before, after], &status, lags)?;
-    check(&after, &status)
+    report(options, &[before, after], &status, lags, &lost)?;
+    check(&after, &status)?;
+    lost.check()
 }
 
 fn report(
@@ -72,6 +77,7 @@ fn report(
     [before, after]: &[Tally; 2],
     status: &Value,
     lags: Lags,
+    lost: &Lost,
 ) -> Result<()> {
     let migrations = lags.redirect_ms.len();
     let (event_ms, redirect_ms) = (spread(lags.event_ms), spread(lags.redirect_ms));
@@ -100,6 +106,7 @@ fn report(
     report.figure("moves", status["moves"].clone());
     report.figure("event_ms", event_ms.clone());
     report.figure("redirect_ms", redirect_ms.clone());
+    lost.report(&mut report);
     report.write(None, options.publish)?;
     println!(
         "migration: {migrations} migrations, {} opens, {} failed, {} unscanned; \

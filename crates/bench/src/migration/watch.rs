@@ -76,11 +76,27 @@ impl Lookout {
         Ok(())
     }
 
+    /// Since when the guest is connected to this appliance without a break.
+    pub(super) fn arrived_at(&self, hosts: &Hosts, at: usize) -> Option<SystemTime> {
+        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, last) = arrivals.last()?;
+        (*last == hosts.appliances[at]).then_some(*since)
+    }
+
+    /// When the guest last switched to another host, as libvirt itself says; waits until it says so of
+    /// `switches` in all.
+    pub(super) fn last_switch(&self, switches: usize) -> Result<SystemTime> {
+        let all = self.switches(switches)?;
+        ensure!(
+            all.len() == switches,
+            "libvirt tells of {} switches rather than {switches}",
+            all.len()
+        );
+        all.last().copied().context("no switch")
+    }
+
     /// What was measured, one of each for each migration.
-    pub(super) fn lags(mut self, hosts: &Hosts, migrations: usize) -> Result<Lags> {
-        self.stop.store(true, Ordering::Relaxed);
-        let looking = self.looking.take().context("stopped twice")?;
-        ensure!(looking.join().is_ok(), "the lookout panicked");
+    pub(super) fn lags(&self, hosts: &Hosts, migrations: usize) -> Result<Lags> {
         let happened_at = self.switches(migrations)?;
         let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
         // The first was to where it started.
@@ -108,6 +124,9 @@ impl Lookout {
 impl Drop for Lookout {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        if let Some(Err(_)) = self.looking.take().map(JoinHandle::join) {
+            eprintln!("the lookout panicked");
+        }
     }
 }
 

@@ -1,80 +1,16 @@
 //! Two appliances and a guest that opens files all the time: it is sent from one to the other and
 //! back, and one is killed. Nothing goes unscanned, nothing fails.
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::{Setup, System, open};
+use e2e::{Opens, Setup, System, fleet};
 use serde_json::Value;
-use testbed::{Apart, ApartOptions, Server, ServerOptions, free_address, wait_until};
+use testbed::{Apart, ApartOptions, ServerOptions, free_address, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Times that the guest is sent to the other appliance.
 const REDIRECTS: usize = 4;
-
-/// Opens fresh files from other processes until told to stop.
-struct Opens {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
-    thread: Option<std::thread::JoinHandle<Result<()>>>,
-}
-
-impl Opens {
-    fn start(folder: &Path) -> Self {
-        let (stop, done) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicU64::new(0)),
-        );
-        let (told, count, folder) = (stop.clone(), done.clone(), folder.to_owned());
-        let thread = std::thread::spawn(move || {
-            while !told.load(Ordering::Relaxed) {
-                let number = count.load(Ordering::Relaxed);
-                let path = folder.join(format!("file-{number}"));
-                std::fs::write(&path, format!("content {number}\n"))?;
-                let opened = open(&path)?;
-                ensure!(opened.allowed, "open {number} failed: {}", opened.said);
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(())
-        });
-        Self {
-            stop,
-            done,
-            thread: Some(thread),
-        }
-    }
-
-    /// Waits until so many more files were opened.
-    fn some_more(&self, more: u64) -> Result<()> {
-        let goal = self.done.load(Ordering::Relaxed) + more;
-        let reached = wait_until(PATIENCE, || self.done.load(Ordering::Relaxed) >= goal);
-        ensure!(
-            reached,
-            "opens have stopped at {}",
-            self.done.load(Ordering::Relaxed)
-        );
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().context("finished twice")?;
-        thread
-            .join()
-            .map_err(|_| anyhow::anyhow!("the opener panicked"))??;
-        Ok(self.done.load(Ordering::Relaxed))
-    }
-}
-
-fn fleet(server: &Server, args: &[&str]) -> Result<Value> {
-    let mut all = vec!["fleet"];
-    all.extend(args);
-    all.push("--json");
-    Ok(serde_json::from_str(&server.cli(&all)?)?)
-}
 
 fn connected_to(system: &System) -> Option<String> {
     let status = system.agent.status().ok()?;
