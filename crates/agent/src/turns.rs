@@ -31,6 +31,8 @@ pub(crate) struct Work {
     kind: TurnKind,
     takes: Duration,
     within: Duration,
+    /// After a refusal it is not put off for longer than this, where there is room earlier.
+    at_most: Duration,
     state: State,
 }
 
@@ -58,6 +60,7 @@ impl Work {
             kind,
             takes,
             within,
+            at_most: Duration::MAX,
             state: State::None,
         }
     }
@@ -85,6 +88,11 @@ impl Work {
     /// It is to be done within another time from now on.
     pub(crate) fn set_within(&mut self, within: Duration) {
         self.within = within;
+    }
+
+    /// All of it has to be done within that time from now on.
+    pub(crate) fn set_at_most(&mut self, at_most: Duration) {
+        self.at_most = at_most;
     }
 
     /// Whether it may be done now. Where that has to be asked, `ask` sends the question and gives
@@ -176,7 +184,9 @@ impl Work {
         self.state = State::Later {
             turn_id: 0,
             at: now + pause,
-            within: (!possible.is_zero()).then(|| possible + self.takes),
+            // Some time more, so that not all of those who are refused come at one moment.
+            within: (!possible.is_zero())
+                .then(|| (possible + self.takes).min(self.at_most.max(possible))),
         };
     }
 
@@ -283,6 +293,20 @@ mod tests {
         };
         work.take(&Said::Answer(7, refused.clone()), now);
         assert_eq!(asked(&mut work, now).unwrap().within_s, 530);
+        work.set_at_most(Duration::from_secs(510));
+        work.take(&Said::Answer(7, refused.clone()), now);
+        assert_eq!(
+            asked(&mut work, now).unwrap().within_s,
+            510,
+            "by its deadline"
+        );
+        work.set_at_most(Duration::from_secs(400));
+        work.take(&Said::Answer(7, refused), now);
+        assert_eq!(
+            asked(&mut work, now).unwrap().within_s,
+            500,
+            "or as soon as can be"
+        );
         let never = Turn {
             refused: "too much".into(),
             ..Turn::default()

@@ -59,6 +59,7 @@ impl ScanTurns {
             }
             let left = self.deadline.saturating_duration_since(now);
             work.set_within(left.min(self.takes * WITHIN_TURNS));
+            work.set_at_most(left);
             if work.may(now, |ask| session.ask_turn(ask)) {
                 break;
             }

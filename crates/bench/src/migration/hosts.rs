@@ -14,8 +14,8 @@ use testbed::{
 const DRIVER: &str = "qemu:///system";
 /// Where the controller listens for appliances, in a namespace of its own.
 const STREAMS_PORT: u16 = 7445;
-/// From one host to the other, when nobody tells of moves: as far as two buildings are.
-pub(super) const DISTANCE: Duration = Duration::from_millis(2);
+/// From one host to the other, when nobody tells of moves: as far as two cities are.
+pub(super) const DISTANCE: Duration = Duration::from_millis(5);
 
 /// Two hosts that a guest moves between.
 pub(super) struct Hosts {

@@ -21,11 +21,11 @@ const HOST_CPU_MILLI: u64 = 500;
 /// Each guest may send so much in a second, and each file has as much: a scan takes a second for each.
 const BYTES_PER_SECOND: usize = 128 << 10;
 /// Files of a scan that is done in one turn.
-const FEW: usize = 25;
+const FEW: usize = 15;
 /// Files of a scan that takes several turns of 60 s.
 const MANY: usize = 400;
 /// A scan is to be done within.
-const WITHIN: Duration = Duration::from_secs(240);
+const WITHIN: Duration = Duration::from_secs(300);
 
 /// More than a move takes.
 const MOVE_TIME: Duration = Duration::from_secs(15);
