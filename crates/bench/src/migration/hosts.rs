@@ -14,7 +14,8 @@ use testbed::{
 const DRIVER: &str = "qemu:///system";
 /// Where the controller listens for appliances, in a namespace of its own.
 const STREAMS_PORT: u16 = 7445;
-/// From one host to the other, when nobody tells of moves: as far as two cities are.
+/// From one host to the other: as far as two cities are, so that what an agent measures tells where
+/// it is even on a busy machine.
 pub(super) const DISTANCE: Duration = Duration::from_millis(5);
 
 /// Two hosts that a guest moves between.
@@ -34,6 +35,7 @@ pub(super) struct Hosts {
 impl Hosts {
     pub(super) fn start(dir: &Path) -> Result<Self> {
         let net = HostNet::new()?;
+        net.set_distance(DISTANCE);
         let machine = |i: usize| {
             let home = dir.join(format!("host{i}"));
             let netns = Some(net.host(i));
@@ -81,9 +83,8 @@ impl Hosts {
         self.machines[1 - to].virsh(DRIVER, &how).map(drop)
     }
 
-    /// From now on the connector hears of nothing, and the hosts are [`DISTANCE`] apart.
+    /// From now on the connector hears of nothing.
     pub(super) fn fall_silent(&self) {
-        self.net.set_distance(DISTANCE);
         self.cables.iter().for_each(Cable::cut);
     }
 

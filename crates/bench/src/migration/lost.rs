@@ -76,9 +76,10 @@ impl Lost {
         report.note(
             "lost_events",
             format!(
-                "migrations while the connector is cut off from both hosts, which are {} ms apart \
-                 (each way; a wire in user space); lost_events_corrected of them came to the \
-                 appliance on their host by what the agent measures",
+                "migrations while the connector is cut off from both hosts; \
+                 lost_events_corrected of them came to the appliance on their host by what the \
+                 agent measures. In the whole run the hosts are {} ms apart (each way; a wire in \
+                 user space)",
                 DISTANCE.as_millis()
             ),
         );
