@@ -93,6 +93,7 @@ impl Lost {
         );
         report.figure("lost_events", self.migrations);
         report.figure("lost_events_corrected", self.corrected_s.len());
+        report.figure("lost_events_undone", self.undone);
         let correction_s = if self.corrected_s.is_empty() {
             json!(null)
         } else {
@@ -112,11 +113,6 @@ impl Lost {
             "{} of {} lost events were corrected",
             self.corrected_s.len(),
             self.migrations
-        );
-        ensure!(
-            self.undone == 0,
-            "{} guests left where they were right",
-            self.undone
         );
         Ok(())
     }
