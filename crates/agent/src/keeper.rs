@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use agent_core::LedgerTotals;
+use agent_core::{Input, LedgerTotals};
 use crossbeam_channel::Receiver;
 use daemon::signal::Stop;
 use fanotify::{FileIdentity, FileKind, lease};
@@ -487,6 +487,9 @@ fn recheck(gate: &Gate) {
         let content = content.on_demand(gate.is_context_sensitive());
         let writer_free = lease::is_unwritten(content.file.as_fd());
         gate.tally.rechecked.add(1);
+        // What is remembered of it is what the appliance doubts: it is to be asked.
+        let node = content.key.node;
+        gate.input(Input::Written { node });
         gate.take_in(None, content, writer_free);
     }
     if !not_held.is_empty() {

@@ -17,8 +17,10 @@ use crate::shared::Shared;
 
 /// Digests of one frame that are looked at, as the contract says.
 pub(crate) const DIGESTS_MAX: usize = 64;
-/// What a content costs at least, of the bytes a second: frames and a hashing.
+/// What a content costs, of the bytes a second, besides its own: frames and a hashing.
 const COST_BYTES_MIN: u64 = 4096;
+/// A guest that said nothing so often is asked no more in this round: it would hold up the others.
+const LATE_MAX: u32 = 8;
 
 /// How asking a guest for a content ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub(crate) struct Asked {
     ended: Notify,
     /// When the bytes that came so far will have been paid for.
     paid_at: Mutex<Instant>,
+    /// How often guests said nothing in this round.
+    late: Mutex<HashMap<GuestId, u32>>,
     pub(crate) results: Counters<1>,
     bytes: Counter,
     pub(crate) left: Gauge,
@@ -72,6 +76,7 @@ impl Asked {
             open: Mutex::default(),
             ended: Notify::new(),
             paid_at: Mutex::new(Instant::now()),
+            late: Mutex::default(),
             results: registry.counters(
                 "lazaret_rechecks",
                 "Contents that guests were asked for because rules changed: clean, malicious, reported (clean for that guest), not_held, late, unscanned; absent (no guest that had it is here), told (guests with what became malicious).",
@@ -79,7 +84,7 @@ impl Asked {
             ),
             bytes: registry.counter(
                 "lazaret_recheck_bytes",
-                "Bytes of contents that guests had to send or report on for that.",
+                "Bytes of contents that guests sent for that.",
             ),
             left: registry.gauge(
                 "lazaret_rechecks_left",
@@ -95,12 +100,36 @@ impl Asked {
     }
 
     /// Nobody knew the content: its bytes, or a report on them, are asked for.
-    pub(crate) fn costs(&self, size: u64, bytes_per_s: u64) {
-        self.bytes.inc_by(size);
-        let cost = size.max(COST_BYTES_MIN);
-        let time = Duration::from_secs_f64(cost as f64 / bytes_per_s.max(1) as f64);
+    pub(crate) fn costs(&self, bytes_per_s: u64) {
+        self.pays(COST_BYTES_MIN, bytes_per_s);
+    }
+
+    /// So many bytes of it came; what a guest only says of its size costs nobody anything.
+    pub(crate) fn came(&self, bytes: u64, bytes_per_s: u64) {
+        self.bytes.inc_by(bytes);
+        self.pays(bytes, bytes_per_s);
+    }
+
+    fn pays(&self, bytes: u64, bytes_per_s: u64) {
+        let time = Duration::from_secs_f64(bytes as f64 / bytes_per_s.max(1) as f64);
         let mut paid_at = self.paid_at.lock();
         *paid_at = (*paid_at).max(Instant::now()) + time;
+    }
+
+    /// Another round: whoever said nothing may have found its voice.
+    pub(crate) fn forgive(&self) {
+        self.late.lock().clear();
+    }
+
+    /// The guest let the time for its answer pass.
+    pub(crate) fn said_nothing(&self, guest: GuestId) {
+        *self.late.lock().entry(guest).or_default() += 1;
+    }
+
+    /// The guest said nothing too often in this round.
+    pub(crate) fn is_mute(&self, guest: GuestId) -> bool {
+        let late = self.late.lock();
+        late.get(&guest).is_some_and(|times| *times >= LATE_MAX)
     }
 
     /// Waits until what came is paid for.
@@ -177,6 +206,9 @@ pub(crate) async fn ask(
     let asked = &shared.asked;
     loop {
         let ended = asked.ended.notified();
+        if asked.is_mute(guest) {
+            return End::Late;
+        }
         if asked.of(guest) < guest_max {
             break;
         }
@@ -193,7 +225,10 @@ pub(crate) async fn ask(
         Ok(Ok(end)) => end,
         // The check was cancelled, or its session ended.
         Ok(Err(_)) => End::Unscanned,
-        Err(_) => End::Late,
+        Err(_) => {
+            asked.said_nothing(guest);
+            End::Late
+        }
     }
 }
 

@@ -241,7 +241,10 @@ impl Unknown {
         }
         if self.waiter.awaited.is_some() {
             let bytes_per_s = shared.force().recheck.bytes_per_s.get();
-            shared.asked.costs(self.size, bytes_per_s);
+            shared.asked.costs(bytes_per_s);
+            if let Some(held) = &self.held {
+                shared.asked.came(held.bytes.len() as u64, bytes_per_s);
+            }
         }
         match self.held.take() {
             Some(held) => self.judge_whole(&shared, held),

@@ -90,7 +90,7 @@ impl GuestMetrics {
             ),
             reports: r.counters(
                 "lazaret_reports",
-                "Reports of agents' filters that were asked for, by what came of them: report and ranges are clean, of the others the whole content was asked for.",
+                "Reports of agents' filters that were asked for or came along, by what came of them: report and ranges are clean, of the others the whole content was asked for.",
                 ["result"],
             ),
             chunk_bytes_held: r.counter(

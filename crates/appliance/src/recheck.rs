@@ -27,7 +27,10 @@ const FAILED_PAUSE: Duration = Duration::from_secs(60);
 /// is nothing (more) to ask for.
 pub(crate) async fn ask_guests(shared: Arc<Shared>, config: RecheckConfig) {
     let delta = shared.delta.read().clone();
-    let Some(delta) = delta.filter(|it| it.engine.is_some() && config.bytes_per_s.get() > 0) else {
+    let generation = shared.force().generation;
+    // Of a change that was no change of rules alone nothing is known: then nobody is asked.
+    let delta = delta.filter(|it| it.engine.is_some() && it.to == generation);
+    let Some(delta) = delta.filter(|_| config.bytes_per_s.get() > 0) else {
         return;
     };
     let mut round = Round {
@@ -61,6 +64,7 @@ impl Round {
     /// Goes through all sightings once, from some digest on: appliances that share them begin apart,
     /// and digests are in no order of guests or files.
     async fn all(&mut self) {
+        self.shared.asked.forgive();
         let begin = Digest::of(&pki::random::<32>().unwrap_or_default());
         let zero = (Digest([0; 32]), GuestId([0; 16]));
         self.through((begin, zero.1), None).await;
@@ -105,6 +109,7 @@ impl Round {
 
     /// Asks again for what nobody could give.
     async fn what_is_left(&mut self) {
+        self.shared.asked.forgive();
         for digest in std::mem::take(&mut self.left) {
             let holders = self.shared.sightings.holders(digest, None, HOLDERS_MAX);
             let guests = holders.await.map(|page| page.guests).unwrap_or_default();
@@ -119,7 +124,10 @@ impl Round {
         let Some((digest, mut guests)) = held else {
             return;
         };
-        guests.retain(|guest| self.shared.guests.gate(*guest).is_some());
+        let can_tell = |guest: &GuestId| {
+            self.shared.guests.gate(*guest).is_some() && !self.shared.asked.is_mute(*guest)
+        };
+        guests.retain(can_tell);
         if !self.is_in_doubt(digest).await {
             return;
         }

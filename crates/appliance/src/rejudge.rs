@@ -180,7 +180,7 @@ async fn save(path: PathBuf, manifest: Manifest) {
 }
 
 async fn judge_what_is_here(shared: &Shared) {
-    let (mut judged_count, mut malicious) = (0u64, 0u64);
+    let (mut judged_count, mut malicious) = (0u64, Vec::new());
     for kept in shared.retained.all() {
         let key = CacheKey {
             generation: shared.force().generation,
@@ -196,25 +196,28 @@ async fn judge_what_is_here(shared: &Shared) {
         };
         judged_count += 1;
         shared.verdicts.keep_in_memory(&judged.key, &judged.verdict);
-        if let Outcome::Malicious { detections, .. } = &judged.verdict.outcome {
-            malicious += 1;
-            let detection = detections.first().map_or("", |it| it.name.as_str());
-            became_malicious(shared, &key, detection).await;
-        }
         let entry = verdicts::entry(&kept.proved, &judged.key, &judged.verdict, judged.engines);
         if let Some(entry) = entry {
             shared.verdicts.keep(&judged.key, &entry).await;
         }
+        if let Outcome::Malicious { detections, .. } = &judged.verdict.outcome {
+            malicious.push(key.digest);
+            let detection = detections.first().map_or("", |it| it.name.as_str());
+            became_malicious(shared, &key, detection).await;
+        }
     }
     tracing::info!(
         judged = judged_count,
-        malicious,
+        malicious = malicious.len(),
         "content that was still here is judged by the new rules"
     );
+    // In its time: all that is here is judged by then.
+    for digest in malicious {
+        tell_holders(shared, digest, None).await;
+    }
 }
 
-/// Guests that were seen with it are asked to check it again; those that are not here get the verdict
-/// when they open it, and an operator can see who they are.
+/// Whoever allows it is to ask again, and an operator can see who has it.
 async fn became_malicious(shared: &Shared, key: &CacheKey, detection: &str) {
     if !shared.force().policy.context_sensitive {
         shared.recall([key.digest]);
@@ -223,5 +226,4 @@ async fn became_malicious(shared: &Shared, key: &CacheKey, detection: &str) {
     let holders = holders.map_or(0, |page| page.guests.len());
     tracing::warn!(digest = %key.digest, detection, holders,
         "content that was clean is malicious by the new rules; `lazaret holders` says who has it");
-    tell_holders(shared, key.digest, None).await;
 }

@@ -162,6 +162,16 @@ impl Upload {
         self.waiter.answer(shared, verdict, false);
     }
 
+    fn count(&self, shared: &Shared, how: &'static str, data: &[v1::Data]) {
+        let bytes: u64 = data.iter().map(|piece| piece.bytes.len() as u64).sum();
+        let received = &shared.metrics.guests.content_bytes;
+        received.with([how]).inc_by(bytes);
+        if self.waiter.awaited.is_some() {
+            let bytes_per_s = shared.force().recheck.bytes_per_s.get();
+            shared.asked.came(bytes, bytes_per_s);
+        }
+    }
+
     fn give_up(self, shared: &Shared, error: &UploadError) {
         match error {
             UploadError::Refused(limit) => self.waiter.refuse(shared, self.size, *limit),
@@ -268,7 +278,7 @@ impl Upload {
                 self.pieces(pieces, &mut batch, begun, time_max).await?;
             }
             let (data, end) = split(batch.drain(..))?;
-            count(shared, "upload", &data);
+            self.count(shared, "upload", &data);
             assembly = self.absorb(assembly, data, Assembly::absorb).await?;
             match end {
                 End::NotYet => granted = self.replenish(assembly.received(), granted, self.size),
@@ -363,12 +373,6 @@ fn wire_range(range: &Range) -> v1::ByteRange {
         offset: range.offset,
         length: range.len,
     }
-}
-
-fn count(shared: &Shared, how: &'static str, data: &[v1::Data]) {
-    let bytes: u64 = data.iter().map(|piece| piece.bytes.len() as u64).sum();
-    let received = &shared.metrics.guests.content_bytes;
-    received.with([how]).inc_by(bytes);
 }
 
 /// Keeps what a guest has sent, so that it need not send what is like it.

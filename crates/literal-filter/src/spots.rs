@@ -235,9 +235,6 @@ fn sets(mut all: Vec<[Token; WIDTH]>) -> Option<ByteSets> {
         }
         share += of_triple;
     }
-    if std::env::var("DBG").is_ok() {
-        eprintln!("sets: {} grams share 1/{:.1}", all.len(), 1.0 / share);
-    }
     (share * SETS_RARE <= 1.0).then(|| ByteSets::new(sets))?
 }
 

@@ -111,7 +111,7 @@ impl Users {
     fn burden(&self, gram: u64) -> i32 {
         let users = self.of_gram.get(&gram).copied().unwrap_or(0);
         let fellows = self.of_start.get(&(gram as u32)).copied().unwrap_or(0);
-        users + fellows * fellows / 4
+        users.saturating_add(fellows.saturating_mul(fellows) / 4)
     }
 }
 

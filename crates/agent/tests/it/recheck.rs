@@ -110,3 +110,17 @@ fn without_a_memory_nothing_is_held() {
     shared.say(&recheck(&[b"some content"]));
     shared.wait("not held", |book| has_not(book, b"some content"));
 }
+
+/// What an appliance doubts is not answered for by what it said before.
+#[test]
+fn what_is_remembered_is_asked_about_all_the_same() {
+    let rig = Rig::new(policy());
+    let content = b"remembered as clean";
+    rig.put("file", content);
+    assert_eq!(rig.read("file"), Got::Content(content.to_vec()));
+    assert_eq!(rig.read("file"), Got::Content(content.to_vec()));
+    let shared = rig.shared();
+    assert_eq!(checks_of(&shared.book(), content), 1);
+    shared.say(&recheck(&[content]));
+    shared.wait("another check", |book| checks_of(book, content) == 2);
+}

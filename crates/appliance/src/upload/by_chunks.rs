@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use super::{Assembled, End, Piece, Upload, UploadError, count, split};
+use super::{Assembled, End, Piece, Upload, UploadError, split};
 use crate::assembly::AssemblyError;
 use crate::rebuild::Rebuild;
 use crate::shared::Shared;
@@ -119,7 +119,7 @@ impl Upload {
             loop {
                 self.pieces(pieces, &mut batch, begun, time_max).await?;
                 let (data, end) = split(batch.drain(..))?;
-                count(shared, "chunks", &data);
+                self.count(shared, "chunks", &data);
                 rebuild = self.absorb(rebuild, data, Rebuild::absorb).await?;
                 match end {
                     End::NotYet => granted = self.replenish(rebuild.received(), granted, missing),

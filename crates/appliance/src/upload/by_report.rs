@@ -14,7 +14,7 @@ use scan_core::{Finding, PartialStep, PartialTask, Place, generation_in_force, m
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
-use super::{CameAlong, End, Piece, Upload, UploadError, count, split};
+use super::{CameAlong, End, Piece, Upload, UploadError, split};
 use crate::assembly::AssemblyError;
 use crate::expected::Expected;
 use crate::shared::{Reservation, Shared};
@@ -23,8 +23,9 @@ use crate::shared::{Reservation, Shared};
 const ROUNDS_MAX: u32 = 8;
 /// With more than this part of the content to send, all of it is sent.
 const PART_MAX: u64 = 2;
-/// What is held of each known byte: here, and as it is laid out for an engine.
-const COPIES: u64 = 2;
+/// What is held of each known byte: here, where what grows has room for as much again, and as it is
+/// laid out for an engine.
+const COPIES: u64 = 3;
 
 /// How it went.
 pub(super) enum ByReport {
@@ -199,7 +200,7 @@ impl Upload {
         loop {
             self.pieces(pieces, &mut batch, begun, time_max).await?;
             let (data, end) = split(batch.drain(..))?;
-            count(shared, "ranges", &data);
+            self.count(shared, "ranges", &data);
             known = self.absorb(known, data, Known::absorb).await?;
             match end {
                 End::NotYet => {

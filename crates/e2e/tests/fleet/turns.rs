@@ -276,11 +276,18 @@ fn a_scan_stops_where_its_guest_moves_to_a_host_that_is_full() -> Result<()> {
         scans.iter().all(goes_on) && !scans[1].waits()
     });
     ensure!(both, "they never work at once: {:?}", scene.turns()?);
+    let left = time_left(&scene.turns()?, "second").context("its turn is over")?;
+    let turn_ends = Instant::now() + left;
     scene.drivers[0].run("second", &scene.uuids[1])?;
     scene.drivers[1].end("second")?;
     wait_for(&scene.server, "second", |vm| vm["host"] == "host0")?;
     let stopped = wait_until(PATIENCE, || scans[1].waits());
     ensure!(stopped, "it goes on: {}", scans[1].said());
+    // It was told to; nothing else ends a turn before its time.
+    ensure!(
+        Instant::now() < turn_ends,
+        "it went on until its time was over"
+    );
     // Later it has a turn there, and no budget is exceeded until then.
     let again = wait_until(WITHIN + PATIENCE, || {
         let turns = scene.turns().unwrap_or_else(|error| panic!("{error:#}"));

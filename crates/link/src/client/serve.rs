@@ -161,7 +161,8 @@ impl Shared {
                 | Body::Renewed(_)
                 | Body::Placement(_)
                 | Body::Recheck(_)
-                | Body::Turn(_),
+                | Body::Turn(_)
+                | Body::TurnOver(_),
             ) if is_for_somebody => {
                 if !guarded("frame", || handler.frame(envelope)) {
                     return Err(Ending::of("the handler of a frame failed"));

@@ -300,6 +300,32 @@ async fn many_threads_share_one_link() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_appliance_says_unasked_is_heard() {
+    let fleet = Fleet::new();
+    let mut listener = fleet.listener(server::Limits::default()).await;
+    let agent = Agent::start(fleet.config(&[listener.local_addr()]));
+    let conn = listener.accept().await.welcome(welcome());
+    agent.up();
+    let said = [
+        Body::ContentChanged(v1::ContentChanged::default()),
+        Body::Policy(v1::Policy::default()),
+        Body::Recall(v1::Recall::default()),
+        Body::AllowlistOffers(v1::AllowlistOffers::default()),
+        Body::FilterOffer(v1::FilterOffer::default()),
+        Body::Placement(v1::Placement::default()),
+        Body::Recheck(v1::Recheck::default()),
+        Body::TurnOver(v1::TurnOver::default()),
+    ];
+    for body in said {
+        let frame = envelope(0, body);
+        conn.sender()
+            .send(Priority::Control, frame.clone())
+            .unwrap();
+        assert_eq!(agent.frame(), frame);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_appliance_can_ask_too() {
     let fleet = Fleet::new();
     let mut listener = fleet.listener(server::Limits::default()).await;
