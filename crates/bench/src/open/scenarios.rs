@@ -154,25 +154,19 @@ fn lazaret_many(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
 }
 
 fn lazaret_reports(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
-    for threads in [1, MANY] {
-        let mut peer = LazaretPeer::start(stage, Judge::YaraByReports, false)?;
-        let parts = peer.parts();
-        let kind = (Peer::LazaretReports, State::Cold, threads);
-        if threads == 1 {
-            outcome.pass_with_cost(stage, kind, &parts)?;
-        } else {
-            outcome.pass(stage, kind)?;
-        }
-        peer.check(stage)?;
-    }
-    Ok(())
+    cold(stage, outcome, Peer::LazaretReports, Judge::YaraByReports)
 }
 
 fn lazaret_clamd(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
+    cold(stage, outcome, Peer::LazaretClamd, Judge::Clamd)
+}
+
+/// Files that nobody has seen, with one thread and with many.
+fn cold(stage: &Stage, outcome: &mut Outcome, name: Peer, judge: Judge) -> Result<()> {
     for threads in [1, MANY] {
-        let mut peer = LazaretPeer::start(stage, Judge::Clamd, false)?;
+        let mut peer = LazaretPeer::start(stage, judge, false)?;
         let parts = peer.parts();
-        let kind = (Peer::LazaretClamd, State::Cold, threads);
+        let kind = (name, State::Cold, threads);
         if threads == 1 {
             outcome.pass_with_cost(stage, kind, &parts)?;
         } else {
