@@ -177,7 +177,6 @@ impl Agent {
 
         let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
         let (renewed, renewed_end) = bounded(1);
-        // One for each kind of work.
         let (turns, turns_end) = bounded(TURNS_SAID_MAX);
         let peer = Arc::new(Mutex::new(Peer::default()));
         let follows_lists = config.appliance.follows_lists();

@@ -451,12 +451,13 @@ impl Gate {
         let size_max = policy.size_max_bytes;
         drop(state);
         let ride_along_max = self.foresight.ride_along_max(ride_along_max);
+        let looked_for = self.looking.while_hashing();
+        // What can be reported on does not ride along.
+        let least = looked_for.as_ref().map(|(least, _)| *least);
         Wanted {
-            ride_along_max: self.looking.ride_along_max(ride_along_max),
+            ride_along_max: least.map_or(ride_along_max, |least| ride_along_max.min(least - 1)),
             size_max,
-            report: (!self.foresight.expects_known())
-                .then(|| self.looking.while_hashing())
-                .flatten(),
+            report: looked_for.filter(|_| !self.foresight.expects_known()),
         }
     }
 

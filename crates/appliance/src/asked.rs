@@ -18,7 +18,7 @@ use crate::shared::Shared;
 /// Digests of one frame that are looked at, as the contract says.
 pub(crate) const DIGESTS_MAX: usize = 64;
 /// What a content costs, of the bytes a second, besides its own: frames and a hashing.
-const COST_BYTES_MIN: u64 = 4096;
+const COST_BYTES: u64 = 4096;
 /// A guest that said nothing so often is asked no more in this round: it would hold up the others.
 const LATE_MAX: u32 = 8;
 
@@ -101,7 +101,7 @@ impl Asked {
 
     /// Nobody knew the content: its bytes, or a report on them, are asked for.
     pub(crate) fn costs(&self, bytes_per_s: u64) {
-        self.pays(COST_BYTES_MIN, bytes_per_s);
+        self.pays(COST_BYTES, bytes_per_s);
     }
 
     /// So many bytes of it came; what a guest only says of its size costs nobody anything.

@@ -8,13 +8,15 @@
 //! worker learns exactly which pages its parsers have read that are not known.
 
 use std::cell::OnceCell;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use model::Ranges;
-use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek};
 use rustix::io::Errno;
 
 use crate::host::Content;
@@ -35,12 +37,12 @@ pub type ReadAt<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>;
 /// # Errors
 /// Out of memory or descriptors; those of `read`.
 pub fn lay_out(size: u64, known: &Ranges, read: ReadAt<'_>) -> io::Result<Content> {
-    let fd = memfd_create(
+    let file = File::from(memfd_create(
         "lazaret-sparse",
         MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )?;
+    )?);
     let layout = Layout::new(size, known);
-    ftruncate(&fd, layout.end)?;
+    file.set_len(layout.end)?;
     let mut buffer = Vec::new();
     for (from, to) in layout.parts() {
         let mut done = 0;
@@ -48,46 +50,16 @@ pub fn lay_out(size: u64, known: &Ranges, read: ReadAt<'_>) -> io::Result<Conten
             let len = COPY_BYTES.min(from.end - from.start - done);
             buffer.resize(usize::try_from(len).map_err(io::Error::other)?, 0);
             read(from.start + done, &mut buffer)?;
-            write_all(fd.as_fd(), &buffer, to + done)?;
+            file.write_all_at(&buffer, to + done)?;
             done += len;
         }
     }
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-    fcntl_add_seals(&fd, seals)?;
+    fcntl_add_seals(&file, seals)?;
     Ok(Content::Sealed {
-        fd: Arc::new(fd),
+        fd: Arc::new(file.into()),
         size,
     })
-}
-
-fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(fd, bytes, offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                bytes = bytes.get(written..).unwrap_or_default();
-                offset += written as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
-}
-
-fn read_all(fd: BorrowedFd<'_>, mut into: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !into.is_empty() {
-        match rustix::io::pread(fd, &mut *into, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => {
-                into = into.get_mut(read..).unwrap_or_default();
-                offset += read as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(())
 }
 
 /// Where what is.
@@ -145,7 +117,7 @@ impl Layout {
 
 /// Content that was laid out, in a worker.
 pub struct SparseView {
-    fd: OwnedFd,
+    file: File,
     /// Made when a parser first asks for it: most content is decided before.
     mapping: OnceCell<Mapping>,
     layout: Layout,
@@ -178,7 +150,7 @@ impl SparseView {
             ),
         };
         let mut view = Self {
-            fd,
+            file: fd.into(),
             mapping: OnceCell::new(),
             layout,
             size,
@@ -197,7 +169,8 @@ impl SparseView {
             let range = start.zip(end).map(|(start, end)| start..end);
             let target = range.and_then(|range| bytes.get_mut(range));
             let target = target.ok_or("sparse content is not as announced")?;
-            read_all(self.fd.as_fd(), target, to).map_err(|error| format!("content: {error}"))?;
+            let read = self.file.read_exact_at(target, to);
+            read.map_err(|error| format!("content: {error}"))?;
         }
         Ok(())
     }
@@ -226,7 +199,7 @@ impl SparseView {
         let mapping = match self.mapping.get() {
             Some(mapping) => mapping,
             None => {
-                let mapping = Mapping::new(self.fd.as_fd(), self.size).map_err(|error| {
+                let mapping = Mapping::new(self.file.as_fd(), self.size).map_err(|error| {
                     format!("cannot map {} bytes of content: {error}", self.size)
                 })?;
                 self.mapping.get_or_init(|| mapping)
@@ -243,13 +216,13 @@ impl SparseView {
         let mut there = Ranges::new();
         let mut at = 0;
         while at < self.layout.edges_at {
-            let data = match seek(&self.fd, SeekFrom::Data(at)) {
+            let data = match seek(&self.file, SeekFrom::Data(at)) {
                 Ok(data) => data,
                 // No more of it.
                 Err(Errno::NXIO) => break,
                 Err(errno) => return Err(errno.into()),
             };
-            let hole = seek(&self.fd, SeekFrom::Hole(data))?;
+            let hole = seek(&self.file, SeekFrom::Hole(data))?;
             there.add(data..hole.min(self.size as u64));
             at = hole.max(data + 1);
         }
@@ -260,6 +233,7 @@ impl SparseView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::ftruncate;
 
     fn view(content: &[u8], known: &Ranges) -> SparseView {
         let mut read = |offset: u64, buffer: &mut [u8]| {

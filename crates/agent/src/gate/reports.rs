@@ -86,17 +86,9 @@ impl Looking {
         Some(FilterId(pack.id()))
     }
 
-    /// What is to be looked for while content is hashed, in how many bytes and more.
+    /// What can be looked for while content is hashed, in how many bytes (not 0) and more.
     pub(super) fn while_hashing(&self) -> Option<(u64, Arc<Pack>)> {
         Some((self.report_min_bytes()?, self.in_force()?))
-    }
-
-    /// What can be reported on does not ride along.
-    pub(super) fn ride_along_max(&self, ride_along_max: u64) -> u64 {
-        match (self.report_min_bytes(), self.in_force()) {
-            (Some(least), Some(_)) => ride_along_max.min(least - 1),
-            _ => ride_along_max,
-        }
     }
 
     /// Decompresses and checks what was fetched; also gives its bytes.

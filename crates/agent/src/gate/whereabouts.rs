@@ -5,10 +5,12 @@
 //! a place to look, never an answer: the file found there is hashed like any other.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use agent_core::FileKey;
 use model::Digest;
+
+use super::content::lock;
 
 /// Digests that wait to be looked for: as many as one frame names.
 const WANTED_MAX: usize = 64;
@@ -166,10 +168,6 @@ fn state_of(key: &FileKey) -> [u8; 8] {
     let mut state = [0; 8];
     hasher.finalize_xof().fill(&mut state);
     state
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
