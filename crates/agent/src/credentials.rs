@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use link::enrol::{EnrolError, Enrolled, enrol};
-use model::GuestId;
+use model::{GuestId, Machine};
 use pki::{CertificateDer, FileError, Identity, JoinToken};
 
 use crate::AgentConfig;
@@ -107,7 +107,7 @@ impl Credentials {
         token: &JoinToken,
     ) -> Result<GuestId, CredentialsError> {
         make_private_dir(&config.state_dir)?;
-        let enrolled = enrol(controller, token, &hostname(), system_uuid())?;
+        let enrolled = enrol(controller, token, &hostname(), &machine())?;
         let Enrolled {
             guest,
             identity,
@@ -181,9 +181,12 @@ pub fn hostname() -> String {
     uname.nodename().to_string_lossy().into_owned()
 }
 
-/// SMBIOS system UUID; `None` where the firmware or the rights do not tell.
-fn system_uuid() -> Option<[u8; 16]> {
-    read_uuid("/sys/class/dmi/id/product_uuid")
+/// What this machine says that it is; a part is missing where the firmware or the rights do not tell.
+fn machine() -> Machine {
+    Machine {
+        system_uuid: read_uuid("/sys/class/dmi/id/product_uuid"),
+        ..Machine::default()
+    }
 }
 
 /// Tells a restart of the agent from one of the guest.

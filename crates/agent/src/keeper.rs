@@ -378,6 +378,7 @@ impl Keeper {
         };
         let renew = v1::Renew {
             csr: key.csr().to_vec(),
+            ..v1::Renew::default()
         };
         let request_id = self.gate.new_request_id();
         self.gate.send_control(request_id, Body::Renew(renew));

@@ -94,6 +94,7 @@ impl Arrival {
             hostname: self.hostname.get(..cut).unwrap_or_default().to_owned(),
             address: self.address.ip().to_string(),
             placement_epoch: self.placement_epoch,
+            ..v1::GuestUp::default()
         }
     }
 }
@@ -203,6 +204,7 @@ impl Guests {
             hostname: guest.hostname.clone(),
             address: guest.address.ip().to_string(),
             placement_epoch: guest.placement_epoch,
+            ..v1::GuestUp::default()
         });
         up.collect()
     }

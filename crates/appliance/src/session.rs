@@ -164,6 +164,7 @@ impl Session {
                 | Body::Renewed(_)
                 | Body::Placement(_)
                 | Body::Recheck(_)
+                | Body::Rekey(_)
                 | Body::Turn(_),
             ) => return Err(Breach::NotYours),
         }

@@ -117,6 +117,7 @@ impl Identity for Port {
                 guest_id: guest.0.to_vec(),
                 ticket,
                 csr: csr_der.to_vec(),
+                ..v1::RenewGuest::default()
             })
         });
         if let Err(answer) = asked {
@@ -316,7 +317,8 @@ fn take(
                 renewed(renewal);
             }
         }
-        Told::Elsewhere(_) | Told::Alive(_) => {}
+        // The agent cannot do it yet.
+        Told::Rekey(_) | Told::Elsewhere(_) | Told::Alive(_) => {}
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
-use model::GuestId;
+use model::{GuestId, Machine};
 use pki::{Ca, CertificateDer, JoinToken, LIFETIME, Secret, SecretHash, SignError, Validity};
 use proto::v1;
 
@@ -209,11 +209,8 @@ impl Authority {
         if request.hostname.len() > HOSTNAME_MAX_BYTES {
             return Err(Refusal::Field("hostname"));
         }
-        let system_uuid = match request.system_uuid.len() {
-            0 => None,
-            16 => Some(request.system_uuid.as_slice()),
-            _ => return Err(Refusal::Field("system_uuid")),
-        };
+        let machine = request.machine.as_ref().map(Machine::try_from).transpose();
+        let machine = machine.map_err(|_| Refusal::Field("machine"))?;
         let mut journal = self.journal();
         if !self.members().has_use_of(&offered, now) {
             return Err(Refusal::Token);
@@ -224,7 +221,7 @@ impl Authority {
             guest: guest.to_string(),
             token_hash: offered.to_string(),
             hostname: request.hostname.clone(),
-            system_uuid: system_uuid.and_then(|uuid| uuid.try_into().ok()),
+            system_uuid: machine.and_then(|machine| machine.system_uuid),
             address: from,
             at_s: seconds(now),
         };

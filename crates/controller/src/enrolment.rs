@@ -246,7 +246,7 @@ impl Service {
                     trust_anchors: anchors.iter().map(|anchor| anchor.to_vec()).collect(),
                     appliances: self.appliances.clone(),
                     guest_id: guest.0.to_vec(),
-                    refused: String::new(),
+                    ..v1::EnrolReply::default()
                 }
             }
             Err(refusal) => {

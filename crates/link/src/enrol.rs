@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use model::GuestId;
+use model::{GuestId, Machine};
 use pki::{CertificateDer, Fingerprint, GuestKey, Identity, JoinToken};
 use proto::v1;
 use rustix::event::PollFlags;
@@ -85,7 +85,7 @@ pub fn enrol(
     controller: &str,
     token: &JoinToken,
     hostname: &str,
-    system_uuid: Option<[u8; 16]>,
+    machine: &Machine,
 ) -> Result<Enrolled, EnrolError> {
     let until = Instant::now() + ENROL_TIMEOUT;
     let key = GuestKey::generate().map_err(EnrolError::Key)?;
@@ -93,7 +93,7 @@ pub fn enrol(
         token: token.secret.expose(),
         csr: key.csr().to_vec(),
         hostname: hostname.to_owned(),
-        system_uuid: system_uuid.map_or_else(Vec::new, |uuid| uuid.to_vec()),
+        machine: Some(machine.into()),
     };
     let config = enrol_client_config(token.ca).map_err(EnrolError::Tls)?;
     let name = appliance_name().map_err(|e| EnrolError::Tls(TlsError::Setup(e)))?;

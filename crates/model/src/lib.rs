@@ -5,6 +5,7 @@
 mod digest;
 mod filter;
 mod ids;
+mod machine;
 mod policy;
 mod ranges;
 mod verdict;
@@ -12,6 +13,7 @@ mod verdict;
 pub use digest::{Digest, DigestParseError, Sha256};
 pub use filter::FilterPack;
 pub use ids::{FilterId, Generation, GuestId, ItemId, OrderId};
+pub use machine::{MACS_MAX, Machine};
 pub use policy::{Disposition, LateAction, Policy, PolicyError, RIDE_ALONG_MAX};
 pub use ranges::Ranges;
 pub use verdict::{

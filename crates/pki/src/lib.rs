@@ -21,7 +21,7 @@ pub use guest_key::{CSR_MAX_BYTES, GuestKey, KeyError};
 pub use identity::{Identity, load_anchors, save_anchors};
 pub use lifetime::{BACK_DATE, CA_LIFETIME, LIFETIME, RENEW_GRACE, Validity, renew_after};
 pub use names::{
-    APPLIANCE_NAME, CertError, Fingerprint, appliance_name_of, guest_id_of, is_same_key,
+    APPLIANCE_NAME, CertError, Fingerprint, KeyId, appliance_name_of, guest_id_of, is_same_key,
     not_after_of, validity_of,
 };
 pub use rustls_pki_types::{CertificateDer, PrivateKeyDer};

@@ -51,6 +51,31 @@ impl fmt::Display for Fingerprint {
     }
 }
 
+/// Which key a certificate is for: the first 16 bytes of the SHA-256 of its public key (DER
+/// SubjectPublicKeyInfo). Each renewal brings another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId(pub [u8; 16]);
+
+impl KeyId {
+    /// Of a certificate.
+    ///
+    /// # Errors
+    /// [`CertError::NotACertificate`].
+    pub fn of(cert_der: &[u8]) -> Result<Self, CertError> {
+        let cert = parse(cert_der)?;
+        let Fingerprint(digest) = Fingerprint::of(cert.public_key().raw);
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&digest[..16]);
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 pub(crate) fn guest_uri(guest: GuestId) -> String {
     format!("{GUEST_URI}{guest}")
 }

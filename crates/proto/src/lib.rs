@@ -3,6 +3,7 @@
 
 mod convert;
 mod frame;
+mod machine;
 
 /// Messages generated from `proto/lazaret/v1/*.proto` by `./x gen`; documented there.
 #[expect(

@@ -181,6 +181,13 @@ async fn a_newer_gate_takes_over_and_a_scan_does_not() {
     assert!(rig.shared.guests.with_gate().is_empty());
 }
 
+fn renew(csr: Vec<u8>) -> v1::Renew {
+    v1::Renew {
+        csr,
+        ..v1::Renew::default()
+    }
+}
+
 #[tokio::test]
 async fn what_guests_report_is_kept_for_status() {
     let rig = Rig::new();
@@ -208,10 +215,7 @@ async fn what_guests_report_is_kept_for_status() {
     };
     guest.send(0, Body::Alert(alert)).unwrap();
     assert!(rig.metric(r#"lazaret_alerts_total{kind="late_malicious"} 1"#));
-    let renew = v1::Renew {
-        csr: b"csr".to_vec(),
-    };
-    guest.send(11, Body::Renew(renew)).unwrap();
+    guest.send(11, Body::Renew(renew(b"csr".to_vec()))).unwrap();
     let (id, Body::Renewed(renewed)) = guest.next().await else {
         panic!("not renewed");
     };
@@ -245,9 +249,7 @@ async fn a_guest_gets_few_certificates_in_a_minute() {
     for n in 0..100u64 {
         let guest = if n % 2 == 0 { &mut gate } else { &mut scan };
         let csr = b"csr".to_vec();
-        guest
-            .send(2 * n + 1, Body::Renew(v1::Renew { csr }))
-            .unwrap();
+        guest.send(2 * n + 1, Body::Renew(renew(csr))).unwrap();
         let (_, Body::Renewed(renewed)) = guest.next().await else {
             panic!("not renewed");
         };
@@ -257,7 +259,7 @@ async fn a_guest_gets_few_certificates_in_a_minute() {
     assert!((4..20).contains(&chains), "{chains}");
     let mut other = rig.guest(B);
     let csr = b"csr".to_vec();
-    other.send(1, Body::Renew(v1::Renew { csr })).unwrap();
+    other.send(1, Body::Renew(renew(csr))).unwrap();
     let (_, Body::Renewed(renewed)) = other.next().await else {
         panic!("not renewed");
     };

@@ -244,5 +244,6 @@ fn guest_up(guest: usize, epoch: u64) -> v1::GuestUp {
         hostname: format!("desktop-{guest}"),
         address: format!("10.{}.{}.{}", octets[1], octets[2], octets[3]),
         placement_epoch: epoch,
+        ..v1::GuestUp::default()
     }
 }

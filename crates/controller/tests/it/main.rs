@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use controller::{Authority, AuthorityError, Enrolment, EnrolmentLimits, Refusal};
 use link::enrol::{EnrolError, Enrolled, enrol};
-use model::GuestId;
+use model::{GuestId, Machine};
 use pki::{Ca, GuestKey, JoinToken, LIFETIME, Validity};
 use proto::v1;
 
@@ -26,7 +26,10 @@ fn request(token: &JoinToken, key: &GuestKey) -> v1::EnrolRequest {
         token: token.secret.expose(),
         csr: key.csr().to_vec(),
         hostname: "web-1".into(),
-        system_uuid: vec![3; 16],
+        machine: Some(v1::MachineFacts {
+            system_uuid: vec![3; 16],
+            ..v1::MachineFacts::default()
+        }),
     }
 }
 
@@ -96,8 +99,8 @@ fn refusals_change_nothing() {
     assert_eq!(spoilt(&|r| r.token.push('0')), Refusal::Token);
     let long = spoilt(&|r| r.hostname = "x".repeat(256));
     assert_eq!(long, Refusal::Field("hostname"));
-    let short = spoilt(&|r| r.system_uuid.truncate(15));
-    assert_eq!(short, Refusal::Field("system_uuid"));
+    let short = spoilt(&|r| r.machine.as_mut().unwrap().system_uuid.truncate(15));
+    assert_eq!(short, Refusal::Field("machine"));
     assert!(matches!(spoilt(&|r| r.csr.clear()), Refusal::Request(_)));
     assert!(authority.guests().is_empty());
     assert_eq!(authority.tokens(now)[0].uses_left, 1);
@@ -197,7 +200,11 @@ impl Site {
 
     async fn enrol(&self, token: &JoinToken) -> Result<Enrolled, EnrolError> {
         let (address, token) = (self.enrolment.local_addr().to_string(), token.clone());
-        let joining = move || enrol(&address, &token, "web-1", Some([3; 16]));
+        let machine = Machine {
+            system_uuid: Some([3; 16]),
+            ..Machine::default()
+        };
+        let joining = move || enrol(&address, &token, "web-1", &machine);
         tokio::task::spawn_blocking(joining).await.unwrap()
     }
 }
@@ -241,7 +248,7 @@ async fn nobody_there_is_said_so() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        enrol(&address, &token, "", None)
+        enrol(&address, &token, "", &Machine::default())
     });
     let error = nobody.await.unwrap().unwrap_err();
     assert!(matches!(error, EnrolError::Connect { .. }), "{error}");

@@ -161,6 +161,7 @@ impl Shared {
                 | Body::Renewed(_)
                 | Body::Placement(_)
                 | Body::Recheck(_)
+                | Body::Rekey(_)
                 | Body::Turn(_)
                 | Body::TurnOver(_),
             ) if is_for_somebody => {

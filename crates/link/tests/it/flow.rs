@@ -314,6 +314,7 @@ async fn what_an_appliance_says_unasked_is_heard() {
         Body::FilterOffer(v1::FilterOffer::default()),
         Body::Placement(v1::Placement::default()),
         Body::Recheck(v1::Recheck::default()),
+        Body::Rekey(v1::Rekey::default()),
         Body::TurnOver(v1::TurnOver::default()),
     ];
     for body in said {

@@ -97,6 +97,7 @@ async fn an_expired_guest_can_renew_and_then_comes_back_whole() {
     let id = agent.client.next_request_id();
     let renew = Body::Renew(v1::Renew {
         csr: key.csr().to_vec(),
+        ..v1::Renew::default()
     });
     let renew = envelope(id, renew);
     agent.client.send(Priority::Control, renew).unwrap();

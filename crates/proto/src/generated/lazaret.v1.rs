@@ -169,6 +169,20 @@ pub struct Policy {
     #[prost(bool, tag = "30")]
     pub compress: bool,
 }
+/// What tells a machine from a copy of it. A guest says so of itself: evidence, never proof.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MachineFacts {
+    /// The generation id that the hypervisor changes when it copies or restores the machine (vmgenid),
+    /// 16 bytes. Unset: unknown.
+    #[prost(bytes = "vec", tag = "1")]
+    pub generation_id: ::prost::alloc::vec::Vec<u8>,
+    /// SMBIOS system UUID, 16 bytes. Unset: unknown.
+    #[prost(bytes = "vec", tag = "2")]
+    pub system_uuid: ::prost::alloc::vec::Vec<u8>,
+    /// MAC addresses of its network cards, 6 bytes each, rising, at most 16.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub macs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
 /// Why the content is looked at; decides deadline and priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -411,7 +425,7 @@ pub struct Envelope {
     /// What it carries. Absent or unknown: the receiver ignores the frame and counts it.
     #[prost(
         oneof = "envelope::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35, 45, 50, 51, 52, 53, 54, 70, 71"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35, 45, 50, 51, 52, 53, 54, 55, 70, 71"
     )]
     pub body: ::core::option::Option<envelope::Body>,
 }
@@ -492,6 +506,8 @@ pub mod envelope {
         Turn(super::Turn),
         #[prost(message, tag = "54")]
         TurnOver(super::TurnOver),
+        #[prost(message, tag = "55")]
+        Rekey(super::Rekey),
         #[prost(message, tag = "70")]
         Recheck(super::Recheck),
         #[prost(message, tag = "71")]
@@ -522,6 +538,9 @@ pub struct Hello {
     /// Epoch of the list of appliances that the agent follows. Unset: it was never given one.
     #[prost(uint64, tag = "50")]
     pub placement_epoch: u64,
+    /// The machine as the agent finds it now. Unset: unknown.
+    #[prost(message, optional, tag = "51")]
+    pub machine: ::core::option::Option<MachineFacts>,
 }
 /// Answer to Hello.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -984,14 +1003,29 @@ pub struct Goodbye {
     #[prost(string, tag = "1")]
     pub reason: ::prost::alloc::string::String,
 }
-/// Ask for a new certificate for the same identity.
+/// Ask for a new certificate.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Renew {
     /// PKCS#10 request, DER.
     #[prost(bytes = "vec", tag = "1")]
     pub csr: ::prost::alloc::vec::Vec<u8>,
+    /// For an identity of its own: this machine is a copy of the one that the certificate was made for.
+    /// Unset: for the same identity.
+    #[prost(bool, tag = "2")]
+    pub rekey: bool,
+    /// With `rekey`: the machine. Unset: unknown.
+    #[prost(message, optional, tag = "3")]
+    pub machine: ::core::option::Option<MachineFacts>,
 }
-/// Answer to Renew.
+/// Another machine shows this certificate, or a later one of the same guest: the agent asks for an
+/// identity of its own with Renew. Until it has one, this session goes on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Rekey {
+    /// Why, for people.
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Answer to Renew. After `rekey` the certificate names another guest.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Renewed {
     /// Certificates, leaf first, DER. Unset: refused, see reason.
@@ -1218,9 +1252,9 @@ pub struct EnrolRequest {
     /// What the guest says it is, for people and clone checks.
     #[prost(string, tag = "3")]
     pub hostname: ::prost::alloc::string::String,
-    /// SMBIOS system UUID, 16 bytes. Unset: unknown.
-    #[prost(bytes = "vec", tag = "4")]
-    pub system_uuid: ::prost::alloc::vec::Vec<u8>,
+    /// The machine as the agent finds it. Unset: unknown.
+    #[prost(message, optional, tag = "5")]
+    pub machine: ::core::option::Option<MachineFacts>,
 }
 /// Answer to EnrolRequest.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1240,6 +1274,14 @@ pub struct EnrolReply {
     /// Why it was refused, for people. Unset: not refused.
     #[prost(string, tag = "5")]
     pub refused: ::prost::alloc::string::String,
+    /// Neither enrolled nor refused: a person is to approve it. The agent asks again, with the same key,
+    /// after so many seconds. Unset: not waiting.
+    #[prost(uint32, tag = "6")]
+    pub pending_retry_s: u32,
+    /// The pool's machines do not outlive their users: the key stays in memory, and a machine that
+    /// lost it enrols again.
+    #[prost(bool, tag = "7")]
+    pub ephemeral: bool,
 }
 /// Appliance to template.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2028,7 +2070,7 @@ pub mod fleet_said {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FleetOrder {
     /// Absent or unknown: ignored.
-    #[prost(oneof = "fleet_order::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60")]
+    #[prost(oneof = "fleet_order::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 60, 61")]
     pub body: ::core::option::Option<fleet_order::Body>,
 }
 /// Nested message and enum types in `FleetOrder`.
@@ -2063,6 +2105,8 @@ pub mod fleet_order {
         /// A guest's turn is taken back: it has moved to where there is no room for it.
         #[prost(message, tag = "60")]
         TurnOver(super::GuestTurnOver),
+        #[prost(message, tag = "61")]
+        Rekey(super::RekeyGuest),
     }
 }
 /// First frame of an appliance. Its name is the one in its certificate.
@@ -2122,6 +2166,12 @@ pub struct GuestUp {
     /// Epoch of the list that it follows. Unset: it has none.
     #[prost(uint64, tag = "4")]
     pub placement_epoch: u64,
+    /// Which key its certificate is for: the first 16 bytes of the SHA-256 of its public key (DER).
+    #[prost(bytes = "vec", tag = "60")]
+    pub key_id: ::prost::alloc::vec::Vec<u8>,
+    /// The machine, as it says. Unset: unknown.
+    #[prost(message, optional, tag = "61")]
+    pub machine: ::core::option::Option<MachineFacts>,
 }
 /// What a guest measured.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2192,6 +2242,31 @@ pub struct RenewGuest {
     /// PKCS#10 request, DER.
     #[prost(bytes = "vec", tag = "3")]
     pub csr: ::prost::alloc::vec::Vec<u8>,
+    /// Which key the certificate of its session is for, as in GuestUp.
+    #[prost(bytes = "vec", tag = "60")]
+    pub key_id: ::prost::alloc::vec::Vec<u8>,
+    /// It asks for an identity of its own. Unset: for the same.
+    #[prost(bool, tag = "61")]
+    pub rekey: bool,
+    /// With `rekey`: the machine, as it says. Unset: unknown.
+    #[prost(message, optional, tag = "62")]
+    pub machine: ::core::option::Option<MachineFacts>,
+}
+/// A guest is a copy of another one: it is told to ask for an identity of its own.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RekeyGuest {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// Which of its sessions: the one whose certificate is for this key, as in GuestUp.
+    #[prost(bytes = "vec", tag = "2")]
+    pub key_id: ::prost::alloc::vec::Vec<u8>,
+    /// Of those, the one on this machine. Unset: any.
+    #[prost(message, optional, tag = "3")]
+    pub machine: ::core::option::Option<MachineFacts>,
+    /// Why, for people.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// A new certificate, or none.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -4,7 +4,7 @@ use proto::v1;
 use proto::v1::{admin_reply, admin_request, envelope, fleet_order, fleet_request, fleet_said};
 
 use crate::Golden;
-use crate::types::{unscanned, verdict};
+use crate::types::{machine_facts, unscanned, verdict};
 
 fn appliances() -> Vec<String> {
     vec!["10.0.0.1:7443".into(), "10.0.0.2:7443".into()]
@@ -256,6 +256,8 @@ fn guest_up() -> v1::GuestUp {
         hostname: "web-1".into(),
         address: "10.0.0.9".into(),
         placement_epoch: 5,
+        key_id: vec![0x66; 16],
+        machine: Some(machine_facts()),
     }
 }
 
@@ -287,6 +289,9 @@ fn renew_guest() -> v1::RenewGuest {
         guest_id: vec![0x99; 16],
         ticket: 3,
         csr: vec![0x30],
+        key_id: vec![0x66; 16],
+        rekey: true,
+        machine: Some(machine_facts()),
     }
 }
 
@@ -361,6 +366,15 @@ fn renewal() -> v1::Renewal {
     }
 }
 
+fn rekey_guest() -> v1::RekeyGuest {
+    v1::RekeyGuest {
+        guest_id: vec![0x99; 16],
+        key_id: vec![0x66; 16],
+        machine: Some(machine_facts()),
+        reason: "a copy".into(),
+    }
+}
+
 fn told(golden: &mut Golden) {
     use fleet_order::Body;
     let welcome = v1::FleetWelcome {
@@ -374,6 +388,7 @@ fn told(golden: &mut Golden) {
     golden.add("PlaceGuest", &place());
     golden.add("WarmGuest", &warm());
     golden.add("Renewal", &renewal());
+    golden.add("RekeyGuest", &rekey_guest());
     let guest_turn = v1::GuestTurn {
         ticket: 4,
         turn: Some(turn()),
@@ -393,6 +408,7 @@ fn told(golden: &mut Golden) {
     body("Alive", Body::Alive(true));
     body("Turn", Body::Turn(guest_turn));
     body("TurnOver", Body::TurnOver(guest_turn_over()));
+    body("Rekey", Body::Rekey(rekey_guest()));
 }
 
 pub(crate) fn add(golden: &mut Golden) {

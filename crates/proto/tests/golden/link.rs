@@ -6,7 +6,7 @@ use proto::v1::order::Action;
 use proto::v1::verdict::Outcome;
 
 use crate::Golden;
-use crate::types::{detection, policy, range, verdict};
+use crate::types::{detection, machine_facts, policy, range, verdict};
 
 fn hello() -> v1::Hello {
     v1::Hello {
@@ -17,6 +17,7 @@ fn hello() -> v1::Hello {
         hostname: "web-1".into(),
         boot_id: vec![0x55; 16],
         placement_epoch: 5,
+        machine: Some(machine_facts()),
     }
 }
 
@@ -294,7 +295,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("Ping", Body::Ping(v1::Ping { nonce: u64::MAX })),
         ("Pong", Body::Pong(v1::Pong { nonce: u64::MAX })),
         ("Goodbye", Body::Goodbye(v1::Goodbye { reason })),
-        ("Renew", Body::Renew(v1::Renew { csr: vec![0x30] })),
+        ("Renew", Body::Renew(renew())),
         ("Renewed", Body::Renewed(renewed())),
         ("Alert", Body::Alert(alert())),
         ("Recall", Body::Recall(recall())),
@@ -303,7 +304,22 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("AllowlistPart", Body::AllowlistPart(part())),
         ("Recheck", Body::Recheck(recheck())),
         ("NotHeld", Body::NotHeld(not_held())),
+        ("Rekey", Body::Rekey(rekey())),
     ]
+}
+
+fn renew() -> v1::Renew {
+    v1::Renew {
+        csr: vec![0x30],
+        rekey: true,
+        machine: Some(machine_facts()),
+    }
+}
+
+fn rekey() -> v1::Rekey {
+    v1::Rekey {
+        reason: "a copy".into(),
+    }
 }
 
 fn enrolment(golden: &mut Golden) {
@@ -313,7 +329,7 @@ fn enrolment(golden: &mut Golden) {
             token: "ab".repeat(32),
             csr: vec![0x30, 0x82],
             hostname: "web-1".into(),
-            system_uuid: vec![0x88; 16],
+            machine: Some(machine_facts()),
         },
     );
     golden.add(
@@ -324,6 +340,8 @@ fn enrolment(golden: &mut Golden) {
             appliances: vec!["10.0.0.1:7400".into()],
             guest_id: vec![0x99; 16],
             refused: "the join token is not valid".into(),
+            pending_retry_s: 30,
+            ephemeral: true,
         },
     );
 }
@@ -366,10 +384,11 @@ fn alone(golden: &mut Golden) {
     golden.add("AllowlistPart", &part());
     golden.add("Recheck", &recheck());
     golden.add("NotHeld", &not_held());
+    golden.add("Rekey", &rekey());
     golden.add("Ping", &v1::Ping { nonce: u64::MAX });
     golden.add("Pong", &v1::Pong { nonce: u64::MAX });
     golden.add("Goodbye", &v1::Goodbye { reason });
-    golden.add("Renew", &v1::Renew { csr: vec![0x30] });
+    golden.add("Renew", &renew());
     golden.add("Renewed", &renewed());
 }
 

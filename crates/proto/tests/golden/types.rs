@@ -87,6 +87,14 @@ fn rule() -> v1::UnscannedRule {
     }
 }
 
+pub(crate) fn machine_facts() -> v1::MachineFacts {
+    v1::MachineFacts {
+        generation_id: vec![0x77; 16],
+        system_uuid: vec![0x88; 16],
+        macs: vec![vec![0x52, 0x54, 0, 0, 0, 1]],
+    }
+}
+
 pub(crate) fn add(golden: &mut Golden) {
     golden.add("Clean", &v1::Clean {});
     golden.add("Malicious", &malicious());
@@ -105,4 +113,5 @@ pub(crate) fn add(golden: &mut Golden) {
     outcome("Malicious", Outcome::Malicious(malicious()));
     outcome("Unscanned", Outcome::Unscanned(unscanned()));
     outcome("Error", Outcome::Error(error()));
+    golden.add("MachineFacts", &machine_facts());
 }

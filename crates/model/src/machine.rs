@@ -1,0 +1,16 @@
+//! What tells a machine from a copy of it.
+
+/// Network cards of a machine that are looked at.
+pub const MACS_MAX: usize = 16;
+
+/// What a machine says that it is: evidence, never proof.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Machine {
+    /// The generation id that the hypervisor changes when it copies or restores the machine
+    /// (vmgenid). `None`: the hypervisor gives none.
+    pub generation_id: Option<[u8; 16]>,
+    /// SMBIOS system UUID. `None`: the firmware does not tell.
+    pub system_uuid: Option<[u8; 16]>,
+    /// MAC addresses of its network cards, rising, at most [`MACS_MAX`].
+    pub macs: Vec<[u8; 6]>,
+}
