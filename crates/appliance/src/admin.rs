@@ -238,15 +238,13 @@ impl Server {
         }
     }
 
-    async fn token(&self, request: v1::TokenRequest) -> Result<v1::TokenReply, String> {
+    async fn token(&self, mut request: v1::TokenRequest) -> Result<v1::TokenReply, String> {
         let identity = self.appliance.shared.identity.clone();
-        let uses_max = request.uses_max.max(1);
-        let valid_s = if request.valid_s == 0 {
-            3600
-        } else {
-            request.valid_s
-        };
-        let made = tokio::task::spawn_blocking(move || identity.join_token(uses_max, valid_s));
+        request.uses_max = request.uses_max.max(1);
+        if request.valid_s == 0 {
+            request.valid_s = 3600;
+        }
+        let made = tokio::task::spawn_blocking(move || identity.join_token(&request));
         let token = made.await.map_err(|error| error.to_string())??;
         Ok(v1::TokenReply { token })
     }

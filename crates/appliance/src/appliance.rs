@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use daemon::metrics::Registry;
 use daemon::notify::Progress;
 use link::server::{Accepted, Conn, Listener};
-use model::Generation;
+use model::{Generation, Machine};
 use parking_lot::{Mutex, RwLock};
 use proto::v1;
 use scan_core::Budget;
@@ -437,6 +437,10 @@ fn let_in(
     let certificate_until = (!accepted.expired).then_some(accepted.not_after);
     let (hostname, address) = (accepted.hello.hostname.clone(), accepted.addr);
     let placement_epoch = accepted.hello.placement_epoch;
+    let key = accepted.key;
+    // What makes no sense tells nothing.
+    let machine = accepted.hello.machine.as_ref();
+    let machine = machine.and_then(|machine| Machine::try_from(machine).ok());
     let conn = accepted.welcome(v1::Welcome {
         version: 0,
         appliance: shared.name.clone(),
@@ -450,6 +454,8 @@ fn let_in(
         address,
         is_gate,
         placement_epoch,
+        key,
+        machine: machine.unwrap_or_default(),
         outbox: Arc::new(conn.sender()),
     };
     let session = Session::enter(shared.clone(), arrival);

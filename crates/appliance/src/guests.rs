@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use daemon::log::RateLimit;
-use model::GuestId;
+use model::{GuestId, Machine};
 use parking_lot::Mutex;
+use pki::KeyId;
 use proto::v1;
 
 use crate::fleet::Recent;
@@ -82,6 +83,10 @@ pub(crate) struct Arrival {
     pub(crate) is_gate: bool,
     /// Epoch of the list that it follows.
     pub(crate) placement_epoch: u64,
+    /// Which key its certificate is for.
+    pub(crate) key: KeyId,
+    /// What it says the machine is.
+    pub(crate) machine: Machine,
     pub(crate) outbox: Arc<dyn Outbox>,
 }
 
@@ -94,7 +99,8 @@ impl Arrival {
             hostname: self.hostname.get(..cut).unwrap_or_default().to_owned(),
             address: self.address.ip().to_string(),
             placement_epoch: self.placement_epoch,
-            ..v1::GuestUp::default()
+            key_id: self.key.0.to_vec(),
+            machine: Some((&self.machine).into()),
         }
     }
 }

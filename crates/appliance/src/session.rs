@@ -7,6 +7,7 @@ use daemon::log::RateLimit;
 use link::Priority;
 use model::GuestId;
 use parking_lot::Mutex;
+use pki::KeyId;
 use proto::v1;
 use proto::v1::envelope::Body;
 use proto::v1::fleet_said::Body as Said;
@@ -81,6 +82,7 @@ pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
     pub(crate) asker: Arc<Asker>,
     id: u64,
+    key: KeyId,
     role: &'static str,
 }
 
@@ -95,6 +97,7 @@ impl Session {
         });
         let role = if arrival.is_gate { "gate" } else { "scan" };
         shared.metrics.guests.sessions.with([role]).inc();
+        let key = arrival.key;
         let up = arrival.is_gate.then(|| arrival.guest_up());
         let (id, older) = shared.guests.enter(arrival);
         if let Some(up) = up {
@@ -112,6 +115,7 @@ impl Session {
             shared,
             asker,
             id,
+            key,
             role,
         }
     }
@@ -139,7 +143,7 @@ impl Session {
             Some(Body::FetchAllowlist(fetch)) => self.fetch_allowlist(&fetch),
             Some(Body::FilterReport(report)) => self.piece(request_id, Piece::Report(report)),
             Some(Body::FetchFilter(fetch)) => self.fetch_filter(&fetch),
-            Some(Body::Renew(renew)) => self.renew(request_id, &renew),
+            Some(Body::Renew(renew)) => self.renew(request_id, renew),
             Some(Body::Nearness(nearness)) => self.nearness(nearness),
             Some(Body::AskTurn(ask)) => self.ask_turn(request_id, ask),
             Some(Body::TurnOver(over)) => self.turn_over(over.turn_id),
@@ -300,7 +304,7 @@ impl Session {
         self.asker.outbox.send(Priority::OnDemand, envelope);
     }
 
-    fn renew(&self, request_id: u64, renew: &v1::Renew) {
+    fn renew(&self, request_id: u64, renew: v1::Renew) {
         let rates = self.shared.guests.rates(self.guest());
         let now = std::time::Instant::now();
         let outbox = self.asker.outbox.clone();
@@ -322,10 +326,17 @@ impl Session {
             outbox.send(Priority::Control, envelope);
         };
         match rates.and_then(|rates| rates.renewals.allow(now)) {
-            Some(_) => self
-                .shared
-                .identity
-                .renew(self.guest(), &renew.csr, Box::new(answer)),
+            Some(_) => {
+                let ask = v1::RenewGuest {
+                    guest_id: self.guest().0.to_vec(),
+                    ticket: 0,
+                    csr: renew.csr,
+                    key_id: self.key.0.to_vec(),
+                    rekey: renew.rekey,
+                    machine: renew.machine.filter(|_| renew.rekey),
+                };
+                self.shared.identity.renew(ask, Box::new(answer));
+            }
             None => answer(Err("too many renewals in a minute".to_owned())),
         }
     }

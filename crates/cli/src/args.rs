@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use controller::Proof;
 use model::{Digest, GuestId, ItemId};
 
 use crate::chunks::ChunksCommand;
@@ -122,11 +123,80 @@ pub(crate) enum FleetCommand {
         #[command(flatten)]
         live: Live,
     },
+    /// Pools of machines that join by themselves, and their terms.
+    Pools(Live),
+    /// Make, change or remove a pool.
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Machines that wait for your word.
+    Pending(Live),
+    /// Let a machine join that waits; it does when it asks again.
+    Approve {
+        /// As `pending` calls it; its first digits are enough.
+        id: String,
+    },
+    /// Refuse a machine that waits.
+    Deny {
+        /// As `pending` calls it; its first digits are enough.
+        id: String,
+    },
+    /// Who belongs to the fleet, and who did.
+    Members {
+        /// Of this pool only.
+        #[arg(long, value_name = "NAME")]
+        pool: Option<String>,
+        #[command(flatten)]
+        live: Live,
+    },
+    /// Give a guest neither certificates nor sessions any more.
+    Revoke {
+        /// Its id.
+        #[arg(value_parser = guest)]
+        guest: GuestId,
+        /// Why, for the record.
+        #[arg(long)]
+        reason: String,
+    },
     /// Make key and certificate for an appliance that runs elsewhere; printed once.
     Identity {
         /// The appliance's name.
         name: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Make a pool, or change it for those who join from now on. What is not given is reset.
+    Set(PoolArgs),
+    /// Remove a pool that has no members; its tokens go, too.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct PoolArgs {
+    /// Its name.
+    pub(crate) name: String,
+    /// What a machine has to show: token, inventory or approval.
+    #[arg(long, default_value = "token", value_parser = proof)]
+    pub(crate) proof: Proof,
+    /// Its machines do not outlive their users: keys in memory, certificates for 12 hours.
+    #[arg(long)]
+    pub(crate) ephemeral: bool,
+    /// Where its machines may come from, such as 10.1.0.0/16; may be repeated. Unset: from anywhere.
+    #[arg(long = "range", value_name = "ADDRESS/PREFIX")]
+    pub(crate) ranges: Vec<String>,
+    /// With proof by inventory: VMs with one of these tags. Unset: any.
+    #[arg(long = "tag", value_name = "NAME")]
+    pub(crate) tags: Vec<String>,
+    /// With proof by inventory: VMs in one of these clusters. Unset: any.
+    #[arg(long = "cluster", value_name = "NAME")]
+    pub(crate) clusters: Vec<String>,
+    /// Members at once. 0: any number.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub(crate) guests_max: u32,
 }
 
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -155,6 +225,12 @@ pub(crate) struct TokenArgs {
     /// How long it is valid, such as 90s, 30m, 2h, 7d.
     #[arg(long, default_value = "1h", value_parser = duration)]
     pub(crate) valid: Duration,
+    /// The pool that its guests belong to.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pool: Option<String>,
+    /// For this VM alone, and once: its name, the hypervisor's id or our number.
+    #[arg(long, value_name = "VM", conflicts_with = "uses")]
+    pub(crate) vm: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -223,6 +299,10 @@ pub(crate) struct ReleaseArgs {
     /// Take the release back.
     #[arg(long)]
     pub(crate) revoke: bool,
+}
+
+fn proof(text: &str) -> Result<Proof, String> {
+    text.parse()
 }
 
 fn guest(text: &str) -> Result<GuestId, String> {

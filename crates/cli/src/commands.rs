@@ -26,6 +26,8 @@ pub(crate) fn token(place: &Place, args: &TokenArgs) -> anyhow::Result<()> {
     let request = v1::TokenRequest {
         uses_max: args.uses,
         valid_s: u32::try_from(args.valid.as_secs())?,
+        pool: args.pool.clone().unwrap_or_default(),
+        vm: args.vm.clone().unwrap_or_default(),
     };
     let Reply::Token(reply) = call(place, Request::Token(request))? else {
         return unexpected();

@@ -14,7 +14,7 @@ use proto::v1;
 use proto::v1::fleet_request::Ask;
 
 /// Rows in one reply, which must fit a frame.
-const PAGE: usize = 1000;
+pub(crate) const PAGE: usize = 1000;
 /// Appliances weighed that are shown besides those of the list.
 const CONSIDERED_MAX: usize = 12;
 const EVENTS_DEFAULT: u32 = 100;
@@ -52,6 +52,9 @@ async fn answer(
     if let Ask::ApplianceIdentity(name) = &ask {
         return identity(&authority, name);
     }
+    if let Some(answer) = crate::membership::answer(&authority, &ask).await {
+        return answer;
+    }
     let answered = fleet.with(move |lead, clock| match ask {
         Ask::Hosts(list) => Ok(page(&lead.core.host_rows(), list.skip, |reply, row| {
             reply.hosts.push(host(row));
@@ -80,7 +83,7 @@ async fn answer(
         Ask::Why(text) => why(&lead.core, &text),
         Ask::Drain(drain) => self::drain(&mut lead.core, clock, &drain),
         Ask::Events(events) => Ok(events_after(&lead.core, &events)),
-        Ask::ApplianceIdentity(_) => Err("answered before".to_owned()),
+        _ => Err("answered before".to_owned()),
     });
     answered.await.map_err(|error| error.to_string())?
 }
@@ -95,7 +98,11 @@ fn identity(authority: &Authority, name: &str) -> Result<v1::FleetReply, String>
     })
 }
 
-fn page<T>(rows: &[T], skip: u64, put: impl Fn(&mut v1::FleetReply, &T)) -> v1::FleetReply {
+pub(crate) fn page<T>(
+    rows: &[T],
+    skip: u64,
+    put: impl Fn(&mut v1::FleetReply, &T),
+) -> v1::FleetReply {
     let skip = usize::try_from(skip).unwrap_or(usize::MAX);
     let mut reply = v1::FleetReply::default();
     let rest = rows.get(skip..).unwrap_or_default();

@@ -12,6 +12,7 @@ use proto::v1::fleet_request::Ask;
 use serde_json::{Value, json};
 
 use crate::args::{FleetCommand, Live};
+use crate::members;
 use crate::place::Place;
 use crate::show::{hex, time};
 
@@ -68,6 +69,13 @@ pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
             Ok(())
         }
         FleetCommand::Events { limit, live } => events(place, *limit, *live),
+        FleetCommand::Pools(_)
+        | FleetCommand::Pool(_)
+        | FleetCommand::Pending(_)
+        | FleetCommand::Approve { .. }
+        | FleetCommand::Deny { .. }
+        | FleetCommand::Members { .. }
+        | FleetCommand::Revoke { .. } => members::run(place, command),
         FleetCommand::Identity { name } => {
             let reply = ask(place, Ask::ApplianceIdentity(name.clone()))?;
             print!("{}", reply.identity);
@@ -76,7 +84,7 @@ pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
     }
 }
 
-fn ask(place: &Place, ask: Ask) -> anyhow::Result<v1::FleetReply> {
+pub(crate) fn ask(place: &Place, ask: Ask) -> anyhow::Result<v1::FleetReply> {
     let request = Request::Fleet(v1::FleetRequest { ask: Some(ask) });
     match appliance::admin_call(&place.admin_socket(), request)? {
         Reply::Fleet(reply) => Ok(reply),
@@ -85,7 +93,7 @@ fn ask(place: &Place, ask: Ask) -> anyhow::Result<v1::FleetReply> {
 }
 
 /// Every page of a list.
-fn pages<T>(
+pub(crate) fn pages<T>(
     place: &Place,
     host: &str,
     kind: impl Fn(v1::FleetList) -> Ask,
@@ -134,7 +142,10 @@ fn print(as_json: bool, text: String, value: Value) -> anyhow::Result<()> {
 }
 
 /// Once, or until interrupted.
-fn again(live: Live, look: impl Fn() -> anyhow::Result<(String, Value)>) -> anyhow::Result<()> {
+pub(crate) fn again(
+    live: Live,
+    look: impl Fn() -> anyhow::Result<(String, Value)>,
+) -> anyhow::Result<()> {
     let Some(seconds) = live.watch else {
         let (text, value) = look()?;
         return print(live.json, text, value);
@@ -187,7 +198,7 @@ fn events(place: &Place, limit: u32, live: Live) -> anyhow::Result<()> {
 }
 
 /// Columns as wide as they need to be.
-fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
+pub(crate) fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut widths: Vec<usize> = head.iter().map(|name| name.len()).collect();
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -208,7 +219,7 @@ fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
 }
 
 /// Text of a hypervisor or guest, safe for a terminal; a dash where there is none.
-fn safe(text: &str) -> String {
+pub(crate) fn safe(text: &str) -> String {
     if text.is_empty() {
         return "-".to_owned();
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use pki::{Ca, CaError, CertificateDer, Identity, LIFETIME, Validity};
 use rustls::{ClientConfig, ServerConfig};
 
@@ -21,9 +21,20 @@ pub(crate) fn init(place: &Place) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The CA of the state folder; a new one where there is none.
-pub(crate) fn ca(dir: &Path) -> anyhow::Result<Ca> {
+/// The CA of the state folder; a new one where there is none, unless the fleet's database has
+/// members of another one (`fleet`).
+pub(crate) fn ca(dir: &Path, fleet: Option<&str>) -> anyhow::Result<Ca> {
     make_private(dir)?;
+    if let Some(fingerprint) = fleet
+        && !dir.join(pki::CA_KEY_FILE).exists()
+    {
+        bail!(
+            "the members in the fleet's database have certificates of the CA {fingerprint}, and this \
+             controller has none: copy ca.crt and ca.key from the folder pki of a controller of this \
+             fleet to {}",
+            dir.display()
+        );
+    }
     match Ca::init(dir) {
         Ok(ca) => {
             tracing::info!(dir = %dir.display(), fingerprint = %ca.fingerprint(), "made a CA");

@@ -11,6 +11,8 @@ mod inventory;
 mod json;
 mod keys;
 mod lists;
+mod members;
+mod membership;
 mod place;
 mod serve;
 mod show;

@@ -110,15 +110,10 @@ impl FleetPort for Port {
 
 /// For an appliance that runs apart from its controller.
 impl Identity for Port {
-    fn renew(&self, guest: GuestId, csr_der: &[u8], answer: RenewAnswer) {
+    fn renew(&self, ask: v1::RenewGuest, answer: RenewAnswer) {
         let to = lock(&self.said).clone();
         let asked = self.renewals.ask(to, answer, |ticket| {
-            Said::RenewGuest(v1::RenewGuest {
-                guest_id: guest.0.to_vec(),
-                ticket,
-                csr: csr_der.to_vec(),
-                ..v1::RenewGuest::default()
-            })
+            Said::RenewGuest(v1::RenewGuest { ticket, ..ask })
         });
         if let Err(answer) = asked {
             answer(Err("the controller cannot be reached".to_owned()));
@@ -129,7 +124,7 @@ impl Identity for Port {
         lock(&self.revoked).contains(&guest)
     }
 
-    fn join_token(&self, _uses_max: u32, _valid_s: u32) -> Result<String, String> {
+    fn join_token(&self, _request: &v1::TokenRequest) -> Result<String, String> {
         Err("guests join at the controller: ask it for a token".to_owned())
     }
 }

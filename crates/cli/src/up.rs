@@ -16,7 +16,7 @@ use fleet_core::{Area, CoreSettings, SiteRules};
 use pki::renew_after;
 use placement::{Resources, StormPolicy};
 
-use crate::controller::InProcess;
+use crate::controller::{InProcess, end_sessions};
 use crate::desk;
 use crate::inventory;
 use crate::keys::{self, ServerTls};
@@ -36,12 +36,12 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     let name = config.name.clone().unwrap_or_else(host_name);
 
     // 2. The controller knows the fleet; a first start makes its CA.
-    let pki_dir = state.pki();
-    let authority = Arc::new(Authority::open(&pki_dir, keys::ca(&pki_dir)?)?);
+    let store = store_of(&config, &place.state_dir).await?;
+    let authority = authority_of(store.clone(), &state.pki()).await?;
     let tls = ServerTls::issue(authority.ca(), &authority.anchors(), &name)?;
 
     // 3. It knows where everything is, too, and places.
-    let fleet = fleet_of(&config, &place.state_dir, &name).await?;
+    let fleet = fleet_of(store, &config, &name).await?;
     let streams = appliances_elsewhere(&config, &tls, &fleet, &authority).await?;
 
     // 4. The appliance starts its engines and listens for agents.
@@ -54,7 +54,11 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
         engines: Arc::new(ProcessEngines {
             last_resort_rules: Some(built_in_rules(&place.state_dir)?),
         }),
-        identity: Arc::new(InProcess(authority.clone())),
+        identity: Arc::new(InProcess {
+            authority: authority.clone(),
+            fleet: fleet.clone(),
+            runtime: tokio::runtime::Handle::current(),
+        }),
         fleet: port.clone(),
         tls: tls.link.clone(),
         registry: registry.clone(),
@@ -74,7 +78,11 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     let placed = tokio::spawn(stream::keep(port, appliance.clone(), hello, ways, None));
     let sightings = inventory::start(config.connector.clone(), fleet.clone(), &registry)
         .context("connector")?;
-    let enrolment = Arc::new(join_here(&config, &tls, authority.clone(), appliances).await?);
+    let joins = (authority.clone(), fleet.clone());
+    let enrolment = Arc::new(join_here(&config, &tls, joins, appliances).await?);
+    let followed = tokio::spawn(authority.clone().follow());
+    let ending = end_sessions(authority.clone(), fleet.clone(), appliance.clone());
+    let ended = tokio::spawn(ending);
 
     // 6. Administrators may ask, collectors may look; our own certificate stays fresh.
     let reload = reload_of(&place, &appliance);
@@ -120,19 +128,31 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     renewals.abort();
     placed.abort();
     sightings.abort();
+    followed.abort();
+    ended.abort();
     drop((admin, enrolment, streams));
     appliance.stop().await;
     fleet.stop().await;
     Ok(())
 }
 
-/// Opens the fleet's database and begins to place, where nobody else does.
-async fn fleet_of(config: &Config, state: &Path, name: &str) -> anyhow::Result<Fleet> {
+/// Opens the fleet's database.
+async fn store_of(config: &Config, state: &Path) -> anyhow::Result<Store> {
+    match &config.controller.database {
+        Some(url) => Store::postgres(url).await.context("controller.database"),
+        None => Ok(Store::embedded(state).await?),
+    }
+}
+
+/// The fleet's members, and the CA that they trust.
+async fn authority_of(store: Store, pki: &Path) -> anyhow::Result<Arc<Authority>> {
+    let ca = keys::ca(pki, store.ca().await?.as_deref())?;
+    Ok(Arc::new(Authority::open(store, ca, pki).await?))
+}
+
+/// Begins to place, where nobody else does.
+async fn fleet_of(store: Store, config: &Config, name: &str) -> anyhow::Result<Fleet> {
     let controller = &config.controller;
-    let store = match &controller.database {
-        Some(url) => Store::postgres(url).await.context("controller.database")?,
-        None => Store::embedded(state).await?,
-    };
     // Nobody else can have a database of our own: no lease is to be waited for.
     let holder = match &controller.database {
         Some(_) => format!("{name} {:032x}", u128::from_le_bytes(pki::random()?)),
@@ -224,7 +244,7 @@ struct TlsHolders {
 async fn join_here(
     config: &Config,
     tls: &ServerTls,
-    authority: Arc<Authority>,
+    (authority, fleet): (Arc<Authority>, Fleet),
     appliances: Vec<String>,
 ) -> anyhow::Result<Enrolment> {
     let address = config.listen.enrol;
@@ -233,7 +253,8 @@ async fn join_here(
         per_minute_per_address: config.controller.joins_per_minute.u32(),
         ..EnrolmentLimits::default()
     };
-    let started = Enrolment::start(address, tls.enrol.clone(), authority, appliances, limits);
+    let tls = tls.enrol.clone();
+    let started = Enrolment::start(address, tls, authority, Some(fleet), appliances, limits);
     started
         .await
         .with_context(|| format!("listen.enrol: cannot listen on {address}"))

@@ -1,21 +1,29 @@
 //! Who belongs to the fleet, and for how long.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime};
 
-use model::{GuestId, Machine};
-use pki::{Ca, CertificateDer, JoinToken, LIFETIME, Secret, SecretHash, SignError, Validity};
-use proto::v1;
+use model::GuestId;
+use pki::{Ca, CertificateDer, JoinToken, LIFETIME, SignError, Validity};
+use tokio::sync::{Mutex, broadcast};
 
-use crate::journal::{Change, Journal, JournalError};
+use crate::fleet::{STALE_AFTER, Store, StoreError};
+use crate::journal::{self, JournalError};
+use crate::members::{Ended, Member, Members, POOL, Pool, Put, TOKEN, TokenInfo, VmRef, seconds};
 
-/// Longest host name that a guest may have.
-const HOSTNAME_MAX_BYTES: usize = 255;
 /// Tokens that may be good at once: each attempt to join is compared with every one.
 pub const TOKENS_MAX: usize = 10_000;
+/// Pools at once.
+pub const POOLS_MAX: usize = 1000;
+/// Longest name of a pool.
+const POOL_NAME_MAX_BYTES: usize = 64;
+/// Ranges, tags and clusters of a pool, each.
+const POOL_SCOPE_MAX: usize = 64;
+/// What other controllers have changed is looked for so often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Members that ended and that nobody has heard of yet; who is behind reads all of them anew.
+const ENDED_QUEUE: usize = 10_000;
 
 /// The fleet's members cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -23,18 +31,32 @@ pub enum AuthorityError {
     /// No random bytes.
     #[error(transparent)]
     NoRandomness(#[from] pki::NoRandomness),
-    /// The journal cannot be read or written.
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A journal of an earlier version cannot be taken over.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// A change in the journal makes no sense.
-    #[error("the journal holds {0}, which makes no sense")]
-    Change(String),
     /// A token that nobody could use, or for ever.
     #[error("a join token needs at least one use and a life of at most 10 years")]
     TokenTerms,
     /// As many tokens are good as may be.
     #[error("there are {TOKENS_MAX} join tokens; let some expire first")]
     TooManyTokens,
+    /// A pool that cannot be.
+    #[error("{0}")]
+    Pool(String),
+    /// Nothing of that name.
+    #[error("no {what} {name:?}")]
+    Unknown {
+        /// What was looked for.
+        what: &'static str,
+        /// How it was called.
+        name: String,
+    },
+    /// It may not be.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
 }
 
 /// Why a guest does not get a certificate; the text is for people and is sent to the guest.
@@ -43,6 +65,11 @@ pub enum Refusal {
     /// Unknown, used up or expired: a guest is not told which.
     #[error("the join token is not valid")]
     Token,
+    /// Said to who approves.
+    #[error(
+        "the join token of this request is used up or forgotten; the machine needs another one"
+    )]
+    TokenSpent,
     /// The request for a certificate is not acceptable.
     #[error("the certificate request is not acceptable: {0}")]
     Request(String),
@@ -52,93 +79,192 @@ pub enum Refusal {
     /// No such guest.
     #[error("this guest is not known")]
     UnknownGuest,
-    /// It was revoked.
+    /// It was revoked, or retired.
     #[error("this guest has been revoked")]
     Revoked,
+    /// The token's pool was removed.
+    #[error("the join token's pool is no more")]
+    NoPool,
+    /// It comes from an address that the pool does not take.
+    #[error("this address is not one of the pool's")]
+    Range,
+    /// The pool has as many members as it may.
+    #[error("the pool is full")]
+    PoolFull,
+    /// Too many wait for a person's word.
+    #[error("too many machines wait for approval; try again later")]
+    QueueFull,
+    /// A person said no.
+    #[error("a person has denied it")]
+    Denied,
+    /// The token is for a VM, and this is another one.
+    #[error("the join token is for another machine")]
+    OtherVm,
+    /// The key is in memory only, and its certificate is over.
+    #[error("the certificate has expired: enrol again")]
+    Expired,
+    /// Too many copies of a guest asked for identities: a person is to approve it.
+    #[error("too many copies of this guest ask for an identity: a person is to approve this one")]
+    Waits,
     /// Something of ours failed.
     #[error("the controller could not do it")]
     Internal,
 }
 
-/// A member of the fleet.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Guest {
-    /// Its id.
-    pub id: GuestId,
-    /// What it said its host name is; hostile text.
-    pub hostname: String,
-    /// What it said its SMBIOS UUID is.
-    pub system_uuid: Option<[u8; 16]>,
-    /// Where it enrolled from.
-    pub address: IpAddr,
-    /// When it enrolled.
-    pub enrolled_at: SystemTime,
-    /// It gets no certificate and no session any more.
-    pub revoked: bool,
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = %crate::chain(&error), "the fleet's database: nothing is changed");
+        Self::Internal
+    }
 }
 
-/// A join token, as far as the controller knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenInfo {
-    /// Hash of its secret.
-    pub hash: SecretHash,
-    /// Guests that may still join with it.
-    pub uses_left: u32,
-    /// Last moment it is good for.
-    pub expires_at: SystemTime,
+/// On what terms a token is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenTerms {
+    /// Guests that may join with it.
+    pub uses_max: u32,
+    /// For how long.
+    pub valid: Duration,
+    /// The pool that they belong to.
+    pub pool: Option<String>,
+    /// The only VM that may use it.
+    pub vm: Option<VmRef>,
 }
 
-/// The fleet's CA and its members. What changes something waits for the disk (call it from
-/// `spawn_blocking`); `renew` and the queries never do.
+/// The fleet's CA and its members, as they are in the database. What changes something waits for
+/// the database, the queries never do.
 pub struct Authority {
-    ca: Ca,
-    /// Held by whoever changes something, from the look at the members until the change is on
-    /// disk and in memory.
-    journal: Mutex<Journal>,
+    pub(crate) ca: Ca,
+    pub(crate) store: Store,
+    /// Held by whoever changes something or reads anew.
+    gate: Mutex<()>,
     members: RwLock<Members>,
-}
-
-#[derive(Default)]
-struct Members {
-    guests: Vec<Guest>,
-    by_id: HashMap<GuestId, usize>,
-    tokens: Vec<TokenInfo>,
+    ended: broadcast::Sender<GuestId>,
 }
 
 impl Authority {
-    /// Opens the state in `dir` (made where missing) for one process at a time.
+    /// Reads the members from the database. A journal of an earlier version in `dir` is taken over.
     ///
     /// # Errors
-    /// [`AuthorityError`], naming the file and line.
-    pub fn open(dir: &Path, ca: Ca) -> Result<Self, AuthorityError> {
-        let (journal, changes) = Journal::open(dir)?;
-        let mut members = Members::default();
-        for change in &changes {
-            members.apply(change)?;
-        }
-        Ok(Self {
+    /// [`AuthorityError`]; another CA's database is refused.
+    pub async fn open(store: Store, ca: Ca, dir: &Path) -> Result<Self, AuthorityError> {
+        store.belongs_to(&ca.fingerprint().to_string()).await?;
+        let (ended, _) = broadcast::channel(ENDED_QUEUE);
+        let authority = Self {
             ca,
-            journal: Mutex::new(journal),
-            members: RwLock::new(members),
-        })
+            store,
+            gate: Mutex::new(()),
+            members: RwLock::default(),
+            ended,
+        };
+        authority.refresh().await?;
+        if let Some(old) = journal::read(dir)? {
+            let now = SystemTime::now();
+            let (taken, fingerprint) = (&old, old.fingerprint.clone());
+            let count = authority
+                .change::<_, AuthorityError>(now, move |members| {
+                    if members.has_journal(&fingerprint) {
+                        return Ok((0, Vec::new()));
+                    }
+                    let puts = taken.puts(members)?;
+                    Ok((puts.len(), puts))
+                })
+                .await?;
+            old.set_aside()?;
+            tracing::info!(count, "members and tokens were taken over from a journal");
+        }
+        Ok(authority)
     }
 
-    fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Follows what other controllers change, until the last one else drops it.
+    pub async fn follow(self: Arc<Self>) {
+        let authority = Arc::downgrade(&self);
+        drop(self);
+        let mut looked = tokio::time::Instant::now();
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let Some(authority) = authority.upgrade() else {
+                return;
+            };
+            if !authority.store.is_shared() {
+                continue;
+            }
+            let stale = looked.elapsed() > STALE_AFTER;
+            let read = if stale {
+                authority.read_anew().await
+            } else {
+                authority.refresh().await
+            };
+            match read {
+                Ok(()) => looked = tokio::time::Instant::now(),
+                Err(error) => {
+                    let error = crate::chain(&error);
+                    tracing::warn!(error, "what other controllers changed is not known");
+                }
+            }
+        }
     }
 
-    fn members(&self) -> RwLockReadGuard<'_, Members> {
+    pub(crate) fn members(&self) -> RwLockReadGuard<'_, Members> {
         self.members.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn members_mut(&self) -> RwLockWriteGuard<'_, Members> {
-        self.members.write().unwrap_or_else(PoisonError::into_inner)
+    fn apply(&self, rows: &[crate::fleet::IdentityRow]) -> Result<(), StoreError> {
+        let ended = {
+            let members = self.members.write();
+            members
+                .unwrap_or_else(PoisonError::into_inner)
+                .apply(rows)?
+        };
+        for guest in ended {
+            // Nobody may listen.
+            let _ = self.ended.send(guest);
+        }
+        Ok(())
     }
 
-    /// First the disk, then memory.
-    fn record(&self, journal: &mut Journal, change: &Change) -> Result<(), AuthorityError> {
-        journal.append(change)?;
-        self.members_mut().apply(change)
+    /// Takes what is newer in the database.
+    pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
+        let _gate = self.gate.lock().await;
+        let seen = self.members().seen;
+        if self.store.identity_last().await? > seen {
+            self.apply(&self.store.identity_since(seen).await?)?;
+        }
+        Ok(())
+    }
+
+    /// Reads everything: what was deleted may be forgotten already.
+    async fn read_anew(&self) -> Result<(), StoreError> {
+        let _gate = self.gate.lock().await;
+        let rows = self.store.identity_since(-1).await?;
+        let mut members = Members::default();
+        members.apply(&rows)?;
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = members;
+        Ok(())
+    }
+
+    /// One change: looks at the members as they are in the database, then writes, all or nothing.
+    pub(crate) async fn change<T, E: From<StoreError>>(
+        &self,
+        now: SystemTime,
+        decide: impl FnOnce(&Members) -> Result<(T, Vec<Put>), E> + Send,
+    ) -> Result<T, E> {
+        let _gate = self.gate.lock().await;
+        let seen = self.members().seen;
+        let now_s = i64::try_from(seconds(now)).unwrap_or(i64::MAX);
+        let changed = self.store.change_identity(seen, now_s, |news| {
+            self.apply(&news)?;
+            decide(&self.members())
+        });
+        let (answer, rows) = changed.await?;
+        self.apply(&rows)?;
+        Ok(answer)
+    }
+
+    /// Members that end from now on: revoked or retired, here or at another controller.
+    #[must_use]
+    pub fn ended(&self) -> broadcast::Receiver<GuestId> {
+        self.ended.subscribe()
     }
 
     /// The CA.
@@ -153,140 +279,161 @@ impl Authority {
         vec![self.ca.cert().clone()]
     }
 
-    /// Makes a join token, good for `uses_max` guests until `now + valid`.
+    /// Makes a join token, good until `now + terms.valid`.
     ///
     /// # Errors
     /// [`AuthorityError`]; no token was made then.
-    pub fn issue_token(
+    pub async fn issue_token(
         &self,
-        uses_max: u32,
-        valid: Duration,
+        terms: TokenTerms,
         now: SystemTime,
     ) -> Result<JoinToken, AuthorityError> {
+        let TokenTerms {
+            uses_max, valid, ..
+        } = terms;
         if uses_max == 0 || valid.is_zero() || valid > pki::CA_LIFETIME {
             return Err(AuthorityError::TokenTerms);
         }
         let token = JoinToken::generate(self.ca.fingerprint())?;
-        let change = Change::Token {
-            hash: token.secret.hash().to_string(),
-            uses_max,
-            expires_at_s: seconds(now + valid),
+        let info = TokenInfo {
+            hash: token.secret.hash(),
+            uses_left: if terms.vm.is_some() { 1 } else { uses_max },
+            expires_at: now + valid,
+            pool: terms.pool,
+            vm: terms.vm,
         };
-        let mut journal = self.journal();
-        let count = {
-            let mut members = self.members_mut();
-            members.tokens.retain(|token| token.is_good(now));
-            members.tokens.len()
-        };
-        if count >= TOKENS_MAX {
-            return Err(AuthorityError::TooManyTokens);
-        }
-        self.record(&mut journal, &change)?;
+        self.change(now, |members| {
+            if let Some(name) = info.pool.as_ref().filter(|it| members.pool(it).is_none()) {
+                let (what, name) = ("pool", name.clone());
+                return Err(AuthorityError::Unknown { what, name });
+            }
+            if members.good_tokens(now).count() >= TOKENS_MAX {
+                return Err(AuthorityError::TooManyTokens);
+            }
+            Ok(((), vec![Put::token(&info)]))
+        })
+        .await?;
         Ok(token)
     }
 
     /// Tokens that are still good.
     #[must_use]
     pub fn tokens(&self, now: SystemTime) -> Vec<TokenInfo> {
-        let members = self.members();
-        let good = members.tokens.iter().filter(|token| token.is_good(now));
-        good.cloned().collect()
+        self.members().good_tokens(now).cloned().collect()
     }
 
-    /// Takes a guest into the fleet: spends one use of the token, names the guest, signs its
-    /// key. The use is spent and the guest recorded in one step that a crash cannot split.
-    ///
-    /// # Errors
-    /// [`Refusal`]; nothing has changed.
-    pub fn enrol(
-        &self,
-        request: &v1::EnrolRequest,
-        from: IpAddr,
-        now: SystemTime,
-    ) -> Result<(GuestId, CertificateDer<'static>), Refusal> {
-        let secret: Secret = request.token.parse().map_err(|_| Refusal::Token)?;
-        let offered = secret.hash();
-        if request.hostname.len() > HOSTNAME_MAX_BYTES {
-            return Err(Refusal::Field("hostname"));
-        }
-        let machine = request.machine.as_ref().map(Machine::try_from).transpose();
-        let machine = machine.map_err(|_| Refusal::Field("machine"))?;
-        let mut journal = self.journal();
-        if !self.members().has_use_of(&offered, now) {
-            return Err(Refusal::Token);
-        }
-        let guest = GuestId(pki::random().map_err(|_| Refusal::Internal)?);
-        let cert = self.sign(guest, &request.csr, now)?;
-        let change = Change::Joined {
-            guest: guest.to_string(),
-            token_hash: offered.to_string(),
-            hostname: request.hostname.clone(),
-            system_uuid: machine.and_then(|machine| machine.system_uuid),
-            address: from,
-            at_s: seconds(now),
-        };
-        self.record(&mut journal, &change).map_err(|error| {
-            tracing::error!(%error, "a guest could not be recorded");
-            Refusal::Internal
-        })?;
-        Ok((guest, cert))
-    }
-
-    /// A new certificate for a guest that has shown its (perhaps expired) one. Touches no disk.
-    ///
-    /// # Errors
-    /// [`Refusal`].
-    pub fn renew(
-        &self,
-        guest: GuestId,
-        csr_der: &[u8],
-        now: SystemTime,
-    ) -> Result<Vec<CertificateDer<'static>>, Refusal> {
-        let is_revoked = self.members().find(guest).map(|guest| guest.revoked);
-        match is_revoked {
-            None => Err(Refusal::UnknownGuest),
-            Some(true) => Err(Refusal::Revoked),
-            Some(false) => Ok(vec![self.sign(guest, csr_der, now)?]),
-        }
-    }
-
-    /// Whether a guest may have no session: revoked, or never enrolled here.
-    #[must_use]
-    pub fn is_revoked(&self, guest: GuestId) -> bool {
-        self.members().find(guest).is_none_or(|guest| guest.revoked)
-    }
-
-    /// Revokes a guest; `false` where it is not known. Its open sessions are the caller's to end.
+    /// Makes a pool, or changes it for those who join from now on.
     ///
     /// # Errors
     /// [`AuthorityError`]; nothing has changed.
-    pub fn revoke(&self, guest: GuestId, now: SystemTime) -> Result<bool, AuthorityError> {
-        let mut journal = self.journal();
-        match self.members().find(guest).map(|guest| guest.revoked) {
-            None => return Ok(false),
-            Some(true) => return Ok(true),
-            Some(false) => {}
-        }
-        let change = Change::Revoked {
-            guest: guest.to_string(),
-            at_s: seconds(now),
+    pub async fn set_pool(&self, pool: Pool, now: SystemTime) -> Result<(), AuthorityError> {
+        check_pool(&pool)?;
+        self.change(now, |members| {
+            if members.pool(&pool.name).is_none() && members.pools().count() >= POOLS_MAX {
+                let problem = format!("there are {POOLS_MAX} pools");
+                return Err(AuthorityError::Pool(problem));
+            }
+            Ok(((), vec![Put::pool(&pool)]))
+        })
+        .await
+    }
+
+    /// Removes a pool that has no members; its tokens go, too.
+    ///
+    /// # Errors
+    /// [`AuthorityError`]; nothing has changed.
+    pub async fn remove_pool(&self, name: &str, now: SystemTime) -> Result<(), AuthorityError> {
+        self.change(now, |members| {
+            if members.pool(name).is_none() {
+                let (what, name) = ("pool", name.to_owned());
+                return Err(AuthorityError::Unknown { what, name });
+            }
+            let is_of_it = |pool: &Option<String>| pool.as_deref() == Some(name);
+            let left = members.active().filter(|it| is_of_it(&it.pool)).count();
+            if left > 0 {
+                let problem = format!("the pool {name:?} has {left} members");
+                return Err(AuthorityError::Pool(problem));
+            }
+            let tokens = members.tokens().filter(|it| is_of_it(&it.pool));
+            let mut puts: Vec<Put> = tokens
+                .map(|token| Put::gone(TOKEN, token.hash.to_string()))
+                .collect();
+            puts.push(Put::gone(POOL, name.to_owned()));
+            Ok(((), puts))
+        })
+        .await
+    }
+
+    /// Every pool with the number of its members, by name.
+    #[must_use]
+    pub fn pools(&self) -> Vec<(Pool, usize)> {
+        let members = self.members();
+        let count = |pool: &Pool| {
+            let of_it = members.active();
+            of_it
+                .filter(|member| member.pool.as_ref() == Some(&pool.name))
+                .count()
         };
-        self.record(&mut journal, &change)?;
-        Ok(true)
+        members
+            .pools()
+            .map(|pool| (pool.clone(), count(pool)))
+            .collect()
+    }
+
+    /// Whether a guest may have no session: it has ended, or is not known here. Where other
+    /// controllers share the database, what is not known here may be known there:
+    /// [`Self::look_up`].
+    #[must_use]
+    pub fn is_revoked(&self, guest: GuestId) -> bool {
+        match self.members().member(guest) {
+            Some(member) => member.is_ended(),
+            None => !self.store.is_shared(),
+        }
+    }
+
+    /// Looks for a guest that is not known here; one that nobody knows has ended.
+    pub async fn look_up(&self, guest: GuestId) {
+        if self.members().member(guest).is_some() {
+            return;
+        }
+        let read = self.refresh().await;
+        if read.is_ok() && self.members().member(guest).is_none() {
+            let _ = self.ended.send(guest);
+        }
+    }
+
+    /// Revokes a guest; `false` where it is not known.
+    ///
+    /// # Errors
+    /// [`AuthorityError`]; nothing has changed.
+    pub async fn revoke(
+        &self,
+        guest: GuestId,
+        why: &str,
+        now: SystemTime,
+    ) -> Result<bool, AuthorityError> {
+        self.change(now, |members| match members.member(guest) {
+            None => Ok((false, Vec::new())),
+            Some(member) if member.ended.as_ref().is_some_and(|it| it.revoked) => {
+                Ok((true, Vec::new()))
+            }
+            Some(member) => Ok((true, vec![end(member, true, why, now)])),
+        })
+        .await
     }
 
     /// A member; `None` where it is not known.
     #[must_use]
-    pub fn guest(&self, guest: GuestId) -> Option<Guest> {
-        self.members().find(guest).cloned()
+    pub fn guest(&self, guest: GuestId) -> Option<Member> {
+        self.members().member(guest).cloned()
     }
 
-    /// Members that were revoked.
+    /// Members that were revoked or retired.
     #[must_use]
     pub fn revoked(&self) -> Vec<GuestId> {
         let members = self.members();
-        let revoked = members.guests.iter().filter(|guest| guest.revoked);
-        revoked.map(|guest| guest.id).collect()
+        let ended = members.members().filter(|member| member.is_ended());
+        ended.map(|member| member.id).collect()
     }
 
     /// The next certificates of an appliance that has shown its own.
@@ -305,25 +452,52 @@ impl Authority {
         signed.map_err(refused)
     }
 
-    /// The fleet's members, in the order they joined.
+    /// The fleet's members, those that have ended included, in the order they joined.
     #[must_use]
-    pub fn guests(&self) -> Vec<Guest> {
-        self.members().guests.clone()
+    pub fn guests(&self) -> Vec<Member> {
+        self.members().members().cloned().collect()
     }
 
-    fn sign(
-        &self,
-        guest: GuestId,
-        csr_der: &[u8],
-        now: SystemTime,
-    ) -> Result<CertificateDer<'static>, Refusal> {
-        let validity = Validity::starting(now, LIFETIME);
-        let signed = self.ca.sign_guest(csr_der, guest, validity);
-        signed.map_err(refused)
+    /// At most `max` members after `skip`, of this pool only where one is named.
+    #[must_use]
+    pub fn guests_page(&self, pool: Option<&str>, skip: usize, max: usize) -> Vec<Member> {
+        let members = self.members();
+        let asked = members
+            .members()
+            .filter(|member| pool.is_none() || member.pool.as_deref() == pool);
+        asked.skip(skip).take(max).cloned().collect()
     }
 }
 
-fn refused(error: SignError) -> Refusal {
+/// A member that leaves the fleet.
+pub(crate) fn end(member: &Member, revoked: bool, why: &str, now: SystemTime) -> Put {
+    let mut member = member.clone();
+    member.ended = Some(Ended {
+        at_s: seconds(now),
+        revoked,
+        why: why.to_owned(),
+    });
+    Put::member(&member)
+}
+
+fn check_pool(pool: &Pool) -> Result<(), AuthorityError> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let name = &pool.name;
+    if name.is_empty() || name.len() > POOL_NAME_MAX_BYTES || !name.chars().all(is_plain) {
+        let problem = format!(
+            "a pool's name has 1 to {POOL_NAME_MAX_BYTES} letters, digits, dots, dashes and underscores"
+        );
+        return Err(AuthorityError::Pool(problem));
+    }
+    let counts = [pool.ranges.len(), pool.tags.len(), pool.clusters.len()];
+    if counts.iter().any(|count| *count > POOL_SCOPE_MAX) {
+        let problem = format!("a pool has at most {POOL_SCOPE_MAX} ranges, tags and clusters each");
+        return Err(AuthorityError::Pool(problem));
+    }
+    Ok(())
+}
+
+pub(crate) fn refused(error: SignError) -> Refusal {
     match error {
         SignError::Request(request) => Refusal::Request(request.to_string()),
         other => {
@@ -331,83 +505,4 @@ fn refused(error: SignError) -> Refusal {
             Refusal::Internal
         }
     }
-}
-
-impl TokenInfo {
-    fn is_good(&self, now: SystemTime) -> bool {
-        self.uses_left > 0 && now <= self.expires_at
-    }
-}
-
-impl Members {
-    fn find(&self, guest: GuestId) -> Option<&Guest> {
-        let index = self.by_id.get(&guest)?;
-        self.guests.get(*index)
-    }
-
-    /// Looks at every token, so that the time tells nothing of which one it was.
-    fn has_use_of(&self, offered: &SecretHash, now: SystemTime) -> bool {
-        let tokens = self.tokens.iter();
-        let matches = tokens.filter(|token| (token.hash == *offered) & token.is_good(now));
-        matches.count() > 0
-    }
-
-    fn apply(&mut self, change: &Change) -> Result<(), AuthorityError> {
-        let applied = self.try_apply(change);
-        applied.ok_or_else(|| AuthorityError::Change(format!("{change:?}")))
-    }
-
-    /// `None` where the change makes no sense.
-    fn try_apply(&mut self, change: &Change) -> Option<()> {
-        match change {
-            Change::Token {
-                hash,
-                uses_max,
-                expires_at_s,
-            } => self.tokens.push(TokenInfo {
-                hash: SecretHash::from_hex(hash)?,
-                uses_left: *uses_max,
-                expires_at: moment(*expires_at_s)?,
-            }),
-            Change::Joined {
-                guest,
-                token_hash,
-                hostname,
-                system_uuid,
-                address,
-                at_s,
-            } => {
-                let hash = SecretHash::from_hex(token_hash)?;
-                // Gone from memory where it was used up or has expired.
-                if let Some(token) = self.tokens.iter_mut().find(|token| token.hash == hash) {
-                    token.uses_left = token.uses_left.saturating_sub(1);
-                }
-                let id = GuestId::from_hex(guest)?;
-                self.by_id.insert(id, self.guests.len());
-                self.guests.push(Guest {
-                    id,
-                    hostname: hostname.clone(),
-                    system_uuid: *system_uuid,
-                    address: *address,
-                    enrolled_at: moment(*at_s)?,
-                    revoked: false,
-                });
-            }
-            Change::Revoked { guest, .. } => {
-                let index = *self.by_id.get(&GuestId::from_hex(guest)?)?;
-                self.guests.get_mut(index)?.revoked = true;
-            }
-        }
-        Some(())
-    }
-}
-
-/// Seconds since 1970; 0 for a clock before that.
-fn seconds(moment: SystemTime) -> u64 {
-    let since_1970 = moment.duration_since(SystemTime::UNIX_EPOCH);
-    since_1970.map_or(0, |since| since.as_secs())
-}
-
-fn moment(seconds: u64) -> Option<SystemTime> {
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }

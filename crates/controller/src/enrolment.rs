@@ -17,14 +17,16 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::fleet::Fleet;
 use crate::visitors::Visitors;
-use crate::{Authority, Refusal};
+use crate::{Authority, Enrolled, Refusal};
 
 /// After an accept that failed (no descriptors left), wait so long.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// Lines a minute about guests that do not get in, of each kind.
 const LOG_PER_MINUTE: u32 = 30;
 static LOG_REFUSED: RateLimit = RateLimit::new(LOG_PER_MINUTE);
+static LOG_WAITS: RateLimit = RateLimit::new(LOG_PER_MINUTE);
 static LOG_FAILED: RateLimit = RateLimit::new(LOG_PER_MINUTE);
 static LOG_ACCEPT: RateLimit = RateLimit::new(LOG_PER_MINUTE);
 
@@ -60,6 +62,8 @@ impl Default for EnrolmentLimits {
 pub struct EnrolmentStats {
     /// Guests enrolled.
     pub enrolled: u64,
+    /// Answers that a person is to approve it.
+    pub waiting: u64,
     /// Requests refused.
     pub refused: u64,
     /// Connections that ended without a request: junk, timeouts.
@@ -71,6 +75,7 @@ pub struct EnrolmentStats {
 #[derive(Default)]
 struct Counters {
     enrolled: AtomicU64,
+    waiting: AtomicU64,
     refused: AtomicU64,
     failed: AtomicU64,
     rate_limited: AtomicU64,
@@ -85,6 +90,7 @@ pub struct Enrolment {
 
 struct Service {
     authority: Arc<Authority>,
+    fleet: Option<Fleet>,
     appliances: Vec<String>,
     tls: Mutex<Arc<rustls::ServerConfig>>,
     limits: EnrolmentLimits,
@@ -94,8 +100,8 @@ struct Service {
 
 impl Enrolment {
     /// Listens and serves, in the background. `tls` is [`link::tls::enrol_server_config`];
-    /// `appliances` (host:port) is what guests are told to use. Must be called within a tokio
-    /// runtime.
+    /// `fleet` tells what connectors report; `appliances` (host:port) is what guests are told to
+    /// use. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// Those of `bind`.
@@ -103,6 +109,7 @@ impl Enrolment {
         address: SocketAddr,
         tls: Arc<rustls::ServerConfig>,
         authority: Arc<Authority>,
+        fleet: Option<Fleet>,
         appliances: Vec<String>,
         limits: EnrolmentLimits,
     ) -> io::Result<Self> {
@@ -115,6 +122,7 @@ impl Enrolment {
         );
         let service = Arc::new(Service {
             authority,
+            fleet,
             appliances,
             tls: Mutex::new(tls),
             limits,
@@ -148,6 +156,7 @@ impl Enrolment {
         let counters = &self.service.counters;
         EnrolmentStats {
             enrolled: of(&counters.enrolled),
+            waiting: of(&counters.waiting),
             refused: of(&counters.refused),
             failed: of(&counters.failed),
             rate_limited: of(&counters.rate_limited),
@@ -229,15 +238,21 @@ impl Service {
     }
 
     async fn decide(&self, request: v1::EnrolRequest, peer: SocketAddr) -> v1::EnrolReply {
-        let authority = Arc::clone(&self.authority);
+        // On a task of its own: whoever leaves now has still joined, or not.
+        let (authority, fleet) = (Arc::clone(&self.authority), self.fleet.clone());
         let hostname = request.hostname.clone();
-        // Waits for the disk.
-        let enrolled = tokio::task::spawn_blocking(move || {
-            authority.enrol(&request, peer.ip(), SystemTime::now())
+        let enrolling = tokio::spawn(async move {
+            let now = SystemTime::now();
+            let from = peer.ip().to_canonical();
+            authority.enrol(&request, from, fleet.as_ref(), now).await
         });
-        let outcome = enrolled.await.unwrap_or(Err(Refusal::Internal));
+        let outcome = enrolling.await.unwrap_or(Err(Refusal::Internal));
         match outcome {
-            Ok((guest, cert)) => {
+            Ok(Enrolled::Joined {
+                guest,
+                cert,
+                ephemeral,
+            }) => {
                 self.counters.enrolled.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(%guest, %peer, ?hostname, "a guest joined");
                 let anchors = self.authority.anchors();
@@ -246,6 +261,17 @@ impl Service {
                     trust_anchors: anchors.iter().map(|anchor| anchor.to_vec()).collect(),
                     appliances: self.appliances.clone(),
                     guest_id: guest.0.to_vec(),
+                    ephemeral,
+                    ..v1::EnrolReply::default()
+                }
+            }
+            Ok(Enrolled::Waits(retry)) => {
+                self.counters.waiting.fetch_add(1, Ordering::Relaxed);
+                if let Some(suppressed) = LOG_WAITS.allow(Instant::now()) {
+                    tracing::info!(%peer, ?hostname, suppressed, "a machine waits for approval");
+                }
+                v1::EnrolReply {
+                    pending_retry_s: u32::try_from(retry.as_secs()).unwrap_or(u32::MAX),
                     ..v1::EnrolReply::default()
                 }
             }

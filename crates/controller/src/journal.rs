@@ -1,13 +1,16 @@
-//! Where members and tokens are kept: a file of lines, each a change with its checksum. A change
-//! is one line, so that after a crash it is there whole or not at all. (A database takes this
-//! place when there is more to keep.)
+//! Where earlier versions kept members and tokens: a file of lines, each a change with its
+//! checksum. It is read once, into the database, and set aside.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use model::{GuestId, Machine};
+use pki::SecretHash;
 use serde::{Deserialize, Serialize};
+
+use crate::members::{Ended, Member, Members, Put, TokenInfo, moment};
 
 /// The file's name within its folder.
 pub(crate) const FILE: &str = "members.journal";
@@ -40,6 +43,14 @@ pub enum JournalError {
         /// What is wrong.
         problem: String,
     },
+    /// A change in it makes no sense.
+    #[error("{path}: {change} makes no sense")]
+    Senseless {
+        /// The file.
+        path: PathBuf,
+        /// The change.
+        change: String,
+    },
 }
 
 /// One change.
@@ -65,93 +76,159 @@ pub(crate) enum Change {
     Revoked { guest: String, at_s: u64 },
 }
 
-/// The open file, locked for this process.
+/// A journal as it was found, locked for this process.
 #[derive(Debug)]
-pub(crate) struct Journal {
-    file: File,
+pub(crate) struct Old {
+    changes: Vec<Change>,
     path: PathBuf,
-    /// Bytes of whole lines.
-    len: u64,
+    /// Of its content: a journal is taken over once.
+    pub(crate) fingerprint: String,
+    _file: File,
 }
 
-impl Journal {
-    /// Opens the journal in `dir`, making both where they are missing; every change so far.
-    pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Change>), JournalError> {
-        let fail = |doing, path: &Path| {
-            let path = path.to_owned();
-            move |source| JournalError::Io {
-                doing,
-                path,
-                source,
-            }
-        };
-        std::fs::create_dir_all(dir).map_err(fail("create", dir))?;
-        let path = dir.join(FILE);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(fail("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(JournalError::InUse(path)),
-            Err(TryLockError::Error(source)) => return Err(fail("lock", &path)(source)),
+/// The journal in `dir`; `None` where there is none. A change that a crash cut short is left out.
+pub(crate) fn read(dir: &Path) -> Result<Option<Old>, JournalError> {
+    let path = dir.join(FILE);
+    let fail = |doing| {
+        let path = path.clone();
+        move |source| JournalError::Io {
+            doing,
+            path,
+            source,
         }
-        let folder = File::open(dir).and_then(|folder| folder.sync_all());
-        folder.map_err(fail("sync", dir))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(fail("read", &path))?;
-        let (changes, len) = replay(&bytes, &path)?;
-        let cut_bytes = bytes.len() as u64 - len;
-        if cut_bytes > 0 {
-            let path = path.display();
-            tracing::warn!(%path, cut_bytes, "a change that was never completed is taken back");
+    };
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail("open")(error)),
+    };
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(JournalError::InUse(path)),
+        Err(TryLockError::Error(source)) => return Err(fail("lock")(source)),
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(fail("read"))?;
+    let (changes, len) = replay(&bytes, &path)?;
+    let cut_bytes = bytes.len() as u64 - len;
+    if cut_bytes > 0 {
+        let path = path.display();
+        tracing::warn!(%path, cut_bytes, "a change that was never completed is left out");
+    }
+    Ok(Some(Old {
+        changes,
+        fingerprint: pki::Fingerprint::of(&bytes).to_string(),
+        path,
+        _file: file,
+    }))
+}
+
+impl Old {
+    /// What it holds, as rows of the database; what is there already is newer.
+    pub(crate) fn puts(&self, members: &Members) -> Result<Vec<Put>, JournalError> {
+        let (mut tokens, mut joined) = (BTreeMap::new(), BTreeMap::new());
+        for change in &self.changes {
+            let taken = take(&mut tokens, &mut joined, change);
+            taken.ok_or_else(|| JournalError::Senseless {
+                path: self.path.clone(),
+                change: format!("{change:?}"),
+            })?;
         }
-        let mut journal = Self { file, path, len };
-        journal.cut().map_err(fail("repair", &journal.path))?;
-        Ok((journal, changes))
+        let tokens = tokens.values().filter(|token: &&TokenInfo| {
+            token.uses_left > 0 && members.token(&token.hash).is_none()
+        });
+        let mut puts: Vec<Put> = tokens.map(Put::token).collect();
+        let joined = joined.values();
+        let new = joined.filter(|member: &&Member| members.member(member.id).is_none());
+        puts.extend(new.map(Put::member));
+        puts.push(Put::journal(self.fingerprint.clone()));
+        Ok(puts)
     }
 
-    /// Adds a change and waits until the disk has it.
-    pub(crate) fn append(&mut self, change: &Change) -> Result<(), JournalError> {
-        let written = line_of(change).and_then(|line| {
-            self.file.write_all(line.as_bytes())?;
-            self.file.sync_data()?;
-            self.len += line.len() as u64;
-            Ok(())
-        });
-        written.map_err(|source| {
-            // Takes a part of a line away, or the next change would end up behind it. Where that
-            // fails too, opening does it.
-            let _ = self.cut();
-            JournalError::Io {
-                doing: "write",
-                path: self.path.clone(),
-                source,
-            }
+    /// Gives it another name: everything is in the database.
+    pub(crate) fn set_aside(&self) -> Result<(), JournalError> {
+        let aside = self.path.with_extension("journal.taken-over");
+        std::fs::rename(&self.path, aside).map_err(|source| JournalError::Io {
+            doing: "set aside",
+            path: self.path.clone(),
+            source,
         })
     }
+}
 
-    /// Leaves nothing behind the last whole line.
-    fn cut(&mut self) -> io::Result<()> {
-        self.file.set_len(self.len)?;
-        self.file.seek(SeekFrom::Start(self.len))?;
-        self.file.sync_data()
+/// `None`: the change makes no sense.
+fn take(
+    tokens: &mut BTreeMap<String, TokenInfo>,
+    joined: &mut BTreeMap<GuestId, Member>,
+    change: &Change,
+) -> Option<()> {
+    match change {
+        Change::Token {
+            hash,
+            uses_max,
+            expires_at_s,
+        } => {
+            let token = TokenInfo {
+                hash: SecretHash::from_hex(hash)?,
+                uses_left: *uses_max,
+                expires_at: moment(*expires_at_s)?,
+                pool: None,
+                vm: None,
+            };
+            tokens.insert(hash.clone(), token);
+        }
+        Change::Joined {
+            guest,
+            token_hash,
+            hostname,
+            system_uuid,
+            address,
+            at_s,
+        } => {
+            if let Some(token) = tokens.get_mut(token_hash) {
+                token.uses_left = token.uses_left.saturating_sub(1);
+            }
+            let id = GuestId::from_hex(guest)?;
+            let machine = Machine {
+                system_uuid: *system_uuid,
+                ..Machine::default()
+            };
+            let member = Member {
+                id,
+                hostname: hostname.clone(),
+                machine,
+                address: *address,
+                joined_s: *at_s,
+                token: token_hash.clone(),
+                pool: None,
+                ephemeral: false,
+                vm: None,
+                serial: 1,
+                key: None,
+                issued: Vec::new(),
+                copy_of: None,
+                origin: None,
+                vm_gone_s: None,
+                ended: None,
+            };
+            joined.insert(id, member);
+        }
+        Change::Revoked { guest, at_s } => {
+            let member = joined.get_mut(&GuestId::from_hex(guest)?)?;
+            member.ended = Some(Ended {
+                at_s: *at_s,
+                revoked: true,
+                why: String::new(),
+            });
+        }
     }
+    Some(())
 }
 
 fn checksum(json: &str) -> String {
     let mut hex = pki::Fingerprint::of(json.as_bytes()).to_string();
     hex.truncate(CHECKSUM_DIGITS);
     hex
-}
-
-fn line_of(change: &Change) -> io::Result<String> {
-    let json = serde_json::to_string(change)?;
-    Ok(format!("{} {json}\n", checksum(&json)))
 }
 
 fn change_of(line: &[u8]) -> Result<Change, String> {
@@ -195,59 +272,74 @@ fn replay(bytes: &[u8], path: &Path) -> Result<(Vec<Change>, u64), JournalError>
 mod tests {
     use super::*;
 
-    fn revoked(n: u64) -> Change {
-        Change::Revoked {
-            guest: format!("{n:032x}"),
-            at_s: n,
+    fn token(n: u64) -> Change {
+        Change::Token {
+            hash: format!("{n:064x}"),
+            uses_max: 3,
+            expires_at_s: 1 << 40,
         }
     }
 
-    fn written(count: u64) -> (tempfile::TempDir, Vec<u8>) {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut journal, changes) = Journal::open(dir.path()).unwrap();
-        assert!(changes.is_empty());
-        for n in 0..count {
-            journal.append(&revoked(n)).unwrap();
-        }
-        let bytes = std::fs::read(dir.path().join(FILE)).unwrap();
-        (dir, bytes)
+    fn line(change: &Change) -> String {
+        let json = serde_json::to_string(change).unwrap();
+        format!("{} {json}\n", checksum(&json))
+    }
+
+    fn written(dir: &Path, changes: &[Change]) -> Vec<u8> {
+        let text: String = changes.iter().map(line).collect();
+        std::fs::write(dir.join(FILE), &text).unwrap();
+        text.into_bytes()
     }
 
     #[test]
-    fn a_crash_at_any_byte_loses_at_most_the_last_change() {
-        let (dir, bytes) = written(3);
-        let path = dir.path().join(FILE);
+    fn a_change_that_was_cut_short_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read(dir.path()).unwrap().is_none());
+        let bytes = written(dir.path(), &[token(1), token(2), token(3)]);
         let line = bytes.len() / 3;
         for cut in 0..=bytes.len() {
-            std::fs::write(&path, &bytes[..cut]).unwrap();
-            let (mut journal, changes) = Journal::open(dir.path()).unwrap();
-            assert_eq!(changes.len(), cut / line, "cut at {cut}");
-            journal.append(&revoked(9)).unwrap();
-            drop(journal);
-            let (_, changes) = Journal::open(dir.path()).unwrap();
-            assert_eq!(changes.len(), cut / line + 1);
-            assert_eq!(changes.last(), Some(&revoked(9)));
+            std::fs::write(dir.path().join(FILE), &bytes[..cut]).unwrap();
+            let old = read(dir.path()).unwrap().unwrap();
+            assert_eq!(old.changes.len(), cut / line, "cut at {cut}");
+            // The journal's own mark comes besides.
+            let puts = old.puts(&Members::default()).unwrap();
+            assert_eq!(puts.len(), cut / line + 1);
         }
     }
 
     #[test]
     fn a_damaged_line_is_named_and_nothing_is_changed() {
-        let (dir, mut bytes) = written(3);
+        let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
+        let mut bytes = written(dir.path(), &[token(1), token(2)]);
         bytes[30] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let error = Journal::open(dir.path()).unwrap_err().to_string();
+        let error = read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("members.journal:1: "), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
     }
 
     #[test]
+    fn a_change_without_sense_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let revoked = Change::Revoked {
+            guest: "12".repeat(16),
+            at_s: 1,
+        };
+        written(dir.path(), &[revoked]);
+        let old = read(dir.path()).unwrap().unwrap();
+        let error = old.puts(&Members::default()).unwrap_err();
+        assert!(matches!(error, JournalError::Senseless { .. }), "{error}");
+    }
+
+    #[test]
     fn one_process_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Journal::open(dir.path()).unwrap();
-        let second = Journal::open(dir.path()).unwrap_err();
+        written(dir.path(), &[token(1)]);
+        let first = read(dir.path()).unwrap();
+        let second = read(dir.path()).unwrap_err();
         assert!(matches!(second, JournalError::InUse(_)), "{second}");
         drop(first);
-        Journal::open(dir.path()).unwrap();
+        read(dir.path()).unwrap();
     }
 }

@@ -6,9 +6,24 @@
 mod authority;
 mod enrolment;
 pub mod fleet;
+mod joining;
 mod journal;
+mod members;
 mod visitors;
 
-pub use authority::{Authority, AuthorityError, Guest, Refusal, TOKENS_MAX, TokenInfo};
+pub use authority::{Authority, AuthorityError, POOLS_MAX, Refusal, TOKENS_MAX, TokenTerms};
 pub use enrolment::{Enrolment, EnrolmentLimits, EnrolmentStats};
+pub use joining::{EPHEMERAL_LIFETIME, Enrolled};
 pub use journal::JournalError;
+pub use members::{Decision, Ended, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, VmRef};
+
+/// An error with its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -19,7 +19,7 @@ pub use appliances::ApplianceHello;
 pub use core::{Clock, Core, CoreSettings, Loaded, Order, SilenceLimits};
 pub use guests::GuestFacts;
 pub use inventory::{HostRecord, InventoryChange, MovePhase, Power, VmRecord, VmState};
-pub use look::{ApplianceRow, HostRow, VmRow, Why, WhyAppliance};
+pub use look::{ApplianceRow, HostRow, VmRow, VmSeen, Why, WhyAppliance};
 pub use rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
 pub use sites::{Area, SiteRules, SiteRulesError};
 pub use turns::{TurnAnswer, TurnAsk, TurnRow};

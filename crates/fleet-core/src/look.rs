@@ -1,9 +1,13 @@
 //! What people and programs look at.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use model::GuestId;
 use placement::{ApplianceId, Availability, Considered, Explanation, HostId, VmId};
 
 use crate::core::Core;
+use crate::guests::NO_CONNECTOR;
 use crate::rows::{Event, StoredAppliance, StoredHost, StoredVm};
 
 /// A host, as the fleet sees it.
@@ -83,7 +87,60 @@ pub struct WhyAppliance {
     pub considered: Considered,
 }
 
+/// A VM, as evidence of what a machine is that asks to join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmSeen {
+    /// Who reports it.
+    pub connector: String,
+    /// The connector's id of it.
+    pub id: String,
+    /// Its name; hostile text.
+    pub name: String,
+    /// It runs, or is being started.
+    pub is_running: bool,
+    /// Addresses that the hypervisor knows of it.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its labels.
+    pub tags: BTreeSet<String>,
+    /// Its host's cluster.
+    pub cluster: Option<String>,
+    /// The guest in it.
+    pub guest: Option<GuestId>,
+}
+
+impl VmSeen {
+    /// `None`: no connector reports it.
+    #[must_use]
+    pub fn of(vm: &StoredVm, cluster: Option<String>) -> Option<Self> {
+        (vm.connector != NO_CONNECTOR).then(|| Self {
+            connector: vm.connector.clone(),
+            id: vm.record.id.clone(),
+            name: vm.record.name.clone(),
+            is_running: vm.state.is_awake(),
+            addresses: vm.record.addresses.clone(),
+            tags: vm.record.tags.clone(),
+            cluster,
+            guest: vm.guest,
+        })
+    }
+}
+
 impl Core {
+    /// VMs that connectors report with this uuid.
+    #[must_use]
+    pub fn vms_with_uuid(&self, uuid: [u8; 16]) -> Vec<VmSeen> {
+        let ids = self.by_uuid.get(&uuid).into_iter().flatten();
+        ids.filter_map(|id| self.vm_seen(*id)).collect()
+    }
+
+    /// A VM that a connector reports.
+    #[must_use]
+    pub fn vm_seen(&self, id: VmId) -> Option<VmSeen> {
+        let vm = self.vms.get(&id)?;
+        let host = self.host_of(vm);
+        VmSeen::of(vm, host.and_then(|host| host.record.cluster.clone()))
+    }
+
     /// Every host, by name.
     #[must_use]
     pub fn host_rows(&self) -> Vec<HostRow> {

@@ -68,6 +68,12 @@ impl KeyId {
         bytes.copy_from_slice(&digest[..16]);
         Ok(Self(bytes))
     }
+
+    /// From its bytes; `None` unless there are 16.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
 }
 
 impl fmt::Display for KeyId {

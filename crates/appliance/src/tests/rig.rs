@@ -181,16 +181,16 @@ impl Engine<Content> for Double {
 pub(super) struct NoController;
 
 impl Identity for NoController {
-    fn renew(&self, _: GuestId, csr_der: &[u8], answer: RenewAnswer) {
-        if csr_der.is_empty() {
+    fn renew(&self, ask: v1::RenewGuest, answer: RenewAnswer) {
+        if ask.csr.is_empty() {
             return answer(Err("no request".into()));
         }
-        answer(Ok(vec![csr_der.to_vec()]));
+        answer(Ok(vec![ask.csr]));
     }
     fn is_revoked(&self, _: GuestId) -> bool {
         false
     }
-    fn join_token(&self, _: u32, _: u32) -> Result<String, String> {
+    fn join_token(&self, _: &v1::TokenRequest) -> Result<String, String> {
         Err("no controller".into())
     }
 }
@@ -375,6 +375,8 @@ impl Rig {
             address: ([127, 0, 0, 1], 1).into(),
             is_gate,
             placement_epoch: 0,
+            key: pki::KeyId([7; 16]),
+            machine: model::Machine::default(),
             outbox: mailbox.clone(),
         };
         Guest {

@@ -77,14 +77,14 @@ impl EngineSource for Doubles {
 struct Controller;
 
 impl Identity for Controller {
-    fn renew(&self, _: GuestId, _: &[u8], answer: appliance::RenewAnswer) {
+    fn renew(&self, _: v1::RenewGuest, answer: appliance::RenewAnswer) {
         answer(Err("not today".into()));
     }
     fn is_revoked(&self, guest: GuestId) -> bool {
         guest == REVOKED
     }
-    fn join_token(&self, uses_max: u32, valid_s: u32) -> Result<String, String> {
-        Ok(format!("token {uses_max} {valid_s}"))
+    fn join_token(&self, request: &v1::TokenRequest) -> Result<String, String> {
+        Ok(format!("token {} {}", request.uses_max, request.valid_s))
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use fleet_core::{Clock, Core, CoreSettings, Order, Row, SiteRules};
+use fleet_core::{Clock, Core, CoreSettings, Order, Row, SiteRules, VmSeen};
 use placement::ApplianceId;
 use proto::v1;
 use proto::v1::fleet_order::Body;
@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::store::{CommitError, Lease, Store, StoreError};
+use crate::chain;
 
 /// How often time is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -172,6 +173,7 @@ type Work = Box<dyn FnOnce(Result<(&mut Lead, Clock), NotLeading>) + Send>;
 /// The running fleet of a controller. Dropping the last one stops it.
 #[derive(Clone)]
 pub struct Fleet {
+    store: Store,
     work: mpsc::Sender<Work>,
     standing: watch::Receiver<Standing>,
     stop: Arc<watch::Sender<bool>>,
@@ -198,7 +200,7 @@ impl Fleet {
         let (tell, standing) = watch::channel(Standing::Follows(String::new()));
         let (stop, stopping) = watch::channel(false);
         let mut keeper = Keeper {
-            store,
+            store: store.clone(),
             config,
             seed,
             waiting,
@@ -209,6 +211,7 @@ impl Fleet {
         let first = keeper.try_lead().await?;
         let task = tokio::spawn(keeper.run(first));
         Ok(Self {
+            store,
             work,
             standing,
             stop: Arc::new(stop),
@@ -243,6 +246,19 @@ impl Fleet {
         let gone = || NotLeading(String::new());
         self.work.send(work).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
+    }
+
+    /// VMs that connectors report with this uuid: as the placer sees them, else as it wrote them
+    /// down.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn vms_with_uuid(&self, uuid: [u8; 16]) -> Result<Vec<VmSeen>, StoreError> {
+        let seen = self.with(move |lead, _| lead.core.vms_with_uuid(uuid));
+        match seen.await {
+            Ok(seen) => Ok(seen),
+            Err(NotLeading(_)) => self.store.vms_with_uuid(uuid).await,
+        }
     }
 
     /// Writes down what is not yet, gives the lease up and ends.
@@ -420,15 +436,4 @@ impl Keeper {
         }
         Ok(more)
     }
-}
-
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use fleet_core::{Event, Loaded, Row, StoredPlacement};
+use fleet_core::{Event, Loaded, Row, StoredHost, StoredPlacement, StoredVm, VmSeen};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -17,7 +17,7 @@ use sqlx::{ConnectOptions, QueryBuilder};
 /// The file's name in the state folder.
 const FILE: &str = "fleet.sqlite";
 /// Rows in one statement.
-const ROWS_AT_ONCE: usize = 200;
+pub(crate) const ROWS_AT_ONCE: usize = 200;
 /// For a connection to be had.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long PostgreSQL waits for a lock, and for the end of a transaction whose client is silent.
@@ -28,9 +28,11 @@ const PATIENCE: [(&str, &str); 2] = [
 /// Connections to PostgreSQL.
 const CONNECTIONS_MAX: u32 = 4;
 /// The database's version of the schema; another one is refused.
-const SCHEMA: &str = "1";
+const SCHEMA: &str = "2";
+/// The one before: it had neither members nor tokens, and nothing of it has changed.
+const SCHEMA_BEFORE: &str = "1";
 
-const TABLES: [&str; 8] = [
+const TABLES: [&str; 11] = [
     "CREATE TABLE IF NOT EXISTS fleet_meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS fleet_placer (id BIGINT PRIMARY KEY, holder TEXT NOT NULL, \
      address TEXT NOT NULL, term BIGINT NOT NULL, until_ms BIGINT NOT NULL)",
@@ -40,6 +42,10 @@ const TABLES: [&str; 8] = [
     "CREATE TABLE IF NOT EXISTS fleet_placements (id BIGINT PRIMARY KEY, body TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS fleet_events (id BIGINT PRIMARY KEY, body TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS fleet_turns (id BIGINT PRIMARY KEY, body TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS fleet_changes (id BIGINT PRIMARY KEY, last BIGINT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS fleet_identity (kind TEXT NOT NULL, id TEXT NOT NULL, \
+     change BIGINT NOT NULL, at_s BIGINT NOT NULL, body TEXT, PRIMARY KEY (kind, id))",
+    "CREATE INDEX IF NOT EXISTS fleet_identity_change ON fleet_identity (change)",
 ];
 
 /// The database cannot be used.
@@ -63,6 +69,28 @@ pub enum StoreError {
         id: i64,
         /// What is wrong.
         source: serde_json::Error,
+    },
+    /// A row of a member, token, pool or of who waits makes no sense.
+    #[error("the fleet's database: {kind} {id}: {why}")]
+    Identity {
+        /// Of what.
+        kind: String,
+        /// Which.
+        id: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Its members are another CA's.
+    #[error(
+        "the members in the fleet's database have certificates of the CA {its}, and this controller \
+         has the CA {ours}: copy ca.crt and ca.key from the folder pki of a controller of this \
+         fleet's into this one's, or give this controller a database of its own"
+    )]
+    OtherCa {
+        /// Fingerprint of the database's.
+        its: String,
+        /// Fingerprint of this controller's.
+        ours: String,
     },
 }
 
@@ -97,11 +125,11 @@ pub struct Lease {
 /// The open database.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: Pool,
+    pub(crate) pool: Pool,
 }
 
 #[derive(Debug, Clone)]
-enum Pool {
+pub(crate) enum Pool {
     Sqlite(SqlitePool),
     Postgres(PgPool),
 }
@@ -110,11 +138,12 @@ enum Pool {
 macro_rules! either {
     ($store:expr, $pool:ident => $work:expr) => {
         match &$store.pool {
-            Pool::Sqlite($pool) => $work,
-            Pool::Postgres($pool) => $work,
+            $crate::fleet::store::Pool::Sqlite($pool) => $work,
+            $crate::fleet::store::Pool::Postgres($pool) => $work,
         }
     };
 }
+pub(crate) use either;
 
 impl Store {
     /// Opens (or makes) the embedded database in `dir`.
@@ -161,6 +190,10 @@ impl Store {
             }
             let first = "INSERT INTO fleet_placer VALUES (1, '', '', 0, 0) ON CONFLICT DO NOTHING";
             sqlx::query(first).execute(&mut *all).await?;
+            let first = "INSERT INTO fleet_changes VALUES (1, 0) ON CONFLICT DO NOTHING";
+            sqlx::query(first).execute(&mut *all).await?;
+            let newer = "UPDATE fleet_meta SET value = $1 WHERE name = 'schema' AND value = $2";
+            sqlx::query(newer).bind(SCHEMA).bind(SCHEMA_BEFORE).execute(&mut *all).await?;
             let schema = "INSERT INTO fleet_meta VALUES ('schema', $1) ON CONFLICT DO NOTHING";
             sqlx::query(schema).bind(SCHEMA).execute(&mut *all).await?;
             all.commit().await?;
@@ -171,7 +204,12 @@ impl Store {
         }
     }
 
-    async fn meta(&self, name: &str) -> Result<Option<String>, StoreError> {
+    /// Whether other controllers may have it, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.pool, Pool::Postgres(_))
+    }
+
+    pub(crate) async fn meta(&self, name: &str) -> Result<Option<String>, StoreError> {
         let query = "SELECT value FROM fleet_meta WHERE name = $1";
         let row: Option<(String,)> = either!(self, pool => {
             sqlx::query_as(query).bind(name).fetch_optional(pool).await?
@@ -291,6 +329,37 @@ impl Store {
                 .await?,
             events,
         })
+    }
+
+    /// VMs that were written down with this uuid.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn vms_with_uuid(&self, uuid: [u8; 16]) -> Result<Vec<VmSeen>, StoreError> {
+        // As it is within a row. A look at every row is made for a VM that joins alone.
+        let within = serde_json::to_string(&uuid).unwrap_or_default();
+        let query = "SELECT id, body FROM fleet_vms WHERE body LIKE $1";
+        let rows: Vec<(i64, String)> = either!(self, pool => {
+            sqlx::query_as(query).bind(format!("%\"uuid\":{within}%")).fetch_all(pool).await?
+        });
+        let vms = rows.iter().map(|(id, body)| parse("fleet_vms", *id, body));
+        let vms: Vec<StoredVm> = vms.collect::<Result<_, _>>()?;
+        if vms.is_empty() {
+            return Ok(Vec::new());
+        }
+        let hosts: Vec<StoredHost> = self
+            .all("fleet_hosts", "SELECT id, body FROM fleet_hosts")
+            .await?;
+        let cluster = |vm: &StoredVm| {
+            let on = |host: &&StoredHost| {
+                host.connector == vm.connector && Some(&host.record.id) == vm.record.host.as_ref()
+            };
+            hosts.iter().find(on)?.record.cluster.clone()
+        };
+        Ok(vms
+            .iter()
+            .filter_map(|vm| VmSeen::of(vm, cluster(vm)))
+            .collect())
     }
 
     async fn all<T: DeserializeOwned>(

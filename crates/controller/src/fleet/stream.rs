@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use daemon::log::RateLimit;
 use fleet_core::{ApplianceHello, GuestFacts, TurnAnswer, TurnAsk};
 use model::GuestId;
+use pki::KeyId;
 use placement::{ApplianceId, LeaseId, WorkKind};
 use proto::v1;
 use proto::v1::fleet_order::Body as Told;
@@ -15,7 +16,7 @@ use proto::v1::fleet_said::Body as Said;
 use tokio::sync::mpsc;
 
 use super::service::{Fleet, NotLeading, Standing};
-use crate::Authority;
+use crate::{Authority, Refusal};
 
 /// An appliance says who it is within this.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -210,7 +211,7 @@ impl Stream {
                     .await
             }
             Said::RenewGuest(renew) => {
-                self.renew_guest(&renew);
+                self.renew_guest(renew);
                 Ok(())
             }
             Said::AskTurn(asked) => self.ask_turn(id, asked).await,
@@ -250,7 +251,7 @@ impl Stream {
         let enrolled = self.authority.guest(guest);
         let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         let facts = GuestFacts {
-            uuid: enrolled.and_then(|guest| guest.system_uuid),
+            uuid: enrolled.and_then(|guest| guest.machine.system_uuid),
             address: up.address.parse().unwrap_or(unknown),
             hostname: up.hostname.clone(),
             epoch: up.placement_epoch,
@@ -258,15 +259,32 @@ impl Stream {
         Some((guest, facts))
     }
 
-    fn renew_guest(&self, renew: &v1::RenewGuest) {
-        let Some(guest) = GuestId::from_slice(&renew.guest_id) else {
-            return;
-        };
-        let renewed = self.authority.renew(guest, &renew.csr, SystemTime::now());
-        let _ = self
-            .told
-            .try_send(Told::Renewal(renewal(renew.ticket, renewed)));
+    /// Answers when it is written down; the stream goes on meanwhile.
+    fn renew_guest(&self, renew: v1::RenewGuest) {
+        let (authority, fleet) = (self.authority.clone(), self.fleet.clone());
+        let told = self.told.clone();
+        tokio::spawn(async move {
+            let ticket = renew.ticket;
+            let renewed = renew_guest(&authority, &fleet, &renew).await;
+            let _ = told.try_send(Told::Renewal(renewal(ticket, renewed)));
+        });
     }
+}
+
+/// The next certificates of a guest.
+///
+/// # Errors
+/// [`Refusal`].
+pub async fn renew_guest(
+    authority: &Authority,
+    _fleet: &Fleet,
+    renew: &v1::RenewGuest,
+) -> Result<Vec<pki::CertificateDer<'static>>, Refusal> {
+    let guest = GuestId::from_slice(&renew.guest_id).ok_or(Refusal::UnknownGuest)?;
+    let key = KeyId::from_slice(&renew.key_id);
+    authority
+        .renew(guest, key, &renew.csr, SystemTime::now())
+        .await
 }
 
 /// `None`: not a kind of work that this version knows.
@@ -314,7 +332,7 @@ pub(super) fn turn(answer: TurnAnswer) -> v1::Turn {
 
 fn renewal(
     ticket: u64,
-    renewed: Result<Vec<pki::CertificateDer<'static>>, crate::Refusal>,
+    renewed: Result<Vec<pki::CertificateDer<'static>>, Refusal>,
 ) -> v1::Renewal {
     match renewed {
         Ok(chain) => v1::Renewal {

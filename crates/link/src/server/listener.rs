@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use daemon::log::RateLimit;
 use model::GuestId;
+use pki::KeyId;
 use proto::v1;
 use proto::v1::envelope::Body;
 use rustls::ServerConnection;
@@ -309,12 +310,14 @@ impl Door {
         let certificate = certificate.ok_or("it showed no certificate")?;
         let guest = pki::guest_id_of(&certificate).map_err(|error| error.to_string())?;
         let not_after = pki::not_after_of(&certificate).map_err(|error| error.to_string())?;
+        let key = KeyId::of(&certificate).map_err(|error| error.to_string())?;
         Ok(Accepted {
             guest,
             addr: peer,
             hello,
             expired: SystemTime::now() > not_after,
             not_after,
+            key,
             version,
             shared,
             inbox,
@@ -358,6 +361,8 @@ pub struct Accepted {
     pub expired: bool,
     /// Last moment of its certificate.
     pub not_after: SystemTime,
+    /// Which key its certificate is for.
+    pub key: KeyId,
     version: u32,
     shared: Arc<Shared>,
     inbox: Inbox,

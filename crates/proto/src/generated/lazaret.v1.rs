@@ -1631,7 +1631,7 @@ pub struct GuestStatus {
     pub bytes_received: u64,
 }
 /// Make a join token.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TokenRequest {
     /// Uses left. Unset: 1.
     #[prost(uint32, tag = "1")]
@@ -1639,6 +1639,12 @@ pub struct TokenRequest {
     /// Seconds it is valid. Unset: one hour.
     #[prost(uint32, tag = "2")]
     pub valid_s: u32,
+    /// The pool that its guests belong to. Unset: none.
+    #[prost(string, tag = "3")]
+    pub pool: ::prost::alloc::string::String,
+    /// For this VM alone, and once; its name, id or number. Unset: for any.
+    #[prost(string, tag = "4")]
+    pub vm: ::prost::alloc::string::String,
 }
 /// A join token.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1721,10 +1727,14 @@ pub struct ReloadReply {
     #[prost(bytes = "vec", tag = "1")]
     pub generation: ::prost::alloc::vec::Vec<u8>,
 }
-/// Look at the fleet, or change it. Only the controller that places can answer.
+/// Look at the fleet, or change it. Only the controller that places can answer what is about hosts,
+/// VMs and appliances; any can answer what is about who belongs to the fleet.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FleetRequest {
-    #[prost(oneof = "fleet_request::Ask", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(
+        oneof = "fleet_request::Ask",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 60, 61, 62, 63, 64, 65, 66"
+    )]
     pub ask: ::core::option::Option<fleet_request::Ask>,
 }
 /// Nested message and enum types in `FleetRequest`.
@@ -1755,7 +1765,164 @@ pub mod fleet_request {
         /// When guests may do work that nobody waits for.
         #[prost(message, tag = "8")]
         Turns(super::FleetList),
+        /// Every pool.
+        #[prost(message, tag = "60")]
+        Pools(super::FleetList),
+        /// Make a pool, or change it for those who join from now on.
+        #[prost(message, tag = "61")]
+        PoolSet(super::FleetPool),
+        /// Remove a pool that has no members.
+        #[prost(string, tag = "62")]
+        PoolRemove(::prost::alloc::string::String),
+        /// Machines that wait for a person's word.
+        #[prost(message, tag = "63")]
+        Pending(super::FleetList),
+        /// Say it.
+        #[prost(message, tag = "64")]
+        Decide(super::FleetDecision),
+        /// Who belongs to the fleet, or did.
+        #[prost(message, tag = "65")]
+        Members(super::FleetMembers),
+        /// A guest gets no certificate and no session any more.
+        #[prost(message, tag = "66")]
+        Revoke(super::FleetRevoke),
     }
+}
+/// Machines that join under one set of terms.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetPool {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Its machines do not outlive their users.
+    #[prost(bool, tag = "2")]
+    pub ephemeral: bool,
+    /// token, inventory or approval.
+    #[prost(string, tag = "3")]
+    pub proof: ::prost::alloc::string::String,
+    /// Where its machines may come from, as ADDRESS/PREFIX. Unset: from anywhere.
+    #[prost(string, repeated, tag = "4")]
+    pub ranges: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// VMs with one of these tags. Unset: any.
+    #[prost(string, repeated, tag = "5")]
+    pub tags: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// VMs in one of these clusters. Unset: any.
+    #[prost(string, repeated, tag = "6")]
+    pub clusters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Members at once. Unset: any number.
+    #[prost(uint32, tag = "7")]
+    pub guests_max: u32,
+    /// Members now. Unset in a request.
+    #[prost(uint64, tag = "8")]
+    pub members: u64,
+}
+/// A machine that waits for a person's word.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetPending {
+    /// What it is called in FleetDecision.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Unset: of no pool.
+    #[prost(string, tag = "2")]
+    pub pool: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub hostname: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    /// As it says, 16 bytes. Unset: unknown.
+    #[prost(bytes = "vec", tag = "5")]
+    pub system_uuid: ::prost::alloc::vec::Vec<u8>,
+    /// When it asked first, seconds since 1970 UTC.
+    #[prost(uint64, tag = "6")]
+    pub asked_at_s: u64,
+    /// Why it waits.
+    #[prost(string, tag = "7")]
+    pub why: ::prost::alloc::string::String,
+    /// waiting, approved or denied.
+    #[prost(string, tag = "8")]
+    pub decision: ::prost::alloc::string::String,
+    /// The guest that it is a copy of, 16 bytes. Unset: of none.
+    #[prost(bytes = "vec", tag = "9")]
+    pub copy_of: ::prost::alloc::vec::Vec<u8>,
+}
+/// A person's word to a machine that waits.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetDecision {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Unset: it may join.
+    #[prost(bool, tag = "2")]
+    pub deny: bool,
+}
+/// Members, in the order they joined, in pages.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetMembers {
+    /// Of this pool only. Unset: of all.
+    #[prost(string, tag = "1")]
+    pub pool: ::prost::alloc::string::String,
+    /// Leave out so many first ones.
+    #[prost(uint64, tag = "2")]
+    pub skip: u64,
+}
+/// A member of the fleet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetMember {
+    /// Its id, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    /// Where it joined from.
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    /// Unset: none.
+    #[prost(string, tag = "4")]
+    pub pool: ::prost::alloc::string::String,
+    /// Its key is in memory only.
+    #[prost(bool, tag = "5")]
+    pub ephemeral: bool,
+    /// As it says, 16 bytes. Unset: unknown.
+    #[prost(bytes = "vec", tag = "6")]
+    pub system_uuid: ::prost::alloc::vec::Vec<u8>,
+    /// As it says, 16 bytes. Unset: unknown.
+    #[prost(bytes = "vec", tag = "7")]
+    pub generation_id: ::prost::alloc::vec::Vec<u8>,
+    /// Name of the VM that it was proved to be in. Unset: none.
+    #[prost(string, tag = "8")]
+    pub vm: ::prost::alloc::string::String,
+    /// Seconds since 1970 UTC.
+    #[prost(uint64, tag = "9")]
+    pub joined_at_s: u64,
+    /// Certificates so far.
+    #[prost(uint64, tag = "10")]
+    pub serial: u64,
+    /// The key in force, 16 bytes. Unset: none was seen yet.
+    #[prost(bytes = "vec", tag = "11")]
+    pub key_id: ::prost::alloc::vec::Vec<u8>,
+    /// The end of its latest certificate, seconds since 1970 UTC. Unset: unknown.
+    #[prost(uint64, tag = "12")]
+    pub certified_until_s: u64,
+    /// active, revoked or retired.
+    #[prost(string, tag = "13")]
+    pub state: ::prost::alloc::string::String,
+    /// Since when, seconds since 1970 UTC. Unset: it is active.
+    #[prost(uint64, tag = "14")]
+    pub ended_at_s: u64,
+    /// Why. Unset: it is active, or nobody said.
+    #[prost(string, tag = "15")]
+    pub why: ::prost::alloc::string::String,
+    /// The guest that it was a copy of, 16 bytes. Unset: of none.
+    #[prost(bytes = "vec", tag = "16")]
+    pub copy_of: ::prost::alloc::vec::Vec<u8>,
+}
+/// A guest leaves the fleet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetRevoke {
+    /// Which, 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub guest_id: ::prost::alloc::vec::Vec<u8>,
+    /// Why, for the record.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// One kind of thing, in pages.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1811,6 +1978,12 @@ pub struct FleetReply {
     pub identity: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "8")]
     pub turns: ::prost::alloc::vec::Vec<FleetTurn>,
+    #[prost(message, repeated, tag = "60")]
+    pub pools: ::prost::alloc::vec::Vec<FleetPool>,
+    #[prost(message, repeated, tag = "61")]
+    pub pending: ::prost::alloc::vec::Vec<FleetPending>,
+    #[prost(message, repeated, tag = "62")]
+    pub members: ::prost::alloc::vec::Vec<FleetMember>,
 }
 /// A host.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

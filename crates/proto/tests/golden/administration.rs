@@ -12,6 +12,8 @@ fn token_request() -> v1::TokenRequest {
     v1::TokenRequest {
         uses_max: 5,
         valid_s: 3600,
+        pool: "desktops".into(),
+        vm: "v1".into(),
     }
 }
 

@@ -3,8 +3,8 @@
 use proto::v1;
 use proto::v1::{admin_reply, admin_request, envelope, fleet_order, fleet_request, fleet_said};
 
-use crate::Golden;
 use crate::types::{machine_facts, unscanned, verdict};
+use crate::{Golden, membership};
 
 fn appliances() -> Vec<String> {
     vec!["10.0.0.1:7443".into(), "10.0.0.2:7443".into()]
@@ -110,6 +110,7 @@ fn requests(golden: &mut Golden) {
     golden.add("FleetDrain", &drain());
     golden.add("FleetEvents", &events());
     golden.add("FleetRequest", &request());
+    membership::add(golden);
     let mut ask = |name: &str, ask| {
         let request = v1::FleetRequest { ask: Some(ask) };
         golden.add(&format!("FleetRequest.{name}"), &request);
@@ -118,6 +119,13 @@ fn requests(golden: &mut Golden) {
     ask("Vms", Ask::Vms(list()));
     ask("Appliances", Ask::Appliances(list()));
     ask("Turns", Ask::Turns(list()));
+    ask("Pools", Ask::Pools(list()));
+    ask("PoolSet", Ask::PoolSet(membership::pool()));
+    ask("PoolRemove", Ask::PoolRemove("desktops".into()));
+    ask("Pending", Ask::Pending(list()));
+    ask("Decide", Ask::Decide(membership::decision()));
+    ask("Members", Ask::Members(membership::members()));
+    ask("Revoke", Ask::Revoke(membership::revoke()));
     ask("Why", Ask::Why("v1".into()));
     ask("Drain", Ask::Drain(drain()));
     ask("Events", Ask::Events(events()));
@@ -233,6 +241,9 @@ fn replies(golden: &mut Golden) {
         more: true,
         identity: "-----BEGIN".into(),
         turns: vec![turn_row()],
+        pools: vec![membership::pool()],
+        pending: vec![membership::pending()],
+        members: vec![membership::member()],
     };
     golden.add("FleetReply", &reply);
     let body = Some(admin_reply::Body::Fleet(reply));

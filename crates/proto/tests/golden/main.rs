@@ -9,6 +9,7 @@ mod engines;
 mod fields;
 mod fleet;
 mod link;
+mod membership;
 mod stored;
 mod types;
 

@@ -1,0 +1,250 @@
+//! `lazaret fleet pools | pool | pending | approve | deny | members | revoke`.
+
+use proto::v1;
+use proto::v1::fleet_request::Ask;
+use serde_json::{Value, json};
+
+use crate::args::{FleetCommand, PoolArgs, PoolCommand};
+use crate::fleet::{again, ask, pages, safe, table};
+use crate::place::Place;
+use crate::show::{hex, time};
+
+/// Digits of an id that a table shows: enough to tell them apart.
+const ID_DIGITS: usize = 12;
+/// Pages that are asked for at most.
+const PAGES_MAX: usize = 10_000;
+
+/// Runs one of these commands.
+pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
+    match command {
+        FleetCommand::Pools(live) => again(*live, || {
+            let pools = pages(place, "", Ask::Pools, |reply| reply.pools)?;
+            Ok((pool_table(&pools), pools.iter().map(pool_json).collect()))
+        }),
+        FleetCommand::Pool(PoolCommand::Set(args)) => {
+            ask(place, Ask::PoolSet(pool_of(args)))?;
+            println!("{}: set", args.name);
+            Ok(())
+        }
+        FleetCommand::Pool(PoolCommand::Remove { name }) => {
+            ask(place, Ask::PoolRemove(name.clone()))?;
+            println!("{name}: removed");
+            Ok(())
+        }
+        FleetCommand::Pending(live) => again(*live, || {
+            let waiting = pages(place, "", Ask::Pending, |reply| reply.pending)?;
+            let json = waiting.iter().map(pending_json).collect();
+            Ok((pending_table(&waiting), json))
+        }),
+        FleetCommand::Approve { id } => decide(place, id, false),
+        FleetCommand::Deny { id } => decide(place, id, true),
+        FleetCommand::Members { pool, live } => again(*live, || {
+            let members = members(place, pool.as_deref().unwrap_or_default())?;
+            let json = members.iter().map(member_json).collect();
+            Ok((member_table(&members), json))
+        }),
+        FleetCommand::Revoke { guest, reason } => {
+            let revoke = v1::FleetRevoke {
+                guest_id: guest.0.to_vec(),
+                reason: reason.clone(),
+            };
+            ask(place, Ask::Revoke(revoke))?;
+            println!("{guest}: revoked");
+            Ok(())
+        }
+        // The others are about where things are.
+        _ => Ok(()),
+    }
+}
+
+fn pool_of(args: &PoolArgs) -> v1::FleetPool {
+    v1::FleetPool {
+        name: args.name.clone(),
+        ephemeral: args.ephemeral,
+        proof: args.proof.name().to_owned(),
+        ranges: args.ranges.clone(),
+        tags: args.tags.clone(),
+        clusters: args.clusters.clone(),
+        guests_max: args.guests_max,
+        members: 0,
+    }
+}
+
+fn decide(place: &Place, id: &str, deny: bool) -> anyhow::Result<()> {
+    let decision = v1::FleetDecision {
+        id: id.to_owned(),
+        deny,
+    };
+    let reply = ask(place, Ask::Decide(decision))?;
+    let done = if deny { "denied" } else { "approved" };
+    for entry in &reply.pending {
+        println!("{} {}: {done}", entry.id, safe(&entry.hostname));
+    }
+    Ok(())
+}
+
+fn members(place: &Place, pool: &str) -> anyhow::Result<Vec<v1::FleetMember>> {
+    let mut all: Vec<v1::FleetMember> = Vec::new();
+    for _ in 0..PAGES_MAX {
+        let list = v1::FleetMembers {
+            pool: pool.to_owned(),
+            skip: all.len() as u64,
+        };
+        let reply = ask(place, Ask::Members(list))?;
+        all.extend(reply.members);
+        if !reply.more {
+            break;
+        }
+    }
+    Ok(all)
+}
+
+fn pool_table(pools: &[v1::FleetPool]) -> String {
+    let rows = pools.iter().map(|pool| {
+        let scope: Vec<String> = [
+            ("range", &pool.ranges),
+            ("tag", &pool.tags),
+            ("cluster", &pool.clusters),
+        ]
+        .iter()
+        .flat_map(|(kind, names)| names.iter().map(move |name| format!("{kind}:{name}")))
+        .collect();
+        let members = match pool.guests_max {
+            0 => pool.members.to_string(),
+            max => format!("{}/{max}", pool.members),
+        };
+        vec![
+            safe(&pool.name),
+            pool.proof.clone(),
+            if pool.ephemeral {
+                "ephemeral"
+            } else {
+                "persistent"
+            }
+            .to_owned(),
+            members,
+            safe(&scope.join(" ")),
+        ]
+    });
+    let head = ["POOL", "PROOF", "MACHINES", "MEMBERS", "SCOPE"];
+    table(&head, rows.collect())
+}
+
+fn pending_table(waiting: &[v1::FleetPending]) -> String {
+    let rows = waiting.iter().map(|entry| {
+        vec![
+            entry.id.chars().take(ID_DIGITS).collect(),
+            safe(&entry.pool),
+            safe(&entry.hostname),
+            safe(&entry.address),
+            time(entry.asked_at_s),
+            entry.decision.clone(),
+            safe(&entry.why),
+        ]
+    });
+    let head = [
+        "ID",
+        "POOL",
+        "HOST NAME",
+        "ADDRESS",
+        "ASKED",
+        "DECISION",
+        "WHY",
+    ];
+    table(&head, rows.collect())
+}
+
+fn member_table(members: &[v1::FleetMember]) -> String {
+    let rows = members.iter().map(|member| {
+        vec![
+            hex(&member.guest_id),
+            safe(&member.hostname),
+            safe(&member.pool),
+            safe(&member.address),
+            safe(&member.vm),
+            time(member.joined_at_s),
+            member.serial.to_string(),
+            member.state.clone(),
+            safe(&member.why),
+        ]
+    });
+    let head = [
+        "GUEST",
+        "HOST NAME",
+        "POOL",
+        "ADDRESS",
+        "VM",
+        "JOINED",
+        "CERTIFICATES",
+        "STATE",
+        "WHY",
+    ];
+    table(&head, rows.collect())
+}
+
+fn pool_json(pool: &v1::FleetPool) -> Value {
+    json!({
+        "name": pool.name, "proof": pool.proof, "ephemeral": pool.ephemeral,
+        "ranges": pool.ranges, "tags": pool.tags, "clusters": pool.clusters,
+        "guests_max": pool.guests_max, "members": pool.members,
+    })
+}
+
+fn pending_json(entry: &v1::FleetPending) -> Value {
+    json!({
+        "id": entry.id, "pool": entry.pool, "hostname": entry.hostname,
+        "address": entry.address, "system_uuid": hex(&entry.system_uuid),
+        "asked_at": time(entry.asked_at_s), "asked_at_s": entry.asked_at_s, "why": entry.why,
+        "decision": entry.decision, "copy_of": hex(&entry.copy_of),
+    })
+}
+
+fn member_json(member: &v1::FleetMember) -> Value {
+    json!({
+        "guest_id": hex(&member.guest_id), "hostname": member.hostname,
+        "address": member.address, "pool": member.pool, "ephemeral": member.ephemeral,
+        "system_uuid": hex(&member.system_uuid), "generation_id": hex(&member.generation_id),
+        "vm": member.vm, "joined_at": time(member.joined_at_s),
+        "joined_at_s": member.joined_at_s, "serial": member.serial,
+        "key_id": hex(&member.key_id), "certified_until_s": member.certified_until_s,
+        "state": member.state, "ended_at_s": member.ended_at_s, "why": member.why,
+        "copy_of": hex(&member.copy_of),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_names_do_not_reach_the_terminal() {
+        let name = "a\x1b[31m\nb".to_owned();
+        let entry = v1::FleetPending {
+            id: "ab".repeat(16),
+            hostname: name.clone(),
+            why: name.clone(),
+            ..v1::FleetPending::default()
+        };
+        let member = v1::FleetMember {
+            hostname: name.clone(),
+            vm: name.clone(),
+            why: name.clone(),
+            ..v1::FleetMember::default()
+        };
+        let pool = v1::FleetPool {
+            name: name.clone(),
+            tags: vec![name],
+            ..v1::FleetPool::default()
+        };
+        for text in [
+            pending_table(&[entry]),
+            member_table(&[member]),
+            pool_table(&[pool]),
+        ] {
+            assert!(
+                !text.contains('\x1b') && text.lines().count() == 2,
+                "{text}"
+            );
+        }
+    }
+}

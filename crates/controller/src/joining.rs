@@ -1,0 +1,280 @@
+//! Enrolment, renewal, and what a person says to those who wait: each one change of the database.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use model::{GuestId, Machine};
+use pki::{CertificateDer, KeyId, LIFETIME, Secret, SecretHash, Validity};
+use proto::v1;
+
+use crate::authority::{Authority, AuthorityError, Refusal, end, refused};
+use crate::fleet::Fleet;
+use crate::members::{
+    Asked, Decision, KeyRecord, Member, Members, PENDING, Pending, Plan, Pool, Proof, Put, Renewal,
+    can_approve, plan, renewed, seconds,
+};
+
+/// Longest host name that a guest may have.
+const HOSTNAME_MAX_BYTES: usize = 255;
+/// Life of a certificate whose key is in memory only.
+pub const EPHEMERAL_LIFETIME: Duration = Duration::from_secs(12 * 3600);
+/// A machine that waits asks again after this.
+const PENDING_RETRY: Duration = Duration::from_secs(30);
+
+/// What became of a machine that asked to join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Enrolled {
+    /// It is a member.
+    Joined {
+        /// Its id.
+        guest: GuestId,
+        /// Its certificate.
+        cert: CertificateDer<'static>,
+        /// Its key is to stay in memory.
+        ephemeral: bool,
+    },
+    /// It waits for a person's word, and asks again after this.
+    Waits(Duration),
+}
+
+impl Authority {
+    /// Takes a guest into the fleet, or has it wait. The use of the token is spent and the guest
+    /// recorded in one step that a crash cannot split. `fleet` tells what connectors report.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing has changed.
+    pub async fn enrol(
+        &self,
+        request: &v1::EnrolRequest,
+        from: IpAddr,
+        fleet: Option<&Fleet>,
+        now: SystemTime,
+    ) -> Result<Enrolled, Refusal> {
+        let secret: Secret = request.token.parse().map_err(|_| Refusal::Token)?;
+        if request.hostname.len() > HOSTNAME_MAX_BYTES {
+            return Err(Refusal::Field("hostname"));
+        }
+        let machine = request.machine.as_ref().map(Machine::try_from).transpose();
+        let machine = machine.map_err(|_| Refusal::Field("machine"))?;
+        let machine = machine.unwrap_or_default();
+        let token = secret.hash();
+        // Whoever knows no token costs no signature.
+        let terms = self.terms_of(&token).await?;
+        let guest = GuestId(pki::random().map_err(|_| Refusal::Internal)?);
+        let (cert, key) = self.sign(guest, &request.csr, terms.ephemeral, now)?;
+        let vms = match (fleet, machine.system_uuid) {
+            (Some(fleet), Some(uuid)) if terms.asks_inventory => fleet.vms_with_uuid(uuid).await?,
+            _ => Vec::new(),
+        };
+        let asked = Asked {
+            token,
+            key: key.id,
+            hostname: request.hostname.clone(),
+            machine,
+            from,
+            vms,
+            now,
+        };
+        // What waits already writes nothing.
+        let first = plan(&self.members(), &asked)?;
+        let planned = match first {
+            Plan::Wait | Plan::Again(_) => first,
+            _ => {
+                let puts = |members: &Members| {
+                    let planned = plan(members, &asked)?;
+                    let puts = puts(members, &asked, &planned, (guest, key));
+                    Ok::<_, Refusal>((planned, puts))
+                };
+                self.change(now, puts).await?
+            }
+        };
+        match planned {
+            Plan::Join { pool, .. } => Ok(Enrolled::Joined {
+                guest,
+                cert,
+                ephemeral: pool.is_some_and(|pool| pool.ephemeral),
+            }),
+            Plan::Again(guest) => {
+                let ephemeral = self.guest(guest).is_some_and(|member| member.ephemeral);
+                let (cert, _) = self.sign(guest, &request.csr, ephemeral, now)?;
+                Ok(Enrolled::Joined {
+                    guest,
+                    cert,
+                    ephemeral,
+                })
+            }
+            Plan::Wait | Plan::Queue(_) => Ok(Enrolled::Waits(PENDING_RETRY)),
+        }
+    }
+
+    /// What a token's guests need. One that is not known here may be known to another controller.
+    async fn terms_of(&self, token: &SecretHash) -> Result<Terms, Refusal> {
+        if self.members().token(token).is_none() {
+            self.refresh().await?;
+        }
+        let members = self.members();
+        let info = members.token(token).ok_or(Refusal::Token)?;
+        let pool = info.pool.as_ref().and_then(|name| members.pool(name));
+        Ok(Terms {
+            ephemeral: pool.is_some_and(|pool| pool.ephemeral),
+            asks_inventory: info.vm.is_some()
+                || pool.is_some_and(|pool| pool.proof == Proof::Inventory),
+        })
+    }
+
+    pub(crate) fn sign(
+        &self,
+        guest: GuestId,
+        csr_der: &[u8],
+        ephemeral: bool,
+        now: SystemTime,
+    ) -> Result<(CertificateDer<'static>, KeyRecord), Refusal> {
+        let life = if ephemeral {
+            EPHEMERAL_LIFETIME
+        } else {
+            LIFETIME
+        };
+        let signed = self
+            .ca
+            .sign_guest(csr_der, guest, Validity::starting(now, life));
+        let cert = signed.map_err(refused)?;
+        let id = KeyId::of(&cert).map_err(|_| Refusal::Internal)?;
+        let until_s = seconds(now + life);
+        Ok((cert, KeyRecord { id, until_s }))
+    }
+
+    /// A new certificate for a guest that has shown its (perhaps expired) one, with this key where
+    /// that is known. It is written down before it is handed out: a key that nobody knows would be
+    /// taken for an old one.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn renew(
+        &self,
+        guest: GuestId,
+        shown: Option<KeyId>,
+        csr_der: &[u8],
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, Refusal> {
+        if self.guest(guest).is_none() {
+            self.refresh().await?;
+        }
+        let member = self.guest(guest).ok_or(Refusal::UnknownGuest)?;
+        if member.is_ended() {
+            return Err(Refusal::Revoked);
+        }
+        let (cert, next) = self.sign(guest, csr_der, member.ephemeral, now)?;
+        let renewal = Renewal { shown, next, now };
+        self.change(now, |members| {
+            let member = members.member(guest).ok_or(Refusal::UnknownGuest)?;
+            let next = renewed(member, &renewal)?;
+            Ok::<_, Refusal>(((), vec![Put::member(&next)]))
+        })
+        .await?;
+        Ok(vec![cert])
+    }
+
+    /// Machines that wait for a person's word, and those about which it was said, by pool.
+    #[must_use]
+    pub fn pending(&self, now: SystemTime) -> Vec<Pending> {
+        let members = self.members();
+        let waiting = members
+            .all_pending()
+            .filter(|entry| !crate::members::is_over(entry, now));
+        let mut waiting: Vec<Pending> = waiting.cloned().collect();
+        waiting.sort_by(|a, b| (&a.pool, a.asked_s, &a.id).cmp(&(&b.pool, b.asked_s, &b.id)));
+        waiting
+    }
+
+    /// Says yes or no to a machine that waits. Yes spends the use of its token.
+    ///
+    /// # Errors
+    /// [`AuthorityError`]; nothing has changed.
+    pub async fn decide(&self, id: &str, yes: bool, now: SystemTime) -> Result<(), AuthorityError> {
+        self.change(now, |members| {
+            let entry = members.pending(id);
+            let entry = entry.filter(|entry| !crate::members::is_over(entry, now));
+            let Some(entry) = entry else {
+                let (what, name) = ("request", id.to_owned());
+                return Err(AuthorityError::Unknown { what, name });
+            };
+            if !yes {
+                let denied = Pending {
+                    decision: Decision::Denied,
+                    ..entry.clone()
+                };
+                return Ok(((), vec![Put::pending(&denied)]));
+            }
+            if entry.decision == Decision::Approved {
+                return Ok(((), Vec::new()));
+            }
+            let (approved, token) = can_approve(members, entry)?;
+            let mut puts = vec![Put::pending(&approved)];
+            puts.extend(token.iter().map(Put::token));
+            Ok(((), puts))
+        })
+        .await
+    }
+}
+
+struct Terms {
+    ephemeral: bool,
+    asks_inventory: bool,
+}
+
+/// What a plan writes.
+fn puts(
+    members: &Members,
+    asked: &Asked,
+    plan: &Plan,
+    (guest, key): (GuestId, KeyRecord),
+) -> Vec<Put> {
+    match plan {
+        Plan::Again(_) | Plan::Wait => Vec::new(),
+        Plan::Queue(entry) => vec![Put::pending(entry)],
+        Plan::Join {
+            pool,
+            vm,
+            token,
+            replaced,
+            approved,
+        } => {
+            let member = Member {
+                vm: vm.clone(),
+                ..new_member(asked, pool.as_ref(), (guest, key))
+            };
+            let mut puts = vec![Put::member(&member)];
+            puts.extend(token.iter().map(Put::token));
+            if *approved {
+                puts.push(Put::gone(PENDING, asked.key.to_string()));
+            }
+            let replaced = replaced.iter().filter_map(|guest| members.member(*guest));
+            puts.extend(replaced.map(|old| {
+                let why = format!("guest {guest} is in its VM now");
+                end(old, false, &why, asked.now)
+            }));
+            puts
+        }
+    }
+}
+
+fn new_member(asked: &Asked, pool: Option<&Pool>, (id, key): (GuestId, KeyRecord)) -> Member {
+    Member {
+        id,
+        hostname: asked.hostname.clone(),
+        machine: asked.machine.clone(),
+        address: asked.from,
+        joined_s: seconds(asked.now),
+        token: asked.token.to_string(),
+        pool: pool.map(|pool| pool.name.clone()),
+        ephemeral: pool.is_some_and(|pool| pool.ephemeral),
+        vm: None,
+        serial: 1,
+        key: Some(key),
+        issued: Vec::new(),
+        copy_of: None,
+        origin: None,
+        vm_gone_s: None,
+        ended: None,
+    }
+}

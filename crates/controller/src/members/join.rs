@@ -1,0 +1,294 @@
+//! Who may join, who waits, who is refused.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use fleet_core::VmSeen;
+use model::{GuestId, Machine};
+use pki::{KeyId, SecretHash};
+
+use super::records::{Decision, Member, Pending, Pool, Proof, TokenInfo, VmRef, seconds};
+use super::state::Members;
+use crate::Refusal;
+
+/// Requests that wait at once, of one pool.
+pub(crate) const PENDING_POOL_MAX: usize = 1000;
+/// Of those, from one address.
+pub(crate) const PENDING_ADDRESS_MAX: usize = 32;
+/// A request that nobody decides on is forgotten after this; an agent that still asks comes anew.
+pub(crate) const PENDING_LIFE: Duration = Duration::from_secs(3 * 24 * 3600);
+
+/// A machine that asks to join.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) token: SecretHash,
+    /// The key that it asks for a certificate with; it was seen to hold it.
+    pub(crate) key: KeyId,
+    pub(crate) hostname: String,
+    pub(crate) machine: Machine,
+    pub(crate) from: IpAddr,
+    /// VMs that connectors report with the uuid that the machine shows.
+    pub(crate) vms: Vec<VmSeen>,
+    pub(crate) now: SystemTime,
+}
+
+/// What is to become of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// It is a member already, and its answer was lost on the way.
+    Again(GuestId),
+    /// It joins.
+    Join {
+        pool: Option<Pool>,
+        /// The VM that it was proved to be in.
+        vm: Option<VmRef>,
+        /// The token with one use less; `None`: that use was spent before.
+        token: Option<TokenInfo>,
+        /// Members that were in that VM before.
+        replaced: Vec<GuestId>,
+        /// A person's word that was waiting for it.
+        approved: bool,
+    },
+    /// It waits, as it did before.
+    Wait,
+    /// It begins to wait.
+    Queue(Pending),
+}
+
+/// Decides.
+pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
+    let token = members.token(&asked.token).ok_or(Refusal::Token)?;
+    let hash = asked.token.to_string();
+    if let Some(member) = members.with_key(asked.key) {
+        return again(member, &hash);
+    }
+    let entry = members.pending(&asked.key.to_string());
+    let entry = entry.filter(|entry| entry.token == hash && !is_over(entry, asked.now));
+    let approved = entry.is_some_and(|entry| entry.decision == Decision::Approved);
+    if !approved && !token.is_good(asked.now) {
+        return Err(Refusal::Token);
+    }
+    if entry.is_some_and(|entry| entry.decision == Decision::Denied) {
+        return Err(Refusal::Denied);
+    }
+    let pool = match &token.pool {
+        Some(name) => Some(members.pool(name).ok_or(Refusal::NoPool)?),
+        None => None,
+    };
+    if let Some(pool) = pool {
+        let ranges = &pool.ranges;
+        if !ranges.is_empty() && !ranges.iter().any(|range| range.contains(&asked.from)) {
+            return Err(Refusal::Range);
+        }
+    }
+    match proof(members, asked, token, pool)? {
+        Shown::Enough { vm, replaced } => {
+            has_room(members, pool, &replaced)?;
+            Ok(Plan::Join {
+                pool: pool.cloned(),
+                vm,
+                token: (!approved).then(|| one_less(token)),
+                replaced,
+                approved,
+            })
+        }
+        Shown::TooLittle(_) if approved => {
+            has_room(members, pool, &[])?;
+            Ok(Plan::Join {
+                pool: pool.cloned(),
+                vm: None,
+                token: None,
+                replaced: Vec::new(),
+                approved,
+            })
+        }
+        Shown::TooLittle(_) if entry.is_some() => Ok(Plan::Wait),
+        Shown::TooLittle(why) => {
+            let waiting = Pending {
+                id: asked.key.to_string(),
+                pool: token.pool.clone(),
+                token: hash,
+                copy_of: None,
+                hostname: asked.hostname.clone(),
+                machine: asked.machine.clone(),
+                address: asked.from,
+                asked_s: seconds(asked.now),
+                why,
+                decision: Decision::Waiting,
+            };
+            may_wait(members, &waiting, asked.now)?;
+            Ok(Plan::Queue(waiting))
+        }
+    }
+}
+
+/// Whoever holds the key of a member and knows the token that it joined with is that member.
+fn again(member: &Member, token: &str) -> Result<Plan, Refusal> {
+    match &member.ended {
+        Some(_) => Err(Refusal::Revoked),
+        None if member.token == token => Ok(Plan::Again(member.id)),
+        None => Err(Refusal::Token),
+    }
+}
+
+/// What a machine has shown.
+enum Shown {
+    Enough {
+        vm: Option<VmRef>,
+        replaced: Vec<GuestId>,
+    },
+    /// Why that is not enough, for people.
+    TooLittle(String),
+}
+
+fn proof(
+    members: &Members,
+    asked: &Asked,
+    token: &TokenInfo,
+    pool: Option<&Pool>,
+) -> Result<Shown, Refusal> {
+    if let Some(vm) = &token.vm {
+        let is_there = |seen: &&VmSeen| vm.is(&seen.connector, &seen.id);
+        // Without a uuid that it shows, the token alone speaks for it.
+        if asked.machine.system_uuid.is_some() && !asked.vms.iter().any(|seen| is_there(&seen)) {
+            return Err(Refusal::OtherVm);
+        }
+        return Ok(Shown::Enough {
+            vm: Some(vm.clone()),
+            replaced: members_in(members, vm),
+        });
+    }
+    let enough = Shown::Enough {
+        vm: None,
+        replaced: Vec::new(),
+    };
+    match pool.map(|pool| (pool, pool.proof)) {
+        None | Some((_, Proof::Token)) => Ok(enough),
+        Some((_, Proof::Approval)) => Ok(Shown::TooLittle("this pool asks a person".to_owned())),
+        Some((pool, Proof::Inventory)) => Ok(in_inventory(members, asked, pool)),
+    }
+}
+
+fn in_inventory(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
+    let too_little = |why: &str| Shown::TooLittle(why.to_owned());
+    if asked.machine.system_uuid.is_none() {
+        return too_little("it shows no SMBIOS UUID");
+    }
+    if asked.vms.is_empty() {
+        return too_little("no connector reports a VM with its SMBIOS UUID");
+    }
+    let mut there = asked
+        .vms
+        .iter()
+        .filter(|vm| vm.addresses.contains(&asked.from));
+    let (Some(vm), None) = (there.next(), there.next()) else {
+        return too_little("no connector reports its address for the VM with its SMBIOS UUID");
+    };
+    if !vm.is_running {
+        return too_little("the VM with its SMBIOS UUID does not run");
+    }
+    let has_tag = pool.tags.is_empty() || pool.tags.iter().any(|tag| vm.tags.contains(tag));
+    let cluster = vm.cluster.as_ref();
+    let is_in_cluster =
+        pool.clusters.is_empty() || cluster.is_some_and(|it| pool.clusters.contains(it));
+    if !has_tag || !is_in_cluster {
+        return too_little("its VM does not belong to this pool");
+    }
+    let vm_ref = VmRef {
+        connector: vm.connector.clone(),
+        id: vm.id.clone(),
+        name: vm.name.clone(),
+    };
+    let mut replaced = members_in(members, &vm_ref);
+    let guest = vm.guest.and_then(|guest| members.member(guest));
+    replaced.extend(guest.filter(|it| !it.is_ended()).map(|it| it.id));
+    replaced.sort_unstable();
+    replaced.dedup();
+    // A machine that was reset to its image lost the key of the guest that it was.
+    let is_of_pool = |guest: &GuestId| {
+        let member = members.member(*guest);
+        pool.ephemeral && member.is_some_and(|it| it.pool.as_ref() == Some(&pool.name))
+    };
+    if !replaced.iter().all(is_of_pool) {
+        return too_little("its VM has a guest already");
+    }
+    Shown::Enough {
+        vm: Some(vm_ref),
+        replaced,
+    }
+}
+
+fn members_in(members: &Members, vm: &VmRef) -> Vec<GuestId> {
+    let in_it = members.active().filter(|member| {
+        let its = member.vm.as_ref();
+        its.is_some_and(|its| vm.is(&its.connector, &its.id))
+    });
+    let mut ids: Vec<GuestId> = in_it.map(|member| member.id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Whether a pool takes one more, when those that are replaced have gone.
+fn has_room(members: &Members, pool: Option<&Pool>, replaced: &[GuestId]) -> Result<(), Refusal> {
+    let Some(pool) = pool.filter(|pool| pool.guests_max > 0) else {
+        return Ok(());
+    };
+    let of_it = members
+        .active()
+        .filter(|member| member.pool.as_ref() == Some(&pool.name));
+    let staying = of_it.filter(|member| !replaced.contains(&member.id));
+    let max = usize::try_from(pool.guests_max).unwrap_or(usize::MAX);
+    if staying.count() < max {
+        Ok(())
+    } else {
+        Err(Refusal::PoolFull)
+    }
+}
+
+pub(crate) fn one_less(token: &TokenInfo) -> TokenInfo {
+    TokenInfo {
+        uses_left: token.uses_left.saturating_sub(1),
+        ..token.clone()
+    }
+}
+
+pub(crate) fn is_over(entry: &Pending, now: SystemTime) -> bool {
+    seconds(now) > entry.asked_s.saturating_add(PENDING_LIFE.as_secs())
+}
+
+/// Whether there is room for one more who waits.
+pub(crate) fn may_wait(members: &Members, entry: &Pending, now: SystemTime) -> Result<(), Refusal> {
+    let of_pool = members
+        .all_pending()
+        .filter(|other| other.pool == entry.pool && !is_over(other, now));
+    let (mut all, mut from_there) = (0, 0);
+    for other in of_pool {
+        all += 1;
+        from_there += usize::from(other.address == entry.address);
+    }
+    if all >= PENDING_POOL_MAX || from_there >= PENDING_ADDRESS_MAX {
+        return Err(Refusal::QueueFull);
+    }
+    Ok(())
+}
+
+/// What a person's yes to a request writes: the request, and its token with one use less.
+pub(crate) fn can_approve(
+    members: &Members,
+    entry: &Pending,
+) -> Result<(Pending, Option<TokenInfo>), Refusal> {
+    let approved = Pending {
+        decision: Decision::Approved,
+        ..entry.clone()
+    };
+    if entry.copy_of.is_some() {
+        return Ok((approved, None));
+    }
+    let hash = SecretHash::from_hex(&entry.token).ok_or(Refusal::Token)?;
+    // It was good when the machine asked, and may have expired while it waited.
+    let token = members.token(&hash).filter(|token| token.uses_left > 0);
+    let token = token.ok_or(Refusal::TokenSpent)?;
+    let pool = entry.pool.as_ref().and_then(|name| members.pool(name));
+    has_room(members, pool, &[])?;
+    Ok((approved, Some(one_less(token))))
+}

@@ -1,0 +1,312 @@
+//! Pools: what they want to see, who waits, who is refused.
+
+use std::time::{Duration, SystemTime};
+
+use controller::{AuthorityError, Decision, Enrolled, Pool, Proof, Refusal, TokenTerms, VmRef};
+use fleet_core::{InventoryChange, Power};
+
+use crate::scene::{HOUR, Joiner, address, embedded, joined, placer, pool, tell, token, vm, waits};
+
+#[tokio::test]
+async fn a_pool_of_tokens_is_bounded_and_takes_its_ranges_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = embedded(dir.path()).await;
+    let now = SystemTime::now();
+    let unknown = TokenTerms {
+        uses_max: 1,
+        valid: HOUR,
+        pool: Some("desktops".into()),
+        vm: None,
+    };
+    let refused = authority.issue_token(unknown, now).await;
+    assert!(matches!(refused, Err(AuthorityError::Unknown { .. })));
+    let desktops = Pool {
+        ephemeral: true,
+        ranges: vec!["10.1.0.0/25".parse().unwrap()],
+        guests_max: 2,
+        ..pool("desktops", Proof::Token)
+    };
+    authority.set_pool(desktops.clone(), now).await.unwrap();
+    let made = token(&authority, Some("desktops"), 10).await;
+    let outside = Joiner::new(200).ask(&authority, &made, None).await;
+    assert_eq!(outside.unwrap_err(), Refusal::Range);
+    let first = Joiner::new(1).ask(&authority, &made, None).await.unwrap();
+    let Enrolled::Joined {
+        guest,
+        cert,
+        ephemeral,
+    } = first
+    else {
+        panic!("it waits");
+    };
+    assert!(ephemeral);
+    let life = pki::not_after_of(&cert).unwrap().duration_since(now);
+    assert!(life.unwrap() <= Duration::from_secs(12 * 3600 + 5));
+    joined(Joiner::new(2).ask(&authority, &made, None).await);
+    let full = Joiner::new(3).ask(&authority, &made, None).await;
+    assert_eq!(full.unwrap_err(), Refusal::PoolFull);
+    assert_eq!(authority.pools(), [(desktops, 2)]);
+    let busy = authority.remove_pool("desktops", now).await.unwrap_err();
+    assert!(busy.to_string().contains("2 members"), "{busy}");
+    authority.revoke(guest, "", now).await.unwrap();
+    joined(Joiner::new(3).ask(&authority, &made, None).await);
+    assert_eq!(authority.tokens(now)[0].uses_left, 7);
+}
+
+#[tokio::test]
+async fn a_pool_goes_with_its_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = embedded(dir.path()).await;
+    let now = SystemTime::now();
+    for wrong in ["", "a b", "ä", &"x".repeat(65), "\u{1b}[31m"] {
+        let refused = authority.set_pool(pool(wrong, Proof::Token), now).await;
+        assert!(matches!(refused, Err(AuthorityError::Pool(_))), "{wrong:?}");
+    }
+    authority
+        .set_pool(pool("p", Proof::Token), now)
+        .await
+        .unwrap();
+    let made = token(&authority, Some("p"), 1).await;
+    authority.remove_pool("p", now).await.unwrap();
+    assert!(authority.tokens(now).is_empty() && authority.pools().is_empty());
+    let refused = Joiner::new(1).ask(&authority, &made, None).await;
+    assert_eq!(refused.unwrap_err(), Refusal::Token);
+    drop(authority);
+    assert!(embedded(dir.path()).await.pools().is_empty());
+}
+
+#[tokio::test]
+async fn a_person_approves_and_only_then_a_use_is_spent() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = embedded(dir.path()).await;
+    authority
+        .set_pool(pool("office", Proof::Approval), now)
+        .await
+        .unwrap();
+    let made = token(&authority, Some("office"), 1).await;
+    let (machine, other) = (Joiner::new(1), Joiner::new(2));
+    waits(machine.ask(&authority, &made, None).await);
+    waits(machine.ask(&authority, &made, None).await);
+    waits(other.ask(&authority, &made, None).await);
+    assert_eq!(authority.tokens(now)[0].uses_left, 1);
+    let waiting = authority.pending(now);
+    assert_eq!(waiting.len(), 2, "one entry each");
+    let id_of = |name: &str| {
+        let entry = waiting.iter().find(|entry| entry.hostname == name);
+        entry.unwrap().id.clone()
+    };
+    // Over a restart, too.
+    drop(authority);
+    let authority = embedded(dir.path()).await;
+    authority.decide(&id_of("v1"), true, now).await.unwrap();
+    authority.decide(&id_of("v1"), true, now).await.unwrap();
+    assert!(authority.tokens(now).is_empty(), "spent by the approval");
+    let spent = authority.decide(&id_of("v2"), true, now).await;
+    assert!(matches!(
+        spent,
+        Err(AuthorityError::Refused(Refusal::TokenSpent))
+    ));
+    // Whoever else comes with the token does not get the approved one's place.
+    let third = Joiner::new(3).ask(&authority, &made, None).await;
+    assert_eq!(third.unwrap_err(), Refusal::Token);
+    // The token may end meanwhile.
+    let guest = joined(
+        machine
+            .ask_at(&authority, &made, None, now + 2 * HOUR)
+            .await,
+    );
+    assert_eq!(authority.guest(guest).unwrap().pool.unwrap(), "office");
+    let left = authority.pending(now);
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].decision, Decision::Waiting);
+    let unknown = authority.decide("00", true, now).await;
+    assert!(matches!(unknown, Err(AuthorityError::Unknown { .. })));
+}
+
+#[tokio::test]
+async fn who_is_denied_stays_out_until_it_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = embedded(dir.path()).await;
+    authority
+        .set_pool(pool("office", Proof::Approval), now)
+        .await
+        .unwrap();
+    let made = token(&authority, Some("office"), 1).await;
+    let machine = Joiner::new(1);
+    waits(machine.ask(&authority, &made, None).await);
+    let id = authority.pending(now)[0].id.clone();
+    authority.decide(&id, false, now).await.unwrap();
+    let denied = machine.ask(&authority, &made, None).await;
+    assert_eq!(denied.unwrap_err(), Refusal::Denied);
+    assert_eq!(authority.tokens(now)[0].uses_left, 1);
+    // A person may think again.
+    authority.decide(&id, true, now).await.unwrap();
+    joined(machine.ask(&authority, &made, None).await);
+    let later = now + Duration::from_secs(4 * 24 * 3600);
+    assert!(authority.pending(later).is_empty());
+}
+
+#[tokio::test]
+async fn one_address_cannot_fill_the_queue() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = embedded(dir.path()).await;
+    authority
+        .set_pool(pool("office", Proof::Approval), now)
+        .await
+        .unwrap();
+    let made = token(&authority, Some("office"), 1).await;
+    let from = |number: u8| Joiner {
+        from: address(number),
+        hostname: "\u{1b}[31m\nevil".into(),
+        ..Joiner::new(1)
+    };
+    for _ in 0..32 {
+        waits(from(1).ask(&authority, &made, None).await);
+    }
+    let refused = from(1).ask(&authority, &made, None).await;
+    assert_eq!(refused.unwrap_err(), Refusal::QueueFull);
+    waits(from(2).ask(&authority, &made, None).await);
+    for number in 3..=33 {
+        for _ in 0..32 {
+            if authority.pending(now).len() < 1000 {
+                waits(from(number).ask(&authority, &made, None).await);
+            }
+        }
+    }
+    let refused = from(40).ask(&authority, &made, None).await;
+    assert_eq!(refused.unwrap_err(), Refusal::QueueFull, "of the pool");
+    assert_eq!(authority.pending(now).len(), 1000);
+    // When they are forgotten there is room.
+    let later = now + Duration::from_secs(4 * 24 * 3600);
+    let fresh = TokenTerms {
+        uses_max: 1,
+        valid: HOUR,
+        pool: Some("office".into()),
+        vm: None,
+    };
+    let fresh = authority.issue_token(fresh, later).await.unwrap();
+    waits(from(1).ask_at(&authority, &fresh, None, later).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_inventory_vouches_for_a_running_vm_of_the_scope_without_a_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = embedded(dir.path()).await;
+    let fleet = placer(dir.path()).await;
+    let scoped = Pool {
+        tags: vec!["vdi".into()],
+        clusters: vec!["c".into()],
+        ..pool("desktops", Proof::Inventory)
+    };
+    authority.set_pool(scoped, now).await.unwrap();
+    let made = token(&authority, Some("desktops"), 100).await;
+    for number in 1..=5 {
+        let mut record = vm(number);
+        match number {
+            2 => record.power = Power::Off,
+            3 => record.tags.clear(),
+            4 => record.addresses.clear(),
+            _ => {}
+        }
+        tell(&fleet, InventoryChange::Vm(record)).await;
+    }
+    let ask = async |machine: &Joiner| machine.ask(&authority, &made, Some(&fleet)).await;
+    let guest = joined(ask(&Joiner::new(1)).await);
+    let bound = authority.guest(guest).unwrap().vm.unwrap();
+    assert_eq!(
+        (bound.connector.as_str(), bound.id.as_str()),
+        ("kvm", "id-1")
+    );
+    let silent = Joiner {
+        uuid: None,
+        ..Joiner::new(5)
+    };
+    let elsewhere = Joiner {
+        from: address(99),
+        ..Joiner::new(5)
+    };
+    for (machine, why) in [
+        (Joiner::new(1), "its VM has a guest already"),
+        (Joiner::new(2), "does not run"),
+        (Joiner::new(3), "does not belong to this pool"),
+        (Joiner::new(4), "reports its address"),
+        (Joiner::new(9), "no connector reports a VM"),
+        (silent, "shows no SMBIOS UUID"),
+        (elsewhere, "reports its address"),
+    ] {
+        waits(ask(&machine).await);
+        let waiting = authority.pending(now);
+        assert!(
+            waiting.iter().any(|entry| entry.why.contains(why)),
+            "{why}: {waiting:?}"
+        );
+    }
+    // What it lacked comes: it joins when it asks again, without anybody's word.
+    let late = Joiner::new(9);
+    waits(ask(&late).await);
+    tell(&fleet, InventoryChange::Vm(vm(9))).await;
+    joined(ask(&late).await);
+    let elsewhere = Pool {
+        clusters: vec!["other".into()],
+        ..pool("desktops", Proof::Inventory)
+    };
+    authority.set_pool(elsewhere, now).await.unwrap();
+    waits(ask(&Joiner::new(5)).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_desktop_that_was_reset_takes_its_own_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = embedded(dir.path()).await;
+    let fleet = placer(dir.path()).await;
+    let desktops = Pool {
+        ephemeral: true,
+        guests_max: 1,
+        ..pool("desktops", Proof::Inventory)
+    };
+    authority.set_pool(desktops, now).await.unwrap();
+    let made = token(&authority, Some("desktops"), 100).await;
+    tell(&fleet, InventoryChange::Vm(vm(1))).await;
+    let first = joined(Joiner::new(1).ask(&authority, &made, Some(&fleet)).await);
+    let second = joined(Joiner::new(1).ask(&authority, &made, Some(&fleet)).await);
+    let old = authority.guest(first).unwrap().ended.unwrap();
+    assert!(!old.revoked && old.why.contains(&second.to_string()));
+    assert!(authority.is_revoked(first) && !authority.is_revoked(second));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_one_vm_is_for_that_vm_and_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = embedded(dir.path()).await;
+    let fleet = placer(dir.path()).await;
+    for number in 1..=2 {
+        tell(&fleet, InventoryChange::Vm(vm(number))).await;
+    }
+    let for_first = || TokenTerms {
+        uses_max: 7,
+        valid: HOUR,
+        pool: None,
+        vm: Some(VmRef {
+            connector: "kvm".into(),
+            id: "id-1".into(),
+            name: "v1".into(),
+        }),
+    };
+    let made = authority.issue_token(for_first(), now).await.unwrap();
+    let other = Joiner::new(2).ask(&authority, &made, Some(&fleet)).await;
+    assert_eq!(other.unwrap_err(), Refusal::OtherVm);
+    let guest = joined(Joiner::new(1).ask(&authority, &made, Some(&fleet)).await);
+    assert_eq!(authority.guest(guest).unwrap().vm.unwrap().id, "id-1");
+    let again = Joiner::new(1).ask(&authority, &made, Some(&fleet)).await;
+    assert_eq!(again.unwrap_err(), Refusal::Token, "once");
+    // The next one for that VM takes its place.
+    let made = authority.issue_token(for_first(), now).await.unwrap();
+    joined(Joiner::new(1).ask(&authority, &made, Some(&fleet)).await);
+    assert!(authority.is_revoked(guest));
+}
