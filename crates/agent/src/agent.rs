@@ -33,8 +33,8 @@ use crate::placed::Placed;
 use crate::session::{Peer, Session};
 use crate::{AgentConfig, allow, status, unguarded};
 use threads::{
-    spawn, spawn_control, spawn_hands, spawn_keeper, spawn_marks, spawn_nearness, spawn_outliving,
-    spawn_reader, spawn_standing, spawn_timer, spawn_workers,
+    spawn, spawn_attached, spawn_control, spawn_hands, spawn_keeper, spawn_marks, spawn_nearness,
+    spawn_outliving, spawn_reader, spawn_standing, spawn_timer, spawn_workers,
 };
 
 /// Descriptors for everything but events: sockets, logs, the quarantine's files.
@@ -125,6 +125,7 @@ struct Threads {
     keeper: JoinHandle<()>,
     /// `None`: nothing is measured.
     nearness: Option<JoinHandle<()>>,
+    attached: Option<JoinHandle<()>>,
 }
 
 impl Agent {
@@ -211,6 +212,7 @@ impl Agent {
             turns: Turns::new(turns_end),
             reported: None,
             fast_paths: None,
+            attached: None,
             reported_to: None,
             renewal: None,
             allowlists_seen: Instant::now(),
@@ -218,6 +220,7 @@ impl Agent {
             allowlist_changes: watch_folders(gate.allowlist_files()),
         };
         let nearness = spawn_nearness(&config, &gate, keeper.credentials.seed(), &halt)?;
+        let attached = spawn_attached(&config, &gate, &halt)?;
         let keeper = spawn_keeper(keeper, &halt)?;
         let tell = status::teller(Arc::clone(&gate), peer, not_after);
         let control = spawn_control(&config, &scope, &stop, tell)?;
@@ -236,6 +239,7 @@ impl Agent {
                 workers: threads,
                 keeper,
                 nearness,
+                attached,
             },
             reader,
             _metrics: server,
@@ -315,6 +319,7 @@ impl Agent {
         self.halt.keeper.stop();
         join(self.threads.keeper);
         self.threads.nearness.into_iter().for_each(join);
+        self.threads.attached.into_iter().for_each(join);
         unguarded::unmark(&self.state_dir);
         match read {
             Ok(read) => read.map_err(GateFailed::Read),

@@ -52,6 +52,8 @@ use suspects::Suspects;
 use tally::Tally;
 use trace::Trace;
 use whereabouts::Whereabouts;
+
+use crate::attached::Attached;
 use workers::Queues;
 
 /// A file that a ticket names.
@@ -113,6 +115,8 @@ pub(crate) struct Gate {
     pub(crate) books: Books,
     /// Where files are that may have to be judged again.
     pub(crate) whereabouts: Whereabouts,
+    /// The channel to this guest's host.
+    pub(crate) attached: Attached,
     /// Wakes the keeper.
     pub(crate) bell: Arc<Bell>,
     pub(crate) tally: Tally,
@@ -211,6 +215,7 @@ impl Gate {
                 .collect(),
             books,
             whereabouts: Whereabouts::new(limits.whereabouts_bytes_max),
+            attached: Attached::default(),
             bell,
             tally: Tally::default(),
             gap: Gap::default(),

@@ -12,7 +12,7 @@ use agent_core::{Input, LedgerTotals};
 use crossbeam_channel::Receiver;
 use daemon::signal::Stop;
 use fanotify::{FileIdentity, FileKind, lease};
-use model::AccessClass;
+use model::{AccessClass, ChannelId};
 use pki::GuestKey;
 use proto::v1::{self, envelope::Body};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -116,6 +116,8 @@ pub(crate) struct Keeper {
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
     /// As the appliance of this session knows it.
     pub(crate) fast_paths: Option<v1::FastPaths>,
+    /// What was told of the channel to the host; `None`: nothing was.
+    pub(crate) attached: Option<ChannelId>,
     /// The appliance that was told.
     pub(crate) reported_to: Option<String>,
     pub(crate) renewal: Option<(GuestKey, Instant)>,
@@ -186,7 +188,8 @@ impl Keeper {
             {
                 at_most(ROUND);
             }
-            if self.fast_paths != Some(gate.fast_paths()) {
+            let attached = gate.attached.get();
+            if self.fast_paths != Some(gate.fast_paths()) || self.attached != attached {
                 at_most(ROUND);
             }
             if let Some(due) = gate.books.next_due() {
@@ -238,19 +241,20 @@ impl Keeper {
         if appliance != self.reported_to {
             // Another appliance knows nothing of what the last one was told.
             (self.reported, self.reported_to) = (None, appliance);
-            self.fast_paths = None;
+            (self.fast_paths, self.attached) = (None, None);
         }
         if self.gate.is_link_up() {
             unguarded::tell(&self.gate);
             self.report();
             self.tell_fast_paths();
+            self.tell_attached();
             self.turns.take_answers();
             self.pay_back();
             self.renew();
             self.deliver();
         } else {
             self.reported = None;
-            self.fast_paths = None;
+            (self.fast_paths, self.attached) = (None, None);
         }
         if self.have_allowlists_changed() {
             self.gate.reload_allowlists();
@@ -306,6 +310,20 @@ impl Keeper {
         let found = self.gate.fast_paths();
         if self.fast_paths != Some(found) && self.gate.send_control(0, Body::FastPaths(found)) {
             self.fast_paths = Some(found);
+        }
+    }
+
+    fn tell_attached(&mut self) {
+        let attached = self.gate.attached.get();
+        if self.attached == attached {
+            return;
+        }
+        let channel = attached.map_or_else(Vec::new, |id| id.0.to_vec());
+        if self
+            .gate
+            .send_control(0, Body::Attached(v1::Attached { channel }))
+        {
+            self.attached = attached;
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod agent;
 mod allow;
+mod attached;
 mod bell;
 mod books;
 pub mod cli;

@@ -25,6 +25,7 @@ use crate::filters::Filters;
 use crate::fleet::{FleetPort, ScanTime};
 use crate::force::Force;
 use crate::guests::{Arrival, Guests, Turned};
+use crate::host_channels::{self, HostChannels};
 use crate::identity::Identity;
 use crate::images;
 use crate::listed;
@@ -181,6 +182,7 @@ impl Appliance {
             .map_err(|source| StartError::Bind { address, source })?;
         let address = listener.local_addr();
         let flush_every = config.sightings.flush_every();
+        let folders = config.fleet.channels.clone();
         let config = Arc::new(AsyncMutex::new(config));
         let control = Arc::new(ListenerControl::default());
         let tasks = vec![
@@ -188,6 +190,7 @@ impl Appliance {
             tokio::spawn(tick(shared.clone(), config.clone(), progress)),
             tokio::spawn(trim_stores(shared.clone())),
             tokio::spawn(record_sightings(shared.clone(), flush_every)),
+            tokio::spawn(host_channels::keep(shared.clone(), folders)),
         ];
         let in_force = config.lock().await.clone();
         let appliance = Self {
@@ -342,6 +345,7 @@ pub(crate) fn build(
             registry,
         )),
         guests: Guests::default(),
+        host_channels: HostChannels::new(registry),
         orders: Orders::new(epoch),
         detections: Detections::open(
             state.detections(),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use link::Priority;
-use model::{GuestId, Verdict};
+use model::{ChannelId, GuestId, Verdict};
 use parking_lot::Mutex;
 use proto::v1;
 use proto::v1::envelope::Body;
@@ -173,7 +173,30 @@ impl Session {
     }
 }
 
+impl Session {
+    /// A guest says what it reads from the channel to its host.
+    pub(crate) fn attached(&self, attached: &v1::Attached) {
+        let channel = ChannelId::from_slice(&attached.channel);
+        let rates = self.shared.guests.rates(self.guest());
+        let now = std::time::Instant::now();
+        let is_valid = channel.is_some() || attached.channel.is_empty();
+        if !is_valid || rates.is_none_or(|rates| rates.attached.allow(now).is_none()) {
+            self.shared.metrics.guests.frames_ignored.inc();
+            return;
+        }
+        if let Some(up) = self.shared.guests.set_channel(self.guest(), channel) {
+            self.tell_fleet(Said::GuestsUp(v1::GuestsUp { guests: vec![up] }));
+        }
+    }
+}
+
 impl Appliance {
+    /// The channels to guests on this host: told when a stream begins.
+    #[must_use]
+    pub fn host_channels(&self) -> v1::HostChannels {
+        self.shared.host_channels.held()
+    }
+
     /// Every guest that has a gate here: what a stream begins with.
     #[must_use]
     pub fn guests_up(&self) -> Vec<v1::GuestUp> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use daemon::log::RateLimit;
-use model::{GuestId, Machine};
+use model::{ChannelId, GuestId, Machine};
 use parking_lot::Mutex;
 use pki::KeyId;
 use proto::v1;
@@ -44,6 +44,8 @@ const FETCHES_PER_MINUTE: u32 = 1024;
 const FILTER_FETCHES_PER_MINUTE: u32 = 256;
 /// Frames with round trips of one guest that count in a minute, as the contract says.
 const NEARNESS_PER_MINUTE: u32 = 6;
+/// Frames about its channel of one guest that count in a minute, as the contract says.
+const ATTACHED_PER_MINUTE: u32 = 30;
 /// Frames about turns that one guest may send in a minute, as the contract says.
 const TURNS_PER_MINUTE: u32 = 120;
 
@@ -55,6 +57,7 @@ pub(crate) struct GuestRates {
     pub(crate) fetches: RateLimit,
     pub(crate) filter_fetches: RateLimit,
     pub(crate) nearness: RateLimit,
+    pub(crate) attached: RateLimit,
     pub(crate) turns: RateLimit,
 }
 
@@ -73,6 +76,21 @@ struct Guest {
     rates: Arc<GuestRates>,
     recent: Arc<Recent>,
     placement_epoch: u64,
+    channel: Option<ChannelId>,
+}
+
+impl Guest {
+    /// As the controller is told.
+    fn up(&self, id: GuestId) -> v1::GuestUp {
+        v1::GuestUp {
+            guest_id: id.0.to_vec(),
+            hostname: self.hostname.clone(),
+            address: self.address.ip().to_string(),
+            placement_epoch: self.placement_epoch,
+            channel: self.channel.map_or_else(Vec::new, |id| id.0.to_vec()),
+            ..v1::GuestUp::default()
+        }
+    }
 }
 
 /// Who comes in.
@@ -101,6 +119,7 @@ impl Arrival {
             placement_epoch: self.placement_epoch,
             key_id: self.key.0.to_vec(),
             machine: Some((&self.machine).into()),
+            ..v1::GuestUp::default()
         }
     }
 }
@@ -140,16 +159,20 @@ impl Guests {
                 fetches: RateLimit::new(FETCHES_PER_MINUTE),
                 filter_fetches: RateLimit::new(FILTER_FETCHES_PER_MINUTE),
                 nearness: RateLimit::new(NEARNESS_PER_MINUTE),
+                attached: RateLimit::new(ATTACHED_PER_MINUTE),
                 turns: RateLimit::new(TURNS_PER_MINUTE),
             }),
             recent: Arc::default(),
             placement_epoch: 0,
+            channel: None,
         });
         let cut = arrival.hostname.floor_char_boundary(HOSTNAME_MAX_BYTES);
         guest.hostname = arrival.hostname.get(..cut).unwrap_or_default().to_owned();
         guest.address = arrival.address;
         if arrival.is_gate {
             guest.placement_epoch = arrival.placement_epoch;
+            // It says so anew.
+            guest.channel = None;
         }
         let older = arrival
             .is_gate
@@ -205,14 +228,20 @@ impl Guests {
         let gated = guests
             .iter()
             .filter(|(_, guest)| guest.sessions.iter().any(|session| session.is_gate));
-        let up = gated.map(|(id, guest)| v1::GuestUp {
-            guest_id: id.0.to_vec(),
-            hostname: guest.hostname.clone(),
-            address: guest.address.ip().to_string(),
-            placement_epoch: guest.placement_epoch,
-            ..v1::GuestUp::default()
-        });
-        up.collect()
+        gated.map(|(id, guest)| guest.up(*id)).collect()
+    }
+
+    /// A guest says what it reads from the channel to its host: as the controller is told, where
+    /// that is another thing than before.
+    pub(crate) fn set_channel(
+        &self,
+        id: GuestId,
+        channel: Option<ChannelId>,
+    ) -> Option<v1::GuestUp> {
+        let mut guests = self.guests.lock();
+        let guest = guests.get_mut(&id)?;
+        let before = std::mem::replace(&mut guest.channel, channel);
+        (before != channel).then(|| guest.up(id))
     }
 
     /// What a guest asked about lately.

@@ -20,6 +20,7 @@ mod filters;
 mod fleet;
 mod force;
 mod guests;
+mod host_channels;
 mod identity;
 mod images;
 mod listed;

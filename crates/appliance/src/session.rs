@@ -148,6 +148,7 @@ impl Session {
             Some(Body::AskTurn(ask)) => self.ask_turn(request_id, ask),
             Some(Body::TurnOver(over)) => self.turn_over(over.turn_id),
             Some(Body::NotHeld(not_held)) => self.not_held(&not_held),
+            Some(Body::Attached(attached)) => self.attached(&attached),
             Some(Body::Hello(_) | Body::Ping(_) | Body::Pong(_) | Body::Goodbye(_)) | None => {
                 self.shared.metrics.guests.frames_ignored.inc();
             }

@@ -20,6 +20,7 @@ use crate::filters::Filters;
 use crate::fleet::{FleetPort, ScanTime};
 use crate::force::Force;
 use crate::guests::Guests;
+use crate::host_channels::HostChannels;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::released::Released;
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) spool: Spool,
     pub(crate) chunks: Arc<ChunkStore>,
     pub(crate) guests: Guests,
+    pub(crate) host_channels: HostChannels,
     pub(crate) orders: Orders,
     pub(crate) detections: Detections,
     pub(crate) released: Released,

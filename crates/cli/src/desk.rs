@@ -193,6 +193,7 @@ fn why(core: &Core, text: &str) -> Result<v1::FleetReply, String> {
     let Why {
         vm: row,
         measured_host,
+        attached,
         rule,
         considered,
         omitted,
@@ -213,6 +214,7 @@ fn why(core: &Core, text: &str) -> Result<v1::FleetReply, String> {
     let why = v1::FleetWhy {
         vm: Some(vm(&row)),
         measured_host: measured_host.unwrap_or_default(),
+        attached: attached.unwrap_or_default(),
         rule: rule.unwrap_or_default(),
         considered: considered.collect(),
         omitted: omitted as u64,

@@ -376,6 +376,12 @@ fn why_text(why: &v1::FleetWhy) -> String {
         let host = safe(&why.measured_host);
         text.push_str(&format!("measured round trips say that it is on {host}\n"));
     }
+    if !why.attached.is_empty() {
+        let appliance = safe(&why.attached);
+        text.push_str(&format!(
+            "a channel of the hypervisor leads to {appliance}\n"
+        ));
+    }
     if !why.rule.is_empty() {
         text.push_str(&format!("rule {}\n", safe(&why.rule)));
     }
@@ -453,7 +459,7 @@ fn why_json(why: &v1::FleetWhy) -> Value {
     });
     json!({
         "vm": why.vm.as_ref().map(vm_json), "measured_host": why.measured_host,
-        "rule": why.rule, "considered": considered.collect::<Value>(), "omitted": why.omitted,
+        "attached": why.attached, "rule": why.rule, "considered": considered.collect::<Value>(), "omitted": why.omitted,
     })
 }
 

@@ -1,5 +1,7 @@
 //! Appliances: who is there, who drains, who is silent.
 
+use std::collections::BTreeSet;
+
 use placement::{ApplianceFacts, ApplianceId, Availability, HostId};
 
 use crate::core::{Clock, Core};
@@ -159,6 +161,7 @@ impl Core {
         self.by_address.remove(&stored.address);
         self.down_at.remove(&id);
         self.fleet.remove_appliance(clock.now, id);
+        self.appliance_channels(clock, id, &BTreeSet::new());
         self.event(clock, "appliance_gone", stored.name);
         self.write(Row::ApplianceGone(id.0));
         true

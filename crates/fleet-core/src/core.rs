@@ -9,6 +9,7 @@ use placement::{
     Settings, StormPolicy, VmId,
 };
 
+use crate::channels::Channels;
 use crate::guests::Guest;
 use crate::rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
 use crate::sites::SiteRules;
@@ -149,6 +150,7 @@ pub struct Core {
     /// When those without a stream are down.
     pub(crate) down_at: BTreeMap<ApplianceId, Duration>,
     pub(crate) guests: BTreeMap<GuestId, Guest>,
+    pub(crate) channels: Channels,
     pub(crate) vm_of_guest: BTreeMap<GuestId, VmId>,
     /// Guests without a connector that are not connected, and since when.
     pub(crate) absent: BTreeMap<GuestId, Duration>,
@@ -193,6 +195,7 @@ impl Core {
             connected: BTreeSet::new(),
             down_at: BTreeMap::new(),
             guests: BTreeMap::new(),
+            channels: Channels::default(),
             vm_of_guest: BTreeMap::new(),
             absent: BTreeMap::new(),
             events: VecDeque::new(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use model::GuestId;
+use model::{ChannelId, GuestId};
 use placement::{ApplianceId, VmId};
 
 use crate::core::{Clock, Core};
@@ -25,6 +25,8 @@ pub struct GuestFacts {
     pub hostname: String,
     /// Epoch of the list it has. 0: none.
     pub epoch: u64,
+    /// What it reads from the hypervisor's channel to its host. `None`: it has none.
+    pub channel: Option<ChannelId>,
 }
 
 #[derive(Debug)]
@@ -44,7 +46,9 @@ impl Core {
     /// A guest has a session on an appliance.
     pub fn guest_up(&mut self, clock: Clock, via: ApplianceId, id: GuestId, facts: GuestFacts) {
         self.absent.remove(&id);
-        let told_first = self.guests.get(&id).and_then(|guest| guest.told_first);
+        let before = self.guests.get(&id);
+        let told_first = before.and_then(|guest| guest.told_first);
+        let channel = before.and_then(|guest| guest.facts.channel);
         let guest = Guest {
             via: Some(via),
             facts: facts.clone(),
@@ -53,6 +57,7 @@ impl Core {
         self.guests.insert(id, guest);
         let vm = self.vm_for(clock, id, &facts);
         self.outrank(vm, facts.epoch);
+        self.claim_channel(clock, id, channel);
         let is_newer = self
             .fleet
             .placement(vm)
@@ -188,6 +193,7 @@ impl Core {
             // It was another VM's list, though the epoch may be the same.
             self.outrank(vm, follows + 1);
         }
+        self.attach(clock, id);
     }
 
     /// A VM appeared or changed: a guest that was without one may be in it.

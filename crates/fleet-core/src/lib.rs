@@ -6,6 +6,7 @@
 //! forgotten, and a restart at any moment goes on from what was written.
 
 mod appliances;
+mod channels;
 mod core;
 mod guests;
 mod inventory;

@@ -70,6 +70,8 @@ pub struct Why {
     pub vm: VmRow,
     /// Where measured round trips say it is, where that is another host than the inventory's.
     pub measured_host: Option<String>,
+    /// The appliance that it reaches by a channel of the hypervisor, on whose host it is.
+    pub attached: Option<String>,
     /// The rule that fits it.
     pub rule: Option<String>,
     /// Appliances as they were weighed.
@@ -255,6 +257,7 @@ impl Core {
         let vm = self.vms.get(&id)?;
         let Explanation {
             measured_host,
+            attached,
             rule,
             considered,
             omitted,
@@ -271,6 +274,7 @@ impl Core {
         Some(Why {
             vm: self.vm_row(id, vm),
             measured_host: measured.map(|host| host.record.name.clone()),
+            attached: attached.and_then(|id| Some(self.appliances.get(&id)?.name.clone())),
             rule,
             considered: considered.collect(),
             omitted,

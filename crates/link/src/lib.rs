@@ -4,11 +4,13 @@
 //!
 //! - [`client`]: the agent's, blocking threads, no runtime;
 //! - [`server`]: the appliance's, on tokio (cargo feature `server`);
+//! - [`channel`]: how a guest knows the appliance on its host, by the hypervisor itself;
 //! - [`enrol`]: how a guest gets its first certificate, blocking.
 //!
 //! What both share is free of I/O and of clocks: the send queue, the TLS state, credit, liveness,
 //! the rules for what the other side may send.
 
+pub mod channel;
 pub mod client;
 pub mod enrol;
 #[cfg(feature = "server")]

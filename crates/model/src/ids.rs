@@ -57,6 +57,11 @@ id! {
     ItemId
 }
 
+id! {
+    /// One opening of a hypervisor's channel between a guest and the appliance on its host.
+    ChannelId
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

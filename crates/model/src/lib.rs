@@ -12,7 +12,7 @@ mod verdict;
 
 pub use digest::{Digest, DigestParseError, Sha256};
 pub use filter::FilterPack;
-pub use ids::{FilterId, Generation, GuestId, ItemId, OrderId};
+pub use ids::{ChannelId, FilterId, Generation, GuestId, ItemId, OrderId};
 pub use machine::{MACS_MAX, Machine};
 pub use policy::{Disposition, LateAction, Policy, PolicyError, RIDE_ALONG_MAX};
 pub use ranges::Ranges;

@@ -157,6 +157,9 @@ impl Fleet {
             self.appliances[slot].facts.site,
         ) = (None, None);
         self.locate(slot);
+        for vm in self.vms.values_mut() {
+            vm.attached.take_if(|to| *to == slot);
+        }
     }
 
     /// How long an appliance's queue holds scans up.

@@ -22,6 +22,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) load: u64,
     /// Where its load is counted already.
     pub(crate) own: Option<Slot>,
+    /// The appliance on its host, where the hypervisor itself shows it.
+    pub(crate) beside: Option<Slot>,
     pub(crate) rule: Option<&'a Rule>,
 }
 
@@ -45,9 +47,11 @@ pub(crate) struct Choice {
 }
 
 impl Wish<'_> {
-    fn tier(&self, there: &Location) -> u8 {
+    fn tier(&self, fleet: &Fleet, slot: Slot) -> u8 {
+        let there = &fleet.appliances[slot].location;
         let same = |a: Option<u32>, b: Option<u32>| a.is_some() && a == b;
-        if self.at.host.is_some() && self.at.host == there.host {
+        let is_on_host = self.at.host.is_some() && self.at.host == there.host;
+        if is_on_host || self.beside == Some(slot) {
             0
         } else if same(self.at.cluster, there.cluster) {
             1
@@ -65,7 +69,7 @@ impl Wish<'_> {
 
     /// Tier, behind all tiers in scope where it is out of scope.
     pub(crate) fn level(&self, fleet: &Fleet, slot: Slot) -> u8 {
-        let tier = self.tier(&fleet.appliances[slot].location);
+        let tier = self.tier(fleet, slot);
         if self.is_in_scope(fleet, slot) {
             tier
         } else {
@@ -85,16 +89,18 @@ impl Wish<'_> {
         let fits = |slot: &Slot| {
             fleet.readiness(*slot) <= worst
                 && self.is_in_scope(fleet, *slot) == in_scope
-                && self.tier(&fleet.appliances[*slot].location) == tier
+                && self.tier(fleet, *slot) == tier
         };
         let mut found: Vec<(Slot, f64)> = match tier {
             0 => {
                 let host = self.at.host.and_then(|host| fleet.hosts.get(&host));
-                let slots = host.map(|host| host.appliances.as_slice());
-                self.scored(
-                    fleet,
-                    slots.unwrap_or_default().iter().copied().filter(fits),
-                )
+                let there = host.map(|host| host.appliances.as_slice());
+                let there = there.unwrap_or_default().iter().copied();
+                // It may have told nobody which host it is on.
+                let beside = self
+                    .beside
+                    .filter(|it| !there.clone().any(|slot| slot == *it));
+                self.scored(fleet, there.chain(beside).filter(fits))
             }
             1 => {
                 let slots = self.at.cluster.and_then(|it| fleet.by_cluster.get(&it));
@@ -252,9 +258,13 @@ impl Fleet {
         }
     }
 
-    /// Where a VM is: as the inventory says, unless round trips measured since show another
-    /// place to be clearly nearer.
+    /// Where a VM is: beside the appliance that it reaches by the hypervisor itself; else as the
+    /// inventory says, unless round trips measured since show another place to be clearly nearer,
+    /// twice in a row: one round may have been held up.
     pub(crate) fn believed(&self, vm: &Vm) -> Location {
+        if let Some(beside) = vm.attached {
+            return self.appliances[beside].location;
+        }
         let host = vm.facts.host.and_then(|host| self.hosts.get(&host));
         let told = host.map(|host| host.location).unwrap_or_default();
         let valid = self.settings.measured_valid;
@@ -262,7 +272,7 @@ impl Fleet {
             self.now.saturating_sub(m.at) <= valid && self.readiness(m.slot) != Readiness::Down
         };
         let counting: Vec<_> = vm.measured.iter().filter(counts).collect();
-        let Some(nearest) = counting.iter().min_by_key(|m| (m.rtt_us, m.slot)) else {
+        let Some(nearest) = counting.iter().min_by_key(|m| (m.worst_us(), m.slot)) else {
             return told;
         };
         let there = self.appliances[nearest.slot].location;
@@ -274,16 +284,18 @@ impl Fleet {
             at: told,
             load: 0,
             own: None,
+            beside: None,
             rule: None,
         };
-        let tier = |slot: Slot| from_told.tier(&self.appliances[slot].location);
-        let expected = counting.iter().min_by_key(|m| (tier(m.slot), m.rtt_us));
+        let tier = |slot: Slot| from_told.tier(self, slot);
+        let expected = counting.iter().min_by_key(|m| (tier(m.slot), m.best_us()));
         let Some(expected) = expected.filter(|m| tier(m.slot) < tier(nearest.slot)) else {
             return told;
         };
-        let (near, far) = (u64::from(nearest.rtt_us), u64::from(expected.rtt_us));
+        let (near, far) = (u64::from(nearest.worst_us()), u64::from(expected.best_us()));
         let by = u64::from(self.settings.nearer_by_us);
-        if near * self.settings.nearer_percent <= far * 100 && near + by <= far {
+        let is_agreed = nearest.before_us.is_some() && expected.before_us.is_some();
+        if is_agreed && near * self.settings.nearer_percent <= far * 100 && near + by <= far {
             there
         } else {
             told

@@ -76,6 +76,8 @@ pub struct Explanation {
     pub host: Option<HostId>,
     /// Where measured round trips say it is, where that is another place.
     pub measured_host: Option<HostId>,
+    /// The appliance that it reaches by a channel of the hypervisor, and so is on the host of.
+    pub attached: Option<ApplianceId>,
     /// The rule that fits it.
     pub rule: Option<String>,
     /// The appliances, nearest first, best rank first; those of the list among them.
@@ -106,10 +108,12 @@ impl Fleet {
             }
         }
         let measured = wish.at.host.filter(|host| vm.facts.host != Some(*host));
+        let measured = measured.filter(|_| vm.attached.is_none());
         Some(Explanation {
             placement: self.placement(id)?,
             host: vm.facts.host,
             measured_host: measured,
+            attached: vm.attached.map(|slot| self.appliances[slot].id),
             rule: wish.rule.map(|rule| rule.name.clone()),
             omitted: total - considered.len(),
             considered,

@@ -46,7 +46,21 @@ pub(crate) struct Appliance {
 pub(crate) struct Measured {
     pub(crate) slot: Slot,
     pub(crate) rtt_us: u32,
+    /// Of the round before. `None`: this is the first.
+    pub(crate) before_us: Option<u32>,
     pub(crate) at: Duration,
+}
+
+impl Measured {
+    /// The longer one of the last two.
+    pub(crate) fn worst_us(&self) -> u32 {
+        self.rtt_us.max(self.before_us.unwrap_or(0))
+    }
+
+    /// The shorter one of the last two.
+    pub(crate) fn best_us(&self) -> u32 {
+        self.rtt_us.min(self.before_us.unwrap_or(u32::MAX))
+    }
 }
 
 #[derive(Debug)]
@@ -56,6 +70,8 @@ pub(crate) struct Vm {
     pub(crate) epoch: Epoch,
     pub(crate) cause: Cause,
     pub(crate) measured: Vec<Measured>,
+    /// The appliance on its host, which it reaches by a channel of the hypervisor.
+    pub(crate) attached: Option<Slot>,
     /// When the inventory moved it last.
     pub(crate) moved_at: Option<Duration>,
 }
@@ -199,6 +215,7 @@ impl Fleet {
             at,
             load: vm.facts.load(),
             own: vm.list.first().copied(),
+            beside: vm.attached,
             rule: self.rules.iter().find(|rule| rule.fits(&subject)),
         }
     }

@@ -20,6 +20,8 @@ pub enum Cause {
     Homecoming,
     /// Measured round trips say that it is elsewhere than the inventory says.
     Measured,
+    /// It reaches the appliance on its host by a channel of the hypervisor.
+    Attached,
     /// Rules changed.
     Rules,
     /// Only its second or third appliance changed.
@@ -40,6 +42,7 @@ impl Cause {
             Self::Shed => "shed",
             Self::Homecoming => "homecoming",
             Self::Measured => "measured",
+            Self::Attached => "attached",
             Self::Rules => "rules",
             Self::Backup => "backup",
             Self::Restored => "restored",

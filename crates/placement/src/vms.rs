@@ -84,6 +84,7 @@ impl Fleet {
             epoch,
             cause: Cause::Started,
             measured: Vec::new(),
+            attached: None,
             moved_at: None,
         };
         self.vms.insert(id, vm);
@@ -136,11 +137,33 @@ impl Fleet {
         if vm.moved_at.is_some_and(is_stale) {
             return;
         }
-        vm.measured.retain(|old| old.slot != slot);
+        let before = vm.measured.iter().position(|old| old.slot == slot);
+        let before = before.map(|at| vm.measured.remove(at));
+        // What was measured too long ago says nothing of now.
+        let valid = self.settings.measured_valid;
+        let before = before.filter(|before| at.saturating_sub(before.at) <= valid);
         if vm.measured.len() >= MEASURED_MAX {
             vm.measured.remove(0);
         }
-        vm.measured.push(Measured { slot, rtt_us, at });
+        vm.measured.push(Measured {
+            slot,
+            rtt_us,
+            before_us: before.map(|before| before.rtt_us),
+            at,
+        });
         self.place(id, Cause::Measured);
+    }
+
+    /// The VM reaches this appliance by a channel of the hypervisor, which leads nowhere but to its
+    /// host: that beats what any inventory says. `None`: it has no such channel (any more).
+    pub fn attached(&mut self, now: Duration, id: VmId, to: Option<ApplianceId>) {
+        self.at(now);
+        let slot = to.and_then(|to| self.slots.get(&to).copied());
+        let Some(vm) = self.vms.get_mut(&id) else {
+            return;
+        };
+        if std::mem::replace(&mut vm.attached, slot) != slot {
+            self.place(id, Cause::Attached);
+        }
     }
 }

@@ -367,6 +367,7 @@ impl World {
             address: [10, 0, 0, 1].into(),
             hostname: format!("v{vm}"),
             epoch: agent.route.epoch(),
+            channel: None,
         };
         let stream = agent.at.and_then(|at| self.appliances[at].stream);
         if let (Some(controller), Some((term, id))) = (&mut self.controller, stream)

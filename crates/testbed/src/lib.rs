@@ -21,6 +21,7 @@ mod slow_wire;
 mod tap;
 mod test_driver;
 mod usage;
+mod vm;
 
 pub use agent::{Agent, AgentOptions, AgentPids};
 pub use cable::Cable;
@@ -39,3 +40,4 @@ pub use relay::{Relay, RelayBytes};
 pub use slow_wire::SlowWire;
 pub use test_driver::TestDriver;
 pub use usage::Usage;
+pub use vm::{Vm, VmOptions};

@@ -24,7 +24,7 @@ use crate::guard::marks::Marks;
 use crate::guard::scope::Scope;
 use crate::keeper::Keeper;
 use crate::orders::Hands;
-use crate::{AgentConfig, STACK_BYTES, control, placed};
+use crate::{AgentConfig, STACK_BYTES, attached, control, placed};
 
 /// The longest that the timer sleeps where no watchdog wants to see it move.
 const TIMER_SLEEP_MAX: Duration = Duration::from_secs(6 * 3600);
@@ -53,6 +53,18 @@ pub(super) fn spawn_nearness(
     let (gate, stop) = (Arc::clone(gate), halt.keeper.clone());
     let measure = move || placed::measure_all(&gate, every, seed, &stop);
     spawn("nearness", measure).map(Some)
+}
+
+pub(super) fn spawn_attached(
+    config: &AgentConfig,
+    gate: &Arc<Gate>,
+    halt: &Halt,
+) -> Result<Option<JoinHandle<()>>, StartError> {
+    if !config.appliance.follows_lists() {
+        return Ok(None);
+    }
+    let (gate, stop) = (Arc::clone(gate), halt.keeper.clone());
+    spawn("attached", move || attached::follow(&gate, &stop)).map(Some)
 }
 
 pub(super) fn spawn_workers(

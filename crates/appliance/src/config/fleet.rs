@@ -22,6 +22,10 @@ pub struct FleetConfig {
     pub site: Option<String>,
     /// What rules call it.
     pub labels: Vec<String>,
+    /// Folders in which the hypervisor of this appliance's host makes a unix socket for each guest's
+    /// virtio-serial port `org.lazaret.0`: of that name, of a name that ends so, or so within a
+    /// folder for each guest. Unset: there are none.
+    pub channels: Vec<PathBuf>,
     /// Controllers, as host:port, for `lazaret appliance`.
     pub controllers: Vec<String>,
     /// For `lazaret appliance`: its key and certificate, as `lazaret fleet identity` made them; kept
@@ -37,6 +41,7 @@ impl Default for FleetConfig {
             cluster: None,
             site: None,
             labels: Vec::new(),
+            channels: Vec::new(),
             controllers: Vec::new(),
             identity: None,
         }

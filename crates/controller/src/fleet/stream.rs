@@ -1,13 +1,14 @@
 //! The streams of appliances: what each says goes to the fleet, what the fleet wants goes back.
 //! The same for an appliance in this process and for one behind TLS.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use daemon::log::RateLimit;
 use fleet_core::{ApplianceHello, GuestFacts, TurnAnswer, TurnAsk};
-use model::GuestId;
+use model::{ChannelId, GuestId};
 use pki::KeyId;
 use placement::{ApplianceId, LeaseId, WorkKind};
 use proto::v1;
@@ -27,6 +28,8 @@ const SILENT_MAX: Duration = Duration::from_secs(12);
 /// Labels of one appliance, and bytes of each and of its other texts.
 const LABELS_MAX: usize = 64;
 const TEXT_MAX_BYTES: usize = 255;
+/// Channels of one appliance.
+const CHANNELS_MAX: usize = 4096;
 
 static LOG_ENDS: RateLimit = RateLimit::new(60);
 
@@ -195,6 +198,13 @@ impl Stream {
                     })
                     .await
             }
+            Said::Channels(told) => {
+                let held = told.channels.iter().take(CHANNELS_MAX);
+                let held: BTreeSet<_> = held.filter_map(|id| ChannelId::from_slice(id)).collect();
+                self.fleet
+                    .with(move |lead, clock| lead.core.appliance_channels(clock, id, &held))
+                    .await
+            }
             Said::QueueMs(queue_ms) => {
                 self.fleet
                     .with(move |lead, clock| lead.core.appliance_queue(clock, id, queue_ms))
@@ -255,6 +265,7 @@ impl Stream {
             address: up.address.parse().unwrap_or(unknown),
             hostname: up.hostname.clone(),
             epoch: up.placement_epoch,
+            channel: ChannelId::from_slice(&up.channel),
         };
         Some((guest, facts))
     }

@@ -186,6 +186,7 @@ async fn people(fleet: &Fleet, vms: u64, sent: &Sent) {
                     address: [10, 0, 0, 1].into(),
                     hostname: format!("v{number}"),
                     epoch: 0,
+                    channel: None,
                 };
                 lead.core
                     .guest_up(clock, ids[0], GuestId(uuid(number)), facts);

@@ -1,6 +1,8 @@
-//! Guests that a connector knows: libvirt's test driver says which VM is on which host.
+//! Where guests are: libvirt's test driver says which VM is on which host, guests measure, a
+//! hypervisor's channel tells.
 
 mod nearness;
+mod position;
 mod turns;
 
 use std::fmt::Write as _;

@@ -93,12 +93,17 @@ pub(crate) fn appliance(core: &mut Core, host: &str) -> placement::ApplianceId {
 /// The agents of these VMs are connected.
 pub(crate) fn connect(core: &mut Core, via: placement::ApplianceId, numbers: &[u8]) {
     for number in numbers {
-        let facts = GuestFacts {
-            uuid: Some([*number; 16]),
-            address: ADDRESS,
-            hostname: format!("v{number}"),
-            epoch: 0,
-        };
-        core.guest_up(at(0), via, guest(*number), facts);
+        core.guest_up(at(0), via, guest(*number), facts(*number));
+    }
+}
+
+/// What the agent in a VM says.
+pub(crate) fn facts(number: u8) -> GuestFacts {
+    GuestFacts {
+        uuid: Some([number; 16]),
+        address: ADDRESS,
+        hostname: format!("v{number}"),
+        epoch: 0,
+        channel: None,
     }
 }

@@ -113,6 +113,7 @@ impl AgentRules {
             | Body::FetchFilter(_)
             | Body::Nearness(_)
             | Body::NotHeld(_)
+            | Body::Attached(_)
             | Body::TurnOver(_) => Ok(Pass::Deliver),
             Body::AskTurn(_) => self.opens(id).map(|()| Pass::Deliver),
             Body::Hello(_) => Err(Violation("a second Hello")),

@@ -191,8 +191,17 @@ fn measured_round_trips_correct_a_wrong_inventory() {
     world.fleet.measured(at(2), vm, ApplianceId(0), 150);
     world.fleet.measured(at(2), vm, ApplianceId(2), 120);
     assert_eq!(world.first(1), Some(0));
+    // Held up once: another round tells.
     world.fleet.measured(at(3), vm, ApplianceId(0), 400);
     world.fleet.measured(at(3), vm, ApplianceId(2), 60);
+    assert_eq!(world.first(1), Some(0));
+    world.fleet.measured(at(4), vm, ApplianceId(0), 140);
+    world.fleet.measured(at(4), vm, ApplianceId(2), 60);
+    assert_eq!(world.first(1), Some(0), "it was held up");
+    for n in 5..7 {
+        world.fleet.measured(at(n), vm, ApplianceId(0), 400);
+        world.fleet.measured(at(n), vm, ApplianceId(2), 60);
+    }
     assert_eq!(world.first(1), Some(2));
     let why = world.fleet.explain(vm, 10).unwrap();
     assert_eq!(
@@ -201,21 +210,76 @@ fn measured_round_trips_correct_a_wrong_inventory() {
     );
     assert_eq!(why.placement.cause, Cause::Measured);
     // The inventory has caught up: what was measured before counts no more.
-    world.fleet.put_vm(at(4), vm, on(1));
+    world.fleet.put_vm(at(14), vm, on(1));
     assert_eq!(world.first(1), Some(1));
     // Nor does what was measured before and arrives only now.
-    for (appliance, rtt_us) in [(1, 400), (2, 60)] {
-        world
-            .fleet
-            .measured(at(5), vm, ApplianceId(appliance), rtt_us);
-    }
+    let measure = |world: &mut World, now: u64| {
+        for (appliance, rtt_us) in [(1, 400), (2, 60)] {
+            let to = ApplianceId(appliance);
+            world.fleet.measured(at(now), vm, to, rtt_us);
+        }
+    };
+    measure(&mut world, 15);
+    measure(&mut world, 16);
     assert_eq!(world.first(1), Some(1));
-    for (appliance, rtt_us) in [(1, 400), (2, 60)] {
-        world
-            .fleet
-            .measured(at(6), vm, ApplianceId(appliance), rtt_us);
-    }
+    measure(&mut world, 17);
     assert_eq!(world.first(1), Some(2));
+    // Two rounds that lie too far apart agree on nothing.
+    world.fleet.put_vm(at(20), vm, on(1));
+    measure(&mut world, 30);
+    measure(&mut world, 30 + 901);
+    assert_eq!(world.first(1), Some(1));
+}
+
+#[test]
+fn a_channel_of_the_hypervisor_beats_the_inventory_and_what_is_measured() {
+    let mut world = World::new(1, 1, 4, 1);
+    let vm = VmId(1);
+    world.fleet.put_vm(at(1), vm, on(0));
+    world.fleet.attached(at(2), vm, Some(ApplianceId(3)));
+    assert_eq!(world.first(1), Some(3));
+    let why = world.fleet.explain(vm, 10).unwrap();
+    assert_eq!(why.attached, Some(ApplianceId(3)));
+    assert_eq!(why.placement.cause, Cause::Attached);
+    world.fleet.put_vm(at(3), vm, on(1));
+    for n in 10..13 {
+        world.fleet.measured(at(n), vm, ApplianceId(3), 900);
+        world.fleet.measured(at(n), vm, ApplianceId(2), 10);
+    }
+    assert_eq!(world.first(1), Some(3));
+    // One that dies protects nobody, wherever its channel leads.
+    let (down, up) = (Availability::Down, Availability::Up);
+    world.fleet.set_availability(at(14), ApplianceId(3), down);
+    assert_ne!(world.first(1), Some(3));
+    world.fleet.set_availability(at(15), ApplianceId(3), up);
+    world.fleet.attached(at(16), vm, None);
+    assert_eq!(world.first(1), Some(1), "as the inventory says");
+    world.fleet.attached(at(17), vm, Some(ApplianceId(99)));
+    assert_eq!(world.first(1), Some(1), "nobody knows that one");
+}
+
+#[test]
+fn an_appliance_that_knows_no_host_is_beside_those_whose_channels_it_holds() {
+    let mut world = World::new(1, 1, 1, 1);
+    let facts = ApplianceFacts {
+        host: None,
+        cluster: None,
+        site: None,
+        capacity: 100_000,
+        labels: Vec::new(),
+    };
+    let lonely = ApplianceId(7);
+    world.fleet.put_appliance(at(0), lonely, facts);
+    world
+        .fleet
+        .set_availability(at(0), lonely, Availability::Up);
+    world.fleet.put_vm(at(1), VmId(1), on(0));
+    assert_eq!(world.first(1), Some(0));
+    world.fleet.attached(at(2), VmId(1), Some(lonely));
+    assert_eq!(world.first(1), Some(7));
+    world.fleet.remove_appliance(at(3), lonely);
+    assert_eq!(world.first(1), Some(0));
+    assert_eq!(world.fleet.explain(VmId(1), 10).unwrap().attached, None);
 }
 
 #[test]

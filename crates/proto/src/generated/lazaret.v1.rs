@@ -425,7 +425,7 @@ pub struct Envelope {
     /// What it carries. Absent or unknown: the receiver ignores the frame and counts it.
     #[prost(
         oneof = "envelope::Body",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35, 45, 50, 51, 52, 53, 54, 55, 70, 71"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 26, 27, 28, 29, 30, 31, 32, 33, 35, 45, 50, 51, 52, 53, 54, 55, 70, 71, 72"
     )]
     pub body: ::core::option::Option<envelope::Body>,
 }
@@ -512,6 +512,8 @@ pub mod envelope {
         Recheck(super::Recheck),
         #[prost(message, tag = "71")]
         NotHeld(super::NotHeld),
+        #[prost(message, tag = "72")]
+        Attached(super::Attached),
     }
 }
 /// First frame of an agent.
@@ -1016,6 +1018,14 @@ pub struct Renew {
     /// With `rekey`: the machine. Unset: unknown.
     #[prost(message, optional, tag = "3")]
     pub machine: ::core::option::Option<MachineFacts>,
+}
+/// What the guest reads from its channel to the appliance on its host (a virtio-serial port that the
+/// hypervisor gives it). Sent when a session begins and when it changes; 30 in a minute count.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Attached {
+    /// As the appliance at the other end wrote it, 16 bytes. Unset: nobody is at the other end.
+    #[prost(bytes = "vec", tag = "1")]
+    pub channel: ::prost::alloc::vec::Vec<u8>,
 }
 /// Another machine shows this certificate, or a later one of the same guest: the agent asks for an
 /// identity of its own with Renew. Until it has one, this session goes on.
@@ -2105,6 +2115,9 @@ pub struct FleetWhy {
     /// How many more there are.
     #[prost(uint64, tag = "5")]
     pub omitted: u64,
+    /// The appliance on its host, which it reaches by a channel of the hypervisor. Unset: none.
+    #[prost(string, tag = "6")]
+    pub attached: ::prost::alloc::string::String,
 }
 /// One appliance as it was weighed.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2202,7 +2215,7 @@ pub struct HolderRecord {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FleetSaid {
     /// Absent or unknown: ignored.
-    #[prost(oneof = "fleet_said::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "fleet_said::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 70")]
     pub body: ::core::option::Option<fleet_said::Body>,
 }
 /// Nested message and enum types in `FleetSaid`.
@@ -2237,6 +2250,8 @@ pub mod fleet_said {
         AskTurn(super::AskGuestTurn),
         #[prost(message, tag = "11")]
         TurnOver(super::GuestTurnOver),
+        #[prost(message, tag = "70")]
+        Channels(super::HostChannels),
     }
 }
 /// Controller to appliance.
@@ -2345,6 +2360,17 @@ pub struct GuestUp {
     /// The machine, as it says. Unset: unknown.
     #[prost(message, optional, tag = "61")]
     pub machine: ::core::option::Option<MachineFacts>,
+    /// What it reads from the channel to its host, 16 bytes. Unset: it has none.
+    #[prost(bytes = "vec", tag = "70")]
+    pub channel: ::prost::alloc::vec::Vec<u8>,
+}
+/// The channels to guests on its host that an appliance holds, all of them; told anew when they
+/// change.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostChannels {
+    /// What it wrote into each, 16 bytes; at most 4096.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub channels: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// What a guest measured.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

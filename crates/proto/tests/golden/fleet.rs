@@ -209,6 +209,7 @@ fn why() -> v1::FleetWhy {
     v1::FleetWhy {
         vm: Some(vm()),
         measured_host: "h2".into(),
+        attached: "a2".into(),
         rule: "desktops".into(),
         considered: vec![considered()],
         omitted: 12,
@@ -269,6 +270,13 @@ fn guest_up() -> v1::GuestUp {
         placement_epoch: 5,
         key_id: vec![0x66; 16],
         machine: Some(machine_facts()),
+        channel: vec![0x44; 16],
+    }
+}
+
+fn host_channels() -> v1::HostChannels {
+    v1::HostChannels {
+        channels: vec![vec![0x44; 16]],
     }
 }
 
@@ -333,6 +341,7 @@ fn said(golden: &mut Golden) {
     golden.add("GuestsUp", &guests_up());
     golden.add("GuestUp", &guest_up());
     golden.add("GuestNearness", &guest_nearness());
+    golden.add("HostChannels", &host_channels());
     golden.add("Warmth", &warmth());
     golden.add("WarmVerdict", &warm_verdict());
     golden.add("RenewGuest", &renew_guest());
@@ -352,6 +361,7 @@ fn said(golden: &mut Golden) {
     body("Leaving", Body::Leaving(true));
     body("AskTurn", Body::AskTurn(ask_guest_turn()));
     body("TurnOver", Body::TurnOver(guest_turn_over()));
+    body("Channels", Body::Channels(host_channels()));
 }
 
 fn place() -> v1::PlaceGuest {

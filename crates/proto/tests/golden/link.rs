@@ -305,6 +305,7 @@ fn bodies() -> Vec<(&'static str, Body)> {
         ("Recheck", Body::Recheck(recheck())),
         ("NotHeld", Body::NotHeld(not_held())),
         ("Rekey", Body::Rekey(rekey())),
+        ("Attached", Body::Attached(attached())),
     ]
 }
 
@@ -313,6 +314,12 @@ fn renew() -> v1::Renew {
         csr: vec![0x30],
         rekey: true,
         machine: Some(machine_facts()),
+    }
+}
+
+fn attached() -> v1::Attached {
+    v1::Attached {
+        channel: vec![0x44; 16],
     }
 }
 
@@ -385,6 +392,7 @@ fn alone(golden: &mut Golden) {
     golden.add("Recheck", &recheck());
     golden.add("NotHeld", &not_held());
     golden.add("Rekey", &rekey());
+    golden.add("Attached", &attached());
     golden.add("Ping", &v1::Ping { nonce: u64::MAX });
     golden.add("Pong", &v1::Pong { nonce: u64::MAX });
     golden.add("Goodbye", &v1::Goodbye { reason });

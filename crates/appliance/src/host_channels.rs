@@ -1,0 +1,193 @@
+//! Channels to the guests on this appliance's host: the hypervisor makes a unix socket for each
+//! guest's virtio-serial port. What is written into one reaches that guest and nobody else, so a
+//! guest that knows it is here. A guest may say anything there, and is asked nothing but that.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use daemon::metrics::{Gauge, Registry};
+use link::channel::{PORT_NAME, line};
+use model::ChannelId;
+use parking_lot::Mutex;
+use proto::v1;
+use proto::v1::fleet_said::Body as Said;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+use crate::shared::Shared;
+
+/// New sockets are looked for so often: one appears before a guest that migrates has arrived.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Sockets that are held at most; the contract's limit.
+const CHANNELS_MAX: usize = 4096;
+/// Entries of one folder that are looked at.
+const ENTRIES_MAX: usize = 65_536;
+/// A guest that asks again is answered so soon.
+const ANSWER_PAUSE: Duration = Duration::from_secs(1);
+/// A socket that takes no line for so long is opened anew.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Those that are open.
+#[derive(Debug)]
+pub(crate) struct HostChannels {
+    held: Mutex<BTreeMap<PathBuf, ChannelId>>,
+    count: Gauge,
+}
+
+impl HostChannels {
+    pub(crate) fn new(registry: &Registry) -> Self {
+        Self {
+            held: Mutex::default(),
+            count: registry.gauge(
+                "lazaret_host_channels",
+                "Channels to guests on this appliance's host that are open.",
+            ),
+        }
+    }
+
+    /// As the controller is told.
+    pub(crate) fn held(&self) -> v1::HostChannels {
+        let held = self.held.lock();
+        v1::HostChannels {
+            channels: held.values().map(|id| id.0.to_vec()).collect(),
+        }
+    }
+
+    fn change(&self, shared: &Shared, change: impl FnOnce(&mut BTreeMap<PathBuf, ChannelId>)) {
+        let count = {
+            let mut held = self.held.lock();
+            change(&mut held);
+            held.len()
+        };
+        self.count.set(crate::metrics::gauge_of(count));
+        shared.fleet.tell(Said::Channels(self.held()));
+    }
+}
+
+/// A socket, and not another one that later has its name.
+type Socket = (PathBuf, u64);
+
+/// Opens what appears in these folders and closes what goes, for ever.
+pub(crate) async fn keep(shared: Arc<Shared>, folders: Vec<PathBuf>) {
+    let mut open: BTreeMap<Socket, JoinHandle<()>> = BTreeMap::new();
+    loop {
+        let looked_in = folders.clone();
+        let found = tokio::task::spawn_blocking(move || sockets_in(&looked_in)).await;
+        let found = found.unwrap_or_default();
+        open.retain(|socket, task| {
+            let stays = found.contains(socket);
+            if !stays {
+                task.abort();
+            }
+            stays && !task.is_finished()
+        });
+        for socket in found {
+            let path = socket.0.clone();
+            let shared = shared.clone();
+            open.entry(socket)
+                .or_insert_with(|| tokio::spawn(hold(shared, path)));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The sockets of our ports.
+fn sockets_in(folders: &[PathBuf]) -> Vec<Socket> {
+    let entries = folders.iter().filter_map(|folder| folder.read_dir().ok());
+    let entries = entries.flat_map(|entries| entries.take(ENTRIES_MAX).flatten());
+    let sockets = entries.filter_map(|entry| {
+        let path = entry.path();
+        let is_ours = entry.file_name().to_string_lossy().ends_with(PORT_NAME);
+        let within = || socket(&path.join(PORT_NAME));
+        is_ours.then(|| socket(&path)).flatten().or_else(within)
+    });
+    sockets.take(CHANNELS_MAX).collect()
+}
+
+fn socket(path: &Path) -> Option<Socket> {
+    let metadata = path.symlink_metadata().ok()?;
+    let is_socket = metadata.file_type().is_socket();
+    is_socket.then(|| (path.to_owned(), metadata.ino()))
+}
+
+/// Named by its path while it is open.
+struct Named<'a> {
+    shared: &'a Shared,
+    path: &'a Path,
+}
+
+impl Drop for Named<'_> {
+    fn drop(&mut self) {
+        let channels = &self.shared.host_channels;
+        channels.change(self.shared, |held| {
+            held.remove(self.path);
+        });
+    }
+}
+
+/// Holds one channel until its other end goes.
+async fn hold(shared: Arc<Shared>, path: PathBuf) {
+    // Nobody listens, or somebody else is connected: it is tried again with the next look.
+    let Ok(mut stream) = UnixStream::connect(&path).await else {
+        return;
+    };
+    let Ok(id) = pki::random().map(ChannelId) else {
+        return;
+    };
+    // Before the guest can know it.
+    let _named = Named {
+        shared: &shared,
+        path: &path,
+    };
+    let channels = &shared.host_channels;
+    channels.change(&shared, |held| {
+        held.insert(path.clone(), id);
+    });
+    let own = line(id);
+    loop {
+        let written = tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(own.as_bytes()));
+        if !matches!(written.await, Ok(Ok(()))) {
+            return;
+        }
+        tokio::time::sleep(ANSWER_PAUSE).await;
+        // Whatever it says, it wants to know again.
+        let mut said = [0; 256];
+        if !matches!(stream.read(&mut said).await, Ok(1..)) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_found_by_their_names_and_in_folders_of_guests() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir(path("domain-1-a")).unwrap();
+        std::fs::create_dir(path("domain-2-b")).unwrap();
+        std::fs::write(path("domain-2-b").join(PORT_NAME), b"a file").unwrap();
+        let ours = [
+            path("domain-1-a").join(PORT_NAME),
+            path(PORT_NAME),
+            path("vm-7-org.lazaret.0"),
+        ];
+        let others = [path("org.qemu.guest_agent.0"), path("domain-1-a").join("x")];
+        for socket in ours.iter().chain(&others) {
+            drop(std::os::unix::net::UnixListener::bind(socket).unwrap());
+        }
+        let missing = path("missing");
+        let mut found: Vec<_> = sockets_in(&[dir.path().to_owned(), missing])
+            .into_iter()
+            .map(|(path, _)| path)
+            .collect();
+        found.sort();
+        assert_eq!(found, ours);
+    }
+}

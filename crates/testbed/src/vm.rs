@@ -1,0 +1,105 @@
+//! A virtual machine: QEMU, emulated, since KVM within a virtual machine may be there and not serve.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{GuestImage, Process, Spawn};
+
+/// Lines of the console in a message.
+const TAIL_BYTES: usize = 3000;
+
+/// What it has besides its kernel.
+#[derive(Debug, Clone, Default)]
+pub struct VmOptions {
+    /// Runs in this network namespace. Its card is at 10.0.2.15 behind QEMU's own translation: what
+    /// it dials is dialled from there.
+    pub netns: Option<String>,
+    /// Further arguments of QEMU.
+    pub args: Vec<String>,
+}
+
+/// A booted machine; it ends with its guard.
+#[derive(Debug)]
+pub struct Vm {
+    process: Process,
+    console: PathBuf,
+}
+
+impl Vm {
+    /// Boots it; its console is written to a file in `dir`.
+    ///
+    /// # Errors
+    /// QEMU cannot be started.
+    pub fn boot(dir: &Path, image: &GuestImage, options: &VmOptions) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let console = dir.join("console.log");
+        let log = dir.join("qemu.log");
+        let program = "qemu-system-x86_64";
+        let spawn = match &options.netns {
+            Some(netns) => {
+                Spawn::new("qemu", "ip", log).args(["netns", "exec", netns.as_str(), program])
+            }
+            None => Spawn::new("qemu", program, log),
+        };
+        let process = spawn
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+            ])
+            .args([
+                "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "256",
+            ])
+            .args(["-kernel", &image.kernel.display().to_string()])
+            .args(["-initrd", &image.initrd.display().to_string()])
+            .args(["-append", "console=ttyS0 quiet panic=-1"])
+            .args(["-serial", &format!("file:{}", console.display())])
+            .args([
+                "-netdev",
+                "user,id=net",
+                "-device",
+                "virtio-net-pci,netdev=net",
+            ])
+            .args(["-device", "virtio-rng-pci"])
+            .args(&options.args)
+            .start()?;
+        Ok(Self { process, console })
+    }
+
+    /// What its console said so far.
+    #[must_use]
+    pub fn console(&self) -> String {
+        let bytes = std::fs::read(&self.console).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until something is found in what the console said.
+    ///
+    /// # Errors
+    /// It ended, or that was not said in time; with the end of what was.
+    pub fn wait<T>(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        found: impl Fn(&str) -> Option<T>,
+    ) -> Result<T> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let is_running = self.process.is_running()?;
+            let text = self.console();
+            if let Some(found) = found(&text) {
+                return Ok(found);
+            }
+            if !is_running || Instant::now() > deadline {
+                let tail = text.floor_char_boundary(text.len().saturating_sub(TAIL_BYTES));
+                let tail = text.get(tail..).unwrap_or_default();
+                bail!("{what}: {tail}\n{}", self.process.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
