@@ -25,9 +25,22 @@ pub(crate) fn bytes_at(data: &[u8], at: usize) -> u64 {
     }
 }
 
-/// Of 128, as the fold bit does not count.
-fn number(byte: u8) -> usize {
+/// Folded bytes.
+pub(crate) const NUMBERS: usize = 128;
+
+/// Of [`NUMBERS`], as the fold bit does not count.
+pub(crate) fn number(byte: u8) -> usize {
     usize::from(byte & 0x1f | (byte & 0xc0) >> 1)
+}
+
+/// The share of positions that have these two folded bytes, by their numbers.
+pub(crate) fn share_of_pair(first: usize, second: usize) -> f64 {
+    (f64::from(PAIRS[first << 7 | second]) / -4.0).exp2()
+}
+
+/// The share of positions that have a folded byte, by its number.
+pub(crate) fn share_of_byte(byte: usize) -> f64 {
+    (0..NUMBERS).map(|second| share_of_pair(byte, second)).sum()
 }
 
 fn pair(first: u8, second: u8) -> i32 {
@@ -35,13 +48,8 @@ fn pair(first: u8, second: u8) -> i32 {
 }
 
 /// Rarity of each byte: that of all pairs that it starts, in quarters of a bit.
-static SINGLES: LazyLock<[i32; 128]> = LazyLock::new(|| {
-    let share = |rarity: &u8| (f64::from(*rarity) / -4.0).exp2();
-    std::array::from_fn(|byte| {
-        let all: f64 = PAIRS[byte << 7..][..128].iter().map(share).sum();
-        (all.log2() * -4.0) as i32
-    })
-});
+static SINGLES: LazyLock<[i32; NUMBERS]> =
+    LazyLock::new(|| std::array::from_fn(|byte| (share_of_byte(byte).log2() * -4.0) as i32));
 
 fn single(byte: u8) -> i32 {
     SINGLES[number(byte)]

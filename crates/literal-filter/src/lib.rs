@@ -25,6 +25,7 @@ mod scan;
 mod spots;
 mod stream;
 mod table;
+mod triples;
 mod wire;
 
 pub use error::FilterError;

@@ -13,6 +13,7 @@ use std::ops::ControlFlow;
 
 use crate::FilterError;
 use crate::spots::{Spots, rarity_of_best};
+use crate::triples::Effort;
 use crate::wire::{Reader, put_varint};
 
 /// Needles of one set.
@@ -190,12 +191,24 @@ impl Needles {
     /// # Errors
     /// There are more than [`NEEDLES_MAX`].
     pub fn build(list: Vec<Needle>) -> Result<Self, FilterError> {
+        Self::built(list, Effort::Lasting)
+    }
+
+    /// The same in little time, for one scan: that may take a little longer.
+    ///
+    /// # Errors
+    /// There are more than [`NEEDLES_MAX`].
+    pub fn build_for_once(list: Vec<Needle>) -> Result<Self, FilterError> {
+        Self::built(list, Effort::Once)
+    }
+
+    fn built(list: Vec<Needle>, effort: Effort) -> Result<Self, FilterError> {
         if list.len() > NEEDLES_MAX {
             return Err(FilterError::TooMany {
                 count: list.len() as u64,
             });
         }
-        let spots = Spots::build(&list);
+        let spots = Spots::build(&list, effort);
         let reach = list.iter().map(|n| n.before().max(n.after())).max();
         Ok(Self {
             list,

@@ -2,13 +2,12 @@
 
 use std::ops::{ControlFlow, Range};
 
-use byte_sets::{ByteSets, Sets};
+use byte_sets::{ByteSets, WIDTH};
 
 use crate::grams::rarity;
 use crate::needles::{Needle, Token};
+use crate::triples::{Effort, divide};
 
-/// Bytes that are looked up together.
-const WIDTH: usize = 3;
 /// Positions that are looked up at once; each is a bit of the result.
 const LOOKS: usize = 64;
 /// Bytes that a group of looks reads.
@@ -22,12 +21,10 @@ const SIZES: [u32; 3] = [15, 18, 21];
 const BITS_PER_GRAM: usize = 32;
 const FACTOR: u32 = 0x9e37_79b1;
 
-/// Triples of sets of bytes, into which grams are put.
-const TRIPLES: usize = 8;
 /// Words of looks at once.
 const WORDS_MAX: usize = 64;
 /// Sets of bytes are looked for first if at most one position in so many has some.
-const SETS_RARE: f64 = 8.0;
+const SETS_RARE: f64 = 5.0;
 
 /// Finds places by grams.
 #[derive(Debug, Default)]
@@ -54,7 +51,7 @@ struct Use {
 }
 
 impl Spots {
-    pub(crate) fn build(list: &[Needle]) -> Self {
+    pub(crate) fn build(list: &[Needle], effort: Effort) -> Self {
         let mut grams: Vec<(u32, Use)> = Vec::new();
         let mut all = Vec::new();
         let mut reach = (0, 0);
@@ -103,7 +100,7 @@ impl Spots {
             buckets: buckets.into(),
             bucket_bits,
             uses: uses.into_iter().map(|(_, place)| place).collect(),
-            sets: sets(all),
+            sets: sets(&all, effort),
             reach,
         }
     }
@@ -216,25 +213,10 @@ fn gram_of(data: &[u8], at: usize) -> u32 {
 }
 
 /// Grams in triples of sets, those that are alike together; `None`: they are met too often.
-fn sets(mut all: Vec<[Token; WIDTH]>) -> Option<ByteSets> {
-    all.sort_by_key(|tokens| tokens.map(|token| (loose(&token), value(token))));
-    let mut sets: Sets = [[0; 256]; WIDTH];
-    let mut share = 0.0;
-    for (triple, tokens) in all.chunks(all.len().div_ceil(TRIPLES).max(1)).enumerate() {
-        let mut of_triple = 1.0;
-        for (set, at) in sets.iter_mut().zip(0..) {
-            for byte in 0..=255u8 {
-                if tokens.iter().any(|gram| allows(gram[at], byte)) {
-                    set[usize::from(byte)] |= 1 << triple;
-                }
-            }
-            let members = (0..=255u8).filter(|byte| set[usize::from(*byte)] >> triple & 1 != 0);
-            // Folded bytes: two share what is measured.
-            let shares = members.map(|byte| (f64::from(rarity(&[byte])) / -4.0).exp2() / 2.0);
-            of_triple *= shares.sum::<f64>().min(1.0);
-        }
-        share += of_triple;
-    }
+fn sets(all: &[[Token; WIDTH]], effort: Effort) -> Option<ByteSets> {
+    let bytes = |token: &Token| (0..=255).filter(|b| allows(*token, *b)).collect();
+    let grams = all.iter().map(|tokens| tokens.each_ref().map(bytes));
+    let (sets, share) = divide(grams.collect(), effort);
     (share * SETS_RARE <= 1.0).then(|| ByteSets::new(sets))?
 }
 
@@ -350,7 +332,7 @@ mod tests {
         ]
         .map(|tokens| Needle::new(tokens, 0).expect("a needle"))
         .into();
-        let mut spots = Spots::build(&list);
+        let mut spots = Spots::build(&list, Effort::Lasting);
         let mut data = vec![b'.'; 10_000];
         for at in [0, 60, 63, 127, 4095, 9990, 9997] {
             data[at..at + 3].copy_from_slice(b"q#\x91");
