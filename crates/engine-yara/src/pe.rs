@@ -5,6 +5,7 @@
 //! file: it keeps an import hash and a checksum for the thread until then.
 
 use md5::{Digest, Md5};
+use readplan::Hits;
 use yara_x::Scanner;
 use yara_x::mods::PE;
 use yara_x::mods::pe::{DirEntry, Export, Import, KeyValue, Resource, Section, Signature};
@@ -206,14 +207,13 @@ impl Portable {
         self.parts.as_ref()
     }
 
-    /// Fields that conditions compare with numbers, as far as the module was asked already;
-    /// `None`: undefined.
-    pub(crate) fn numbers(&self) -> Vec<(&'static str, Option<i64>)> {
+    /// Tells fields that conditions compare with numbers, as far as the module was asked already.
+    pub(crate) fn tell_numbers(&self, hits: &Hits) {
         let Some(Parts { rest: pe, .. }) = &self.parts else {
-            return Vec::new();
+            return;
         };
         let overlay = pe.overlay.as_ref();
-        vec![
+        let numbers = [
             ("timestamp", pe.timestamp.map(i64::from)),
             ("characteristics", pe.characteristics.map(i64::from)),
             ("checksum", pe.checksum.map(i64::from)),
@@ -225,7 +225,10 @@ impl Portable {
             ("number_of_version_infos", pe.number_of_version_infos),
             ("overlay.offset", overlay.and_then(|o| o.offset)),
             ("overlay.size", overlay.and_then(|o| o.size)),
-        ]
+        ];
+        for (field, value) in numbers {
+            hits.tell_number(field, value);
+        }
     }
 
     /// The module was asked.

@@ -65,7 +65,7 @@ pub struct Judged {
 pub struct Stages {
     /// Occurrences of literals.
     pub hits: usize,
-    /// Rules open after the filter.
+    /// Rules open after the filter and the first probes.
     pub open_after_filter: usize,
     /// Groups of probes asked.
     pub probes: usize,
@@ -384,8 +384,8 @@ impl<'r> PlannedScanner<'r> {
         Ok(stages)
     }
 
-    /// The rules that YARA-X has to decide: by the hits, then by probes without modules, then by a
-    /// close look at the content, then by what modules say.
+    /// The rules that YARA-X has to decide: by the hits and quick probes, then by a close look at
+    /// the content, then by what modules say.
     fn open(
         &mut self,
         telling: &Telling<'_>,
@@ -399,12 +399,16 @@ impl<'r> PlannedScanner<'r> {
             hits: &self.hits,
             search: None,
         };
-        let mut open = plan.open(&known, &|_| None);
-        stages.open_after_filter = open.len();
         self.prober.clear();
-        let (mut next, mut numbers_told) = (0, false);
+        // A few answers shut most of the rules that are open for every file of its kind.
+        let first = plan.first_probes(&known);
+        stages.probes += self.prober.ask_quick(first, telling, portable)?;
+        let mut numbers_told = portable.is_read();
+        portable.tell_numbers(&self.hits);
+        let mut open = plan.open(&known, &|probe| self.prober.answer(probe));
+        stages.open_after_filter = open.len();
         loop {
-            let wanted = probes.wanted(plan, &open, next);
+            let wanted = self.prober.wanted(plan, &open);
             let is_slow = wanted.is_none_or(|group| probes.is_slow(group));
             if known.search.is_none() && is_slow {
                 known.search = Some(telling.bytes);
@@ -425,12 +429,9 @@ impl<'r> PlannedScanner<'r> {
                 let (asking, others): (Vec<_>, Vec<_>) = open.iter().copied().partition(asks);
                 open = others;
                 open.extend(plan.still_open(&asking, &known, &|p| self.prober.answer(p)));
-                next = group + 1;
             }
             if !numbers_told && portable.is_read() {
-                for (field, value) in portable.numbers() {
-                    self.hits.tell_number(field, value);
-                }
+                portable.tell_numbers(&self.hits);
                 open = plan.still_open(&open, &known, &|probe| self.prober.answer(probe));
             }
             numbers_told |= is_slow || portable.is_read();

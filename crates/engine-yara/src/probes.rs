@@ -31,6 +31,8 @@ struct Asked {
     reads: Reads,
     needs: Needs,
     has_modules: bool,
+    /// Of rules that are not open for every file.
+    is_rare: bool,
     /// The plan's probes in it.
     ids: Vec<usize>,
 }
@@ -102,6 +104,7 @@ impl Probes {
                 reads,
                 needs: kind.needs,
                 has_modules: kind.has_modules,
+                is_rare: kind.is_rare,
                 ids,
             })));
         }
@@ -144,17 +147,28 @@ impl Probes {
         }
     }
 
+    fn is_rare(&self, group: usize) -> bool {
+        matches!(self.groups.get(group), Some(Group::Rules(asked)) if asked.is_rare)
+    }
+
     /// The rule has a probe in this group.
     pub(crate) fn asks(&self, plan: &Plan, rule: RuleId, group: usize) -> bool {
         let mut probes = plan.probes_of(rule).iter();
         probes.any(|probe| self.group_of.get(*probe) == Some(&Some(group)))
     }
 
-    /// The first group from `from` on that one of these rules asks.
-    pub(crate) fn wanted(&self, plan: &Plan, rules: &[RuleId], from: usize) -> Option<usize> {
-        let asked = rules.iter().flat_map(|rule| plan.probes_of(*rule));
-        let groups = asked.filter_map(|probe| *self.group_of.get(*probe)?);
-        groups.filter(|group| *group >= from).min()
+    /// The groups that have these probes, are answered without a module's structures and asked for
+    /// most files, rising.
+    fn quick(&self, probes: &[u32]) -> Vec<usize> {
+        let mut wanted = vec![false; self.groups.len()];
+        for group in probes
+            .iter()
+            .filter_map(|p| *self.group_of.get(*p as usize)?)
+        {
+            wanted[group] = !self.is_slow(group) && !self.is_rare(group);
+        }
+        let groups = (0..self.groups.len()).filter(|group| wanted[*group]);
+        groups.collect()
     }
 }
 
@@ -165,6 +179,8 @@ pub(crate) struct Prober<'r> {
     scanners: Vec<Option<Scanner<'r>>>,
     /// By the plan's probe.
     answers: Vec<Option<bool>>,
+    /// By group.
+    asked: Vec<bool>,
 }
 
 impl<'r> Prober<'r> {
@@ -173,12 +189,35 @@ impl<'r> Prober<'r> {
             probes,
             scanners: probes.groups.iter().map(|_| None).collect(),
             answers: vec![None; probes.group_of.len()],
+            asked: vec![false; probes.groups.len()],
         }
     }
 
     /// Forgets the answers.
     pub(crate) fn clear(&mut self) {
         self.answers.fill(None);
+        self.asked.fill(false);
+    }
+
+    /// The first group that one of these rules asks and that was not asked yet.
+    pub(crate) fn wanted(&self, plan: &Plan, rules: &[RuleId]) -> Option<usize> {
+        let probes = rules.iter().flat_map(|rule| plan.probes_of(*rule));
+        let groups = probes.filter_map(|probe| *self.probes.group_of.get(*probe)?);
+        groups.filter(|group| !self.asked[*group]).min()
+    }
+
+    /// Asks those groups of these probes that are quick; returns how many.
+    pub(crate) fn ask_quick(
+        &mut self,
+        probes: &[u32],
+        telling: &Telling<'_>,
+        portable: &mut Portable,
+    ) -> Result<usize, Stopped> {
+        let groups = self.probes.quick(probes);
+        for group in &groups {
+            self.ask(*group, telling, portable)?;
+        }
+        Ok(groups.len())
     }
 
     pub(crate) fn answer(&self, probe: usize) -> Option<bool> {
@@ -192,6 +231,9 @@ impl<'r> Prober<'r> {
         telling: &Telling<'_>,
         portable: &mut Portable,
     ) -> Result<(), Stopped> {
+        if let Some(asked) = self.asked.get_mut(group) {
+            *asked = true;
+        }
         let asked = match self.probes.groups.get(group) {
             None => return Ok(()),
             Some(Group::Rules(asked)) => asked,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use literal_filter::{Filter, Needles};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use yara_x_parser::Parser;
 use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{AST, Expr as Ast, Rule, RuleFlags};
@@ -15,7 +15,6 @@ use crate::class::Class;
 use crate::expr::{Converter, Expr};
 use crate::filters::Classes;
 use crate::hidden::Hidden;
-use crate::known::Hits;
 use crate::look::{Look, Side};
 use crate::pattern::{self, PatternInfo};
 use crate::probe::Probe;
@@ -198,7 +197,7 @@ impl Plan {
     /// The rule may match a small file in which no literal occurs, of whatever kind.
     pub fn is_always_open(&self, rule: RuleId) -> bool {
         let mut smallest = Class::all().filter(|class| class.sizes().0 == 0);
-        smallest.all(|class| self.classes.residents(class).binary_search(&rule).is_ok())
+        smallest.all(|class| self.classes.is_resident(class, rule))
     }
 
     /// Modules that a rule's condition names.
@@ -273,42 +272,17 @@ impl Plan {
         self.by_name.get(&key).copied().filter(|rule| *rule != from)
     }
 
+    /// Rules that refer to a rule.
+    pub(crate) fn dependants(&self, rule: RuleId) -> &[RuleId] {
+        &self.dependants[rule]
+    }
+
     pub(crate) fn has_globals(&self, rule: RuleId) -> bool {
         self.file(self.rule(rule)).has_globals
     }
 
     pub(crate) fn fixed(&self, pattern: usize) -> Option<&[u8]> {
         self.patterns.get(pattern)?.info.fixed.as_deref()
-    }
-
-    /// Rules that the hits or nothing at all can make match in a file of this class, themselves or
-    /// through others. What an agent found tells nothing by classes: it looks for everything.
-    pub(crate) fn candidates(&self, hits: &Hits, class: Option<Class>) -> Vec<RuleId> {
-        let look = self.look(hits.side());
-        let residents = match (hits.side(), class) {
-            (Side::Appliance, Some(class)) => self.classes.residents(class),
-            (Side::Appliance, None) | (Side::Agent, _) => look.residents(),
-        };
-        let mut found: FxHashSet<RuleId> = residents.iter().copied().collect();
-        let mut todo = Vec::new();
-        for literal in hits.literals() {
-            for pattern in look.users(literal) {
-                let rule = self.patterns[*pattern as usize].rule;
-                if found.insert(rule) {
-                    todo.push(rule);
-                }
-            }
-        }
-        while let Some(rule) = todo.pop() {
-            for dependant in &self.dependants[rule] {
-                if found.insert(*dependant) {
-                    todo.push(*dependant);
-                }
-            }
-        }
-        let mut all: Vec<RuleId> = found.into_iter().collect();
-        all.sort_unstable();
-        all
     }
 }
 

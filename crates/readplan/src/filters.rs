@@ -11,6 +11,7 @@ use std::ops::ControlFlow;
 
 use literal_filter::{Filter, Literal};
 
+use crate::bits::Bits;
 use crate::class::Class;
 use crate::compile::{Plan, PlanError, RuleId};
 use crate::eval::Truth;
@@ -18,14 +19,15 @@ use crate::gate;
 use crate::glance::Glance;
 use crate::known::Hits;
 use crate::look::{Look, Side};
+use crate::open::Known;
 
 /// By class of file.
 #[derive(Debug, Default)]
 pub(crate) struct Classes {
     /// By [`Class::filter`].
     filters: Vec<Subset>,
-    /// By class: rules that may match where nothing is found.
-    residents: Vec<Vec<RuleId>>,
+    /// By class.
+    residents: Vec<Residents>,
     /// By class: what a close look begins with.
     glances: Vec<Glance>,
 }
@@ -42,22 +44,70 @@ impl Classes {
                     .collect()
             })
             .collect();
+        let refers = plan.refers();
+        let divided = Class::all().zip(&residents).map(|(class, residents)| {
+            let is_by_probes = |rule: &RuleId| {
+                !refers.contains(*rule) && plan.without_probes(*rule, look, class) == Truth::False
+            };
+            let (by_probes, open) = residents.iter().partition(|rule| is_by_probes(rule));
+            Residents::of(plan, open, by_probes)
+        });
+        let divided = divided.collect();
         let glances = Class::all()
             .zip(&residents)
             .map(|(class, residents)| glance(plan, look, class, residents));
         Ok(Self {
             filters: filters(plan, look)?,
             glances: glances.collect::<Result<_, _>>()?,
-            residents,
+            residents: divided,
         })
     }
 
-    pub(crate) fn residents(&self, class: Class) -> &[RuleId] {
-        self.residents.get(class.index()).map_or(&[], Vec::as_slice)
+    pub(crate) fn residents(&self, class: Class) -> Option<&Residents> {
+        self.residents.get(class.index())
+    }
+
+    /// The rule may match a file of this class where nothing is found.
+    pub(crate) fn is_resident(&self, class: Class, rule: RuleId) -> bool {
+        let residents = self.residents(class);
+        residents.is_some_and(|residents| {
+            let mut by_probes = residents.by_probes();
+            residents.open.binary_search(&rule).is_ok() || by_probes.any(|(other, _)| other == rule)
+        })
     }
 
     pub(crate) fn glance(&self, class: Class) -> Option<&Glance> {
         self.glances.get(class.index())
+    }
+}
+
+/// Rules that may match in a file of some class though nothing is found.
+#[derive(Debug, Default)]
+pub(crate) struct Residents {
+    pub(crate) open: Vec<RuleId>,
+    /// Those that are shut where in addition none of their probes is true, and where the probes of
+    /// each end.
+    shut: Vec<(u32, u32)>,
+    probes: Vec<u32>,
+}
+
+impl Residents {
+    fn of(plan: &Plan, open: Vec<RuleId>, by_probes: Vec<RuleId>) -> Self {
+        let (mut shut, mut probes) = (Vec::new(), Vec::new());
+        for rule in by_probes {
+            probes.extend(plan.probes_of(rule).iter().map(|probe| *probe as u32));
+            shut.push((rule as u32, probes.len() as u32));
+        }
+        Self { open, shut, probes }
+    }
+
+    /// Those that probes shut, and these.
+    pub(crate) fn by_probes(&self) -> impl Iterator<Item = (RuleId, &[u32])> {
+        let starts = std::iter::once(0).chain(self.shut.iter().map(|(_, end)| *end));
+        self.shut.iter().zip(starts).map(|((rule, end), start)| {
+            let probes = self.probes.get(start as usize..*end as usize);
+            (*rule as RuleId, probes.unwrap_or_default())
+        })
     }
 }
 
@@ -107,6 +157,24 @@ fn filters(plan: &Plan, look: &Look) -> Result<Vec<Subset>, PlanError> {
 }
 
 impl Plan {
+    /// Probes that shut most rules of a file such as this where nothing is found: to be asked before
+    /// all else.
+    pub fn first_probes(&self, known: &Known<'_>) -> &[u32] {
+        let class = Class::of(known.size, known.bytes);
+        let residents = class.and_then(|class| self.classes().residents(class));
+        residents.map_or(&[], |residents| residents.probes.as_slice())
+    }
+
+    /// Rules that refer to others.
+    fn refers(&self) -> Bits {
+        let mut refers = Bits::default();
+        refers.reset(self.len());
+        for rule in (0..self.len()).flat_map(|rule| self.dependants(rule)) {
+            refers.insert(*rule);
+        }
+        refers
+    }
+
     /// Of the patterns that the filter leaves out those that may suffice to shut a rule.
     fn glance_gate(&self, rule: RuleId, look: &Look) -> BTreeSet<usize> {
         let first = self.rule(rule).first_pattern;

@@ -9,8 +9,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::compile::RuleEntry;
+use crate::compile::{Plan, RuleEntry, RuleId};
 use crate::expr::{Comparison, Expr, Quantifier};
+use crate::look::Look;
+use crate::pattern::{Part, PatternInfo, rarity};
 
 /// What it costs to look for a pattern of the rule; `None`: it cannot be looked for.
 pub(crate) type Cost<'a> = &'a dyn Fn(usize) -> Option<u64>;
@@ -161,6 +163,30 @@ impl Search<'_> {
         let needed = gates.len() - wanted + 1;
         self.all(gates.into_iter().take(needed))
     }
+}
+
+impl Plan {
+    /// Of the patterns that are looked for those that may suffice to shut a rule, such as occur in
+    /// few files.
+    pub(crate) fn seldom_gate(&self, rule: RuleId, look: &Look) -> BTreeSet<usize> {
+        let first = self.rule(rule).first_pattern;
+        let cost = |index: usize| {
+            let info = &self.patterns().get(first + index)?.info;
+            look.seeks(first + index).then(|| how_often(info))
+        };
+        let gate = of_rule(self.rule(rule), &cost);
+        gate.patterns
+            .into_iter()
+            .map(|index| first + index)
+            .collect()
+    }
+}
+
+/// How often a pattern is to be expected, without a unit.
+fn how_often(info: &PatternInfo) -> u64 {
+    let often = |part: &Part| 1 << (40 - rarity(&part.bytes).clamp(0, 40));
+    let all = info.literals.iter().map(often);
+    all.fold(1, u64::saturating_add)
 }
 
 /// How much looking for a literal slows the filter down: short ones need more looks, and frequent

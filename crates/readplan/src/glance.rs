@@ -4,7 +4,7 @@
 
 use std::ops::ControlFlow;
 
-use literal_filter::Needles;
+use literal_filter::{FilterError, Needle, Needles};
 
 use crate::compile::PlanError;
 use crate::eval::Presence;
@@ -31,6 +31,20 @@ impl Glance {
     pub(crate) fn of<'p>(
         patterns: impl Iterator<Item = (usize, &'p PatternInfo)>,
     ) -> Result<Self, PlanError> {
+        Self::built(patterns, Needles::build)
+    }
+
+    /// The same in little time, for one look.
+    pub(crate) fn once<'p>(
+        patterns: impl Iterator<Item = (usize, &'p PatternInfo)>,
+    ) -> Result<Self, PlanError> {
+        Self::built(patterns, Needles::build_for_once)
+    }
+
+    fn built<'p>(
+        patterns: impl Iterator<Item = (usize, &'p PatternInfo)>,
+        build: impl FnOnce(Vec<Needle>) -> Result<Needles, FilterError>,
+    ) -> Result<Self, PlanError> {
         let (mut list, mut users, mut covered) = (Vec::new(), Vec::new(), Vec::new());
         for (pattern, info) in patterns.filter(|(_, info)| Self::cost(info).is_some()) {
             for part in &info.needles {
@@ -43,7 +57,7 @@ impl Glance {
         // Patterns with all of their needles alone.
         covered.truncate(users.get(list.len()).map_or(covered.len(), |n| *n as usize));
         Ok(Self {
-            needles: Needles::build(list)?,
+            needles: build(list)?,
             users,
             patterns: covered,
         })

@@ -14,7 +14,7 @@ use crate::pattern::{Exact, Part, PatternInfo, REACH_MAX, part_of, rarity, windo
 /// Places that are looked at closely; where a needle occurs more often, YARA-X decides.
 const PLACES_MAX: usize = 4096;
 /// Bytes that are looked at closely, in terms of the content's.
-const EFFORT_MAX: usize = 4;
+pub(crate) const EFFORT_MAX: usize = 4;
 /// Compiled size of a verifier's expression, in bytes.
 const REGEX_SIZE_MAX: usize = 1 << 20;
 /// Bytes of a needle; more do not make it rarer.

@@ -1,13 +1,14 @@
 //! What is known of one file.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 
 use literal_filter::Report;
 use model::Ranges;
 use rustc_hash::FxHashMap;
 
+use crate::bits::Bits;
 use crate::eval::Presence;
-use crate::look::Side;
+use crate::look::{Look, Side};
 
 /// Occurrences kept of one literal; beyond these only that there are more.
 pub const HITS_MAX: usize = literal_filter::OFFSETS_MAX;
@@ -78,6 +79,9 @@ pub struct Hits {
     by_literal: FxHashMap<u32, Vec<u64>>,
     /// Who looked, and so what for.
     side: Side,
+    /// Patterns of which something occurs, where that was asked since the last occurrence.
+    touched: RefCell<Bits>,
+    is_touched_told: Cell<bool>,
     /// By pattern: what a close look at the content found.
     looked: RefCell<FxHashMap<usize, Presence>>,
     /// What the PE module told: fields by their names, `None`: undefined.
@@ -90,6 +94,7 @@ impl Hits {
     /// Adds an occurrence of `literal` at `offset`. False: there were [`HITS_MAX`] already, it is
     /// not kept.
     pub fn add(&mut self, literal: u32, offset: u64) -> bool {
+        self.is_touched_told.set(false);
         let offsets = self.by_literal.entry(literal).or_default();
         let kept = offsets.len() <= HITS_MAX;
         if kept {
@@ -120,9 +125,24 @@ impl Hits {
     /// Forgets everything, keeps the memory.
     pub fn clear(&mut self) {
         self.by_literal.clear();
+        self.is_touched_told.set(false);
         self.looked.get_mut().clear();
         self.numbers.get_mut().clear();
         self.glanced.set(false);
+    }
+
+    /// The patterns of a plan of `patterns` of which something occurs that `look` looked for.
+    pub(crate) fn touched(&self, look: &Look, patterns: usize) -> Ref<'_, Bits> {
+        if !self.is_touched_told.replace(true) {
+            let mut touched = self.touched.borrow_mut();
+            touched.reset(patterns);
+            for literal in self.literals() {
+                for user in look.users(literal) {
+                    touched.insert(*user as usize);
+                }
+            }
+        }
+        self.touched.borrow()
     }
 
     /// Notes what YARA-X's PE module says of a field of this file; `None`: it is undefined.

@@ -6,6 +6,8 @@
 //! is *unknown*, which leaves the rule open. What is open is decided by YARA-X itself.
 //! See `docs/decisions/0011-read-plans.md`.
 
+mod bits;
+mod candidates;
 mod class;
 mod compile;
 mod eval;
@@ -13,6 +15,7 @@ mod expr;
 mod filters;
 mod gate;
 mod glance;
+mod guard;
 mod hex;
 mod hidden;
 mod known;

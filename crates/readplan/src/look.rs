@@ -1,6 +1,7 @@
 //! What is looked for in every file: by the appliance, which has the content and looks closer
 //! where it has to, and by an agent, whose report has to do.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use literal_filter::{
@@ -8,9 +9,11 @@ use literal_filter::{
 };
 use rustc_hash::FxHashMap;
 
+use crate::bits::Bits;
 use crate::compile::{PatternEntry, Plan, PlanError, RuleId};
 use crate::eval::{Presence, Truth};
 use crate::gate;
+use crate::guard::Guard;
 use crate::pattern::{Exact, Part, PatternInfo};
 
 /// A needle is worth more than a literal of its pattern that has fewer bits by this.
@@ -34,10 +37,16 @@ pub(crate) struct Look {
     needles: Arc<Needles>,
     /// By pattern; `None`: it is not looked for.
     patterns: Vec<Option<Wanted>>,
+    /// Those that are.
+    sought: Bits,
     /// By id, the patterns that have it.
     users: Vec<Vec<u32>>,
+    /// By id, the rules that it opens: those that are shut where nothing of their gate occurs.
+    opened: Vec<Vec<u32>>,
     /// Rules that may match where nothing is found.
     residents: Vec<RuleId>,
+    /// By rule.
+    guards: Vec<Guard>,
 }
 
 /// What is looked for to find one pattern.
@@ -103,9 +112,18 @@ impl Look {
         })
     }
 
+    pub(crate) fn guard(&self, rule: RuleId) -> &Guard {
+        &self.guards[rule]
+    }
+
+    /// Rules that an occurrence opens, unless they are open already.
+    pub(crate) fn opened(&self, id: u32) -> &[u32] {
+        self.opened.get(id as usize).map_or(&[], Vec::as_slice)
+    }
+
     /// The pattern is looked for.
     pub(crate) fn seeks(&self, pattern: usize) -> bool {
-        matches!(self.patterns.get(pattern), Some(Some(_)))
+        self.sought.contains(pattern)
     }
 
     /// What is known of a pattern where nothing is found.
@@ -155,7 +173,31 @@ impl Look {
         let all = 0..plan.len();
         let open = all.filter(|rule| plan.without_hits(*rule, &look, None) != Truth::False);
         look.residents = open.collect();
+        look.opened = look.opened_by(plan);
+        look.guards = Guard::all(plan, &look);
         Ok(look)
+    }
+
+    /// By id, the rules that it opens. Of a rule with a gate of its own, proven by evaluation, what
+    /// is outside of it cannot open it.
+    fn opened_by(&self, plan: &Plan) -> Vec<Vec<u32>> {
+        let mut opened = vec![Vec::new(); self.users.len()];
+        for rule in 0..plan.len() {
+            let gate = plan.seldom_gate(rule, self);
+            let is_proven = plan.without_gate(rule, self, &gate) == Truth::False;
+            let sought = plan
+                .patterns_of(rule)
+                .filter(|pattern| self.seeks(*pattern));
+            let patterns: Vec<usize> = match is_proven {
+                true => gate.into_iter().collect(),
+                false => sought.collect(),
+            };
+            let ids = patterns.iter().filter_map(|p| self.patterns[*p].as_ref());
+            let ids: BTreeSet<u32> = ids.flat_map(|wanted| wanted.ids.iter().copied()).collect();
+            ids.iter()
+                .for_each(|id| opened[*id as usize].push(rule as u32));
+        }
+        opened
     }
 }
 
@@ -273,12 +315,21 @@ impl Building {
                 users[*id as usize].push(pattern as u32);
             }
         }
+        let mut sought = Bits::default();
+        sought.reset(self.patterns.len());
+        let all = self.patterns.iter().enumerate();
+        for (pattern, _) in all.filter(|(_, wanted)| wanted.is_some()) {
+            sought.insert(pattern);
+        }
         Ok(Look {
             filter: Arc::new(Filter::build(&self.literals)?),
             needles: Arc::new(Needles::build(self.needles)?),
             patterns: self.patterns,
+            sought,
             users,
+            opened: Vec::new(),
             residents: Vec::new(),
+            guards: Vec::new(),
         })
     }
 }

@@ -8,8 +8,14 @@ use rustc_hash::FxHashMap;
 use crate::class::{Class, Kind};
 use crate::compile::{Plan, RuleId};
 use crate::eval::{Evaluation, Presence, Truth};
+use crate::glance::Glance;
 use crate::known::{Bytes, Hits, View};
 use crate::look::Look;
+
+/// From this size of the content on, in bytes, one more pass is worth what making it takes...
+const AGAIN_MIN: usize = 128 << 10;
+/// ...for so many patterns at most.
+const AGAIN_MAX: usize = 48;
 
 /// What is known of a file.
 pub struct Known<'a> {
@@ -38,7 +44,7 @@ impl Plan {
     /// probe (by its index): true, not true, or `None` where it was not asked.
     pub fn open(&self, known: &Known<'_>, probe: &dyn Fn(usize) -> Option<bool>) -> Vec<RuleId> {
         let class = Class::of(known.size, known.bytes);
-        let candidates = self.candidates(known.hits, class);
+        let candidates = self.candidates(known, class, probe);
         self.still_open(&candidates, known, probe)
     }
 
@@ -61,6 +67,7 @@ impl Plan {
                 // What the glance shuts needs no search for anything else.
                 let search = None;
                 let left = open(rules, &Known { search, ..*known });
+                self.glance_again(&left, known, content, probe);
                 open(&left, known)
             }
             _ => open(rules, known),
@@ -77,7 +84,8 @@ impl Plan {
         probe: &dyn Fn(usize) -> Option<bool>,
     ) -> Vec<RuleId> {
         let look = |pattern: usize| match self.presence(pattern, known.hits, known.bytes) {
-            Presence::Maybe(most) => match self.look_on_view(pattern, known.hits, view) {
+            Presence::Maybe(most) => match self.look_at_hits(pattern, known.hits, view, usize::MAX)
+            {
                 Some(false) => Presence::Absent,
                 Some(true) | None => Presence::Maybe(most),
             },
@@ -128,9 +136,51 @@ impl Plan {
         }
     }
 
+    /// One more pass in the place of a search for each pattern that nothing tells of yet: of each
+    /// of these rules for those that shut it if they are absent, as most will be.
+    fn glance_again(
+        &self,
+        rules: &[RuleId],
+        known: &Known<'_>,
+        content: &[u8],
+        probe: &dyn Fn(usize) -> Option<bool>,
+    ) {
+        if content.len() < AGAIN_MIN {
+            return;
+        }
+        let wanted: RefCell<BTreeSet<usize>> = RefCell::default();
+        let presence = |pattern: usize| {
+            let presence = self.presence(pattern, known.hits, known.bytes);
+            match (presence, known.hits.looked(pattern)) {
+                (Presence::Maybe(_), Some(looked)) => looked,
+                (Presence::Maybe(_), None) => {
+                    wanted.borrow_mut().insert(pattern);
+                    Presence::Absent
+                }
+                (told, _) => told,
+            }
+        };
+        self.evaluate_with(known, &presence, probe, |evaluation| {
+            for rule in rules {
+                evaluation.rule(*rule);
+            }
+        });
+        let wanted = wanted.into_inner();
+        let infos = wanted
+            .iter()
+            .filter_map(|index| Some((*index, &self.patterns().get(*index)?.info)))
+            .take(AGAIN_MAX);
+        // One that cannot be made tells nothing.
+        if let Ok(glance) = Glance::once(infos) {
+            glance.look(content, &mut |pattern, told| {
+                known.hits.note_look(pattern, told)
+            });
+        }
+    }
+
     /// A look at the content, which `hits` remember.
     fn look_closely(&self, pattern: usize, known: &Known<'_>, content: &[u8]) -> Presence {
-        let looked = self.look_for(pattern, content);
+        let looked = self.look_for(pattern, known.hits, content);
         known.hits.note_look(pattern, looked);
         looked
     }
@@ -158,6 +208,20 @@ impl Plan {
     /// nothing is found of what is looked for.
     pub(crate) fn without_hits(&self, rule: RuleId, look: &Look, class: Option<Class>) -> Truth {
         self.of_class(rule, class, &|pattern| look.without_hits(pattern), None)
+    }
+
+    /// What a rule comes to where these patterns are absent, whatever else there is.
+    pub(crate) fn without_gate(
+        &self,
+        rule: RuleId,
+        look: &Look,
+        absent: &BTreeSet<usize>,
+    ) -> Truth {
+        let presence = |pattern| match absent.contains(&pattern) && look.seeks(pattern) {
+            true => Presence::Absent,
+            false => Presence::Maybe(None),
+        };
+        self.of_class(rule, None, &presence, None)
     }
 
     /// The same where no probe is true.

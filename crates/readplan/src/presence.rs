@@ -2,13 +2,20 @@
 
 use crate::compile::Plan;
 use crate::eval::Presence;
-use crate::known::{Bytes, HITS_MAX, Hits, View};
-use crate::look::Sought;
+use crate::hex::EFFORT_MAX;
+use crate::known::{Bytes, HITS_MAX, Hits};
+use crate::look::{Side, Sought};
 use crate::pattern::{Exact, Part};
 
 impl Plan {
     /// What the hits say of a pattern. `bytes` tell what adjoins them.
     pub(crate) fn presence(&self, pattern: usize, hits: &Hits, bytes: &dyn Bytes) -> Presence {
+        let look = self.look(hits.side());
+        // Nearly all are untouched, and of these nothing has to come from memory.
+        let touched = hits.touched(look, self.patterns().len());
+        if !touched.contains(pattern) {
+            return look.without_hits(pattern);
+        }
         let Some(sought) = self.sought(pattern, hits) else {
             return Presence::Maybe(None);
         };
@@ -49,15 +56,22 @@ impl Plan {
     }
 
     /// Looks for a pattern in the content itself.
-    pub(crate) fn look_for(&self, pattern: usize, content: &[u8]) -> Presence {
+    pub(crate) fn look_for(&self, pattern: usize, hits: &Hits, content: &[u8]) -> Presence {
         let Some(entry) = self.patterns().get(pattern) else {
             return Presence::Maybe(None);
         };
         if let Some(verifier) = &entry.info.verifier {
-            return match verifier.is_in(content) {
+            // Where it may be is known for most.
+            let effort = content.len().saturating_mul(EFFORT_MAX);
+            let told = self.look_at_hits(pattern, hits, &content, effort);
+            return match told.or_else(|| verifier.is_in(content)) {
                 Some(false) => Presence::Absent,
                 Some(true) | None => Presence::Maybe(None),
             };
+        }
+        // Its literals occur, and a search would tell just that.
+        if hits.side() == Side::Appliance && self.look(Side::Appliance).seeks(pattern) {
+            return Presence::Maybe(None);
         }
         match (entry.info.is_in(content), entry.info.exact) {
             (Some(false), _) => Presence::Absent,
@@ -66,13 +80,14 @@ impl Plan {
         }
     }
 
-    /// Looks at the places in a view where a hex pattern may match: false where it matches at
-    /// none of them, `None` where that cannot be told.
-    pub(crate) fn look_on_view(
+    /// Looks at the places where a hex pattern may match, at no more bytes than `effort`: false
+    /// where it matches at none of them, `None` where that cannot be told.
+    pub(crate) fn look_at_hits(
         &self,
         pattern: usize,
         hits: &Hits,
-        view: &View<'_>,
+        bytes: &dyn Bytes,
+        mut effort: usize,
     ) -> Option<bool> {
         let sought = self.sought(pattern, hits)?;
         let verifier = self.patterns().get(pattern)?.info.verifier.as_ref()?;
@@ -84,7 +99,8 @@ impl Plan {
             for offset in offsets {
                 let start = offset.saturating_sub(part.before?);
                 let end = offset + part.bytes.len() as u64 + part.after?;
-                let window = view.get(start, usize::try_from(end - start).ok()?)?;
+                let window = bytes.get(start, usize::try_from(end - start).ok()?)?;
+                effort = effort.checked_sub(window.len())?;
                 if verifier.is_in(window)? {
                     return Some(true);
                 }

@@ -3,6 +3,7 @@
 use literal_filter::LITERAL_MAX;
 use yara_x_parser::ast::{Expr as Ast, FuncCall};
 
+use crate::needle;
 use crate::pattern::{PatternInfo, part_of};
 
 /// `pe.exports("name")`: the module reads names of functions as they stand in the file, and
@@ -57,6 +58,7 @@ fn literal(text: &[u8], wide: bool) -> Option<PatternInfo> {
     let part = part_of(&bytes, true, wide, bytes.len() <= LITERAL_MAX);
     Some(PatternInfo {
         literals: vec![part],
+        needles: needle::of_text(text, true, !wide, wide),
         sample: bytes,
         ..PatternInfo::resident()
     })

@@ -44,6 +44,8 @@ rule sectioned { strings: $a = "number one" condition: $a or pe.section_index(".
 rule not_sectioned { strings: $a = "number one" condition: $a and not pe.section_index(".lazaret") >= 1 }
 rule overlaid { strings: $a = { 6e 75 } condition: $a at pe.overlay.offset and pe.overlay.size > 5 }
 rule numbered { condition: pe.number_of_sections == 1 and pe.timestamp > 1000 }
+rule sized { strings: $a = "twice" condition: $a and (filesize < 60 or filesize >= 1000) }
+rule looked_twice { strings: $a = "number one" $b = "nr3" $c = { 6e 72 3? } condition: all of them }
 rule exported { strings: $a = "nr3" condition: $a or pe.exports("number two") }
 "#;
 
