@@ -428,10 +428,14 @@ fn let_in(
         limits.guest_sessions_max.count(),
     );
     let is_gate = !accepted.expired && accepted.hello.role() != v1::SessionRole::Scan;
+    // What makes no sense tells nothing.
+    let machine = accepted.hello.machine.as_ref();
+    let machine = machine.and_then(|machine| Machine::try_from(machine).ok());
+    let machine = machine.unwrap_or_default();
     match shared.guests.has_room(guest, all, own) {
         Ok(()) => {}
         // The newer gate takes the older one's place.
-        Err(Turned::GuestFull) if is_gate && shared.guests.gate(guest).is_some() => {}
+        Err(Turned::GuestFull) if is_gate && shared.guests.has_gate_on(guest, &machine) => {}
         Err(turned) => {
             turned_away(shared, &accepted, &turned.to_string());
             accepted.refuse(&turned.to_string(), Some(RETRY_AFTER));
@@ -442,9 +446,6 @@ fn let_in(
     let (hostname, address) = (accepted.hello.hostname.clone(), accepted.addr);
     let placement_epoch = accepted.hello.placement_epoch;
     let key = accepted.key;
-    // What makes no sense tells nothing.
-    let machine = accepted.hello.machine.as_ref();
-    let machine = machine.and_then(|machine| Machine::try_from(machine).ok());
     let conn = accepted.welcome(v1::Welcome {
         version: 0,
         appliance: shared.name.clone(),
@@ -459,7 +460,7 @@ fn let_in(
         is_gate,
         placement_epoch,
         key,
-        machine: machine.unwrap_or_default(),
+        machine,
         outbox: Arc::new(conn.sender()),
     };
     let session = Session::enter(shared.clone(), arrival);

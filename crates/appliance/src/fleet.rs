@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use link::Priority;
-use model::{ChannelId, GuestId, Verdict};
+use model::{ChannelId, GuestId, Machine, Verdict};
 use parking_lot::Mutex;
 use proto::v1;
 use proto::v1::envelope::Body;
@@ -184,7 +184,8 @@ impl Session {
             self.shared.metrics.guests.frames_ignored.inc();
             return;
         }
-        if let Some(up) = self.shared.guests.set_channel(self.guest(), channel) {
+        let guests = &self.shared.guests;
+        if let Some(up) = guests.set_channel(self.guest(), self.id, channel) {
             self.tell_fleet(Said::GuestsUp(v1::GuestsUp { guests: vec![up] }));
         }
     }
@@ -279,10 +280,37 @@ impl Appliance {
         }
     }
 
+    /// A guest's session is a copy's: it is told to ask for an identity of its own.
+    pub fn rekey(&self, rekey: &v1::RekeyGuest) {
+        self.shared.rekey(rekey);
+    }
+
     /// Ends the sessions of a guest that was revoked.
     pub fn end_guest(&self, guest: GuestId) {
         for session in self.shared.guests.sessions_of(guest) {
             session.outbox.refuse("this guest has been revoked");
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn rekey(&self, rekey: &v1::RekeyGuest) {
+        let guest = GuestId::from_slice(&rekey.guest_id);
+        let machine = rekey.machine.as_ref().map(Machine::try_from);
+        let machine = machine.and_then(Result::ok);
+        let sessions = guest.map(|guest| self.guests.sessions_of(guest));
+        for session in sessions.into_iter().flatten() {
+            let is_it = session.key.0 == *rekey.key_id;
+            if !is_it || machine.as_ref().is_some_and(|it| *it != session.machine) {
+                continue;
+            }
+            let envelope = v1::Envelope {
+                request_id: 0,
+                body: Some(Body::Rekey(v1::Rekey {
+                    reason: rekey.reason.clone(),
+                })),
+            };
+            session.outbox.send(Priority::Control, envelope);
         }
     }
 }

@@ -31,7 +31,26 @@ pub(crate) enum Turned {
 pub(crate) struct SessionHandle {
     pub(crate) id: u64,
     pub(crate) is_gate: bool,
+    /// Which key its certificate is for.
+    pub(crate) key: KeyId,
+    /// What it says the machine is.
+    pub(crate) machine: Machine,
     pub(crate) outbox: Arc<dyn Outbox>,
+    /// Of a gate: as the controller is told.
+    up: Option<Arc<v1::GuestUp>>,
+}
+
+impl SessionHandle {
+    /// Whether a gate on this machine takes its place: the machine has come back. A copy of the
+    /// machine has a gate of its own until it has an identity of its own.
+    fn is_gate_on(&self, machine: &Machine) -> bool {
+        let agree = |one: Option<[u8; 16]>, other: Option<[u8; 16]>| {
+            one.is_none() || other.is_none() || one == other
+        };
+        self.is_gate
+            && agree(self.machine.system_uuid, machine.system_uuid)
+            && agree(self.machine.generation_id, machine.generation_id)
+    }
 }
 
 /// Alerts of one guest that are logged in a minute.
@@ -75,22 +94,6 @@ struct Guest {
     ledger: v1::LedgerReport,
     rates: Arc<GuestRates>,
     recent: Arc<Recent>,
-    placement_epoch: u64,
-    channel: Option<ChannelId>,
-}
-
-impl Guest {
-    /// As the controller is told.
-    fn up(&self, id: GuestId) -> v1::GuestUp {
-        v1::GuestUp {
-            guest_id: id.0.to_vec(),
-            hostname: self.hostname.clone(),
-            address: self.address.ip().to_string(),
-            placement_epoch: self.placement_epoch,
-            channel: self.channel.map_or_else(Vec::new, |id| id.0.to_vec()),
-            ..v1::GuestUp::default()
-        }
-    }
 }
 
 /// Who comes in.
@@ -147,6 +150,7 @@ impl Guests {
     /// Enters a session. The older gate of the guest, if any, is returned: it must go.
     pub(crate) fn enter(&self, arrival: Arrival) -> (u64, Option<SessionHandle>) {
         let id = self.next_session.fetch_add(1, Ordering::Relaxed);
+        let up = arrival.is_gate.then(|| Arc::new(arrival.guest_up()));
         let mut guests = self.guests.lock();
         let guest = guests.entry(arrival.guest).or_insert_with(|| Guest {
             hostname: String::new(),
@@ -163,42 +167,56 @@ impl Guests {
                 turns: RateLimit::new(TURNS_PER_MINUTE),
             }),
             recent: Arc::default(),
-            placement_epoch: 0,
-            channel: None,
         });
         let cut = arrival.hostname.floor_char_boundary(HOSTNAME_MAX_BYTES);
         guest.hostname = arrival.hostname.get(..cut).unwrap_or_default().to_owned();
         guest.address = arrival.address;
-        if arrival.is_gate {
-            guest.placement_epoch = arrival.placement_epoch;
-            // It says so anew.
-            guest.channel = None;
-        }
+        let same = |session: &SessionHandle| session.is_gate_on(&arrival.machine);
         let older = arrival
             .is_gate
-            .then(|| guest.sessions.iter().position(|session| session.is_gate))
+            .then(|| guest.sessions.iter().position(same))
             .flatten()
             .map(|at| guest.sessions.remove(at));
         guest.sessions.push(SessionHandle {
             id,
             is_gate: arrival.is_gate,
+            key: arrival.key,
+            machine: arrival.machine,
             outbox: arrival.outbox,
+            up,
         });
         (id, older)
     }
 
-    /// A session ended. True: the guest has no other.
-    pub(crate) fn leave(&self, guest: GuestId, session: u64) -> bool {
+    /// A session ended: whether the guest has no other, and whether nobody had taken its place.
+    pub(crate) fn leave(&self, guest: GuestId, session: u64) -> (bool, bool) {
         let mut guests = self.guests.lock();
         let Some(entry) = guests.get_mut(&guest) else {
-            return true;
+            return (true, false);
         };
+        let before = entry.sessions.len();
         entry.sessions.retain(|handle| handle.id != session);
+        let was_listed = entry.sessions.len() < before;
         let is_gone = entry.sessions.is_empty();
         if is_gone {
             guests.remove(&guest);
         }
-        is_gone
+        (is_gone, was_listed)
+    }
+
+    /// Whether a guest has a gate on this machine.
+    pub(crate) fn has_gate_on(&self, guest: GuestId, machine: &Machine) -> bool {
+        let guests = self.guests.lock();
+        let sessions = guests.get(&guest).map(|guest| &guest.sessions);
+        sessions.is_some_and(|all| all.iter().any(|session| session.is_gate_on(machine)))
+    }
+
+    /// The gates of a guest, as the controller is told.
+    pub(crate) fn gates_of(&self, guest: GuestId) -> Vec<v1::GuestUp> {
+        let guests = self.guests.lock();
+        let sessions = guests.get(&guest).into_iter().flat_map(|it| &it.sessions);
+        let up = sessions.filter_map(|session| session.up.as_deref().cloned());
+        up.collect()
     }
 
     /// The gate of a guest.
@@ -222,13 +240,12 @@ impl Guests {
         gated.map(|(id, _)| *id).collect()
     }
 
-    /// Guests that have a gate, as the controller is told.
+    /// Every gate, as the controller is told.
     pub(crate) fn gates(&self) -> Vec<v1::GuestUp> {
         let guests = self.guests.lock();
-        let gated = guests
-            .iter()
-            .filter(|(_, guest)| guest.sessions.iter().any(|session| session.is_gate));
-        gated.map(|(id, guest)| guest.up(*id)).collect()
+        let sessions = guests.values().flat_map(|guest| &guest.sessions);
+        let up = sessions.filter_map(|session| session.up.as_deref().cloned());
+        up.collect()
     }
 
     /// A guest says what it reads from the channel to its host: as the controller is told, where
@@ -236,12 +253,16 @@ impl Guests {
     pub(crate) fn set_channel(
         &self,
         id: GuestId,
+        session: u64,
         channel: Option<ChannelId>,
     ) -> Option<v1::GuestUp> {
+        let channel = channel.map_or_else(Vec::new, |id| id.0.to_vec());
         let mut guests = self.guests.lock();
-        let guest = guests.get_mut(&id)?;
-        let before = std::mem::replace(&mut guest.channel, channel);
-        (before != channel).then(|| guest.up(id))
+        let mut sessions = guests.get_mut(&id)?.sessions.iter_mut();
+        let session = sessions.find(|handle| handle.id == session)?;
+        let up = Arc::make_mut(session.up.as_mut()?);
+        let before = std::mem::replace(&mut up.channel, channel);
+        (before != up.channel).then(|| up.clone())
     }
 
     /// What a guest asked about lately.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use daemon::log::RateLimit;
 use link::Priority;
-use model::GuestId;
+use model::{GuestId, Machine};
 use parking_lot::Mutex;
 use pki::KeyId;
 use proto::v1;
@@ -81,8 +81,9 @@ pub(crate) enum Breach {
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
     pub(crate) asker: Arc<Asker>,
-    id: u64,
+    pub(crate) id: u64,
     key: KeyId,
+    machine: Machine,
     role: &'static str,
 }
 
@@ -97,7 +98,7 @@ impl Session {
         });
         let role = if arrival.is_gate { "gate" } else { "scan" };
         shared.metrics.guests.sessions.with([role]).inc();
-        let key = arrival.key;
+        let (key, machine) = (arrival.key, arrival.machine.clone());
         let up = arrival.is_gate.then(|| arrival.guest_up());
         let (id, older) = shared.guests.enter(arrival);
         if let Some(up) = up {
@@ -116,6 +117,7 @@ impl Session {
             asker,
             id,
             key,
+            machine,
             role,
         }
     }
@@ -334,11 +336,28 @@ impl Session {
                     csr: renew.csr,
                     key_id: self.key.0.to_vec(),
                     rekey: renew.rekey,
-                    machine: renew.machine.filter(|_| renew.rekey),
+                    // A copy says what it is now, everybody else what the session began with.
+                    machine: match renew.rekey {
+                        true => renew.machine,
+                        false => Some((&self.machine).into()),
+                    },
                 };
                 self.shared.identity.renew(ask, Box::new(answer));
             }
             None => answer(Err("too many renewals in a minute".to_owned())),
+        }
+    }
+}
+
+impl Session {
+    /// The fleet is told that a gate is over, and of those of the same guest that are not.
+    fn gate_left(&self) {
+        self.tell_fleet(Said::GuestDown(self.guest().0.to_vec()));
+        let guests = self.shared.guests.gates_of(self.guest());
+        if guests.is_empty() {
+            self.shared.asked.gone(self.guest());
+        } else {
+            self.tell_fleet(Said::GuestsUp(v1::GuestsUp { guests }));
         }
     }
 }
@@ -360,10 +379,9 @@ impl Drop for Session {
             self.leave_scan(request_id, check.scan);
         }
         self.shared.metrics.guests.sessions.with([self.role]).dec();
-        let is_last = self.shared.guests.leave(self.guest(), self.id);
-        if self.role == "gate" && self.shared.guests.gate(self.guest()).is_none() {
-            self.tell_fleet(Said::GuestDown(self.guest().0.to_vec()));
-            self.shared.asked.gone(self.guest());
+        let (is_last, was_listed) = self.shared.guests.leave(self.guest(), self.id);
+        if self.role == "gate" && was_listed {
+            self.gate_left();
         }
         if is_last {
             let guest = self.guest().to_string();

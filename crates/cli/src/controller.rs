@@ -97,13 +97,14 @@ pub(crate) async fn end_sessions(
     loop {
         let guests = match ended.recv().await {
             Ok(guest) => vec![guest],
-            Err(RecvError::Lagged(_)) => authority.revoked(),
+            Err(RecvError::Lagged(_)) => authority.revoked(SystemTime::now()),
             Err(RecvError::Closed) => return,
         };
         for guest in guests {
             appliance.end_guest(guest);
             // Where another controller places, that one hears of it and tells.
-            let told = fleet.with(move |lead, _| {
+            let told = fleet.with(move |lead, clock| {
+                lead.core.guest_ended(clock, guest);
                 lead.send_all(&Told::Revoked(guest.0.to_vec()));
             });
             let _ = told.await;

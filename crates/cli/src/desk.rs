@@ -14,7 +14,7 @@ use proto::v1;
 use proto::v1::fleet_request::Ask;
 
 /// Rows in one reply, which must fit a frame.
-pub(crate) const PAGE: usize = 1000;
+const PAGE: usize = 1000;
 /// Appliances weighed that are shown besides those of the list.
 const CONSIDERED_MAX: usize = 12;
 const EVENTS_DEFAULT: u32 = 100;
@@ -103,11 +103,21 @@ pub(crate) fn page<T>(
     skip: u64,
     put: impl Fn(&mut v1::FleetReply, &T),
 ) -> v1::FleetReply {
+    page_of(PAGE, rows, skip, put)
+}
+
+/// The same, with at most `max` rows.
+pub(crate) fn page_of<T>(
+    max: usize,
+    rows: &[T],
+    skip: u64,
+    put: impl Fn(&mut v1::FleetReply, &T),
+) -> v1::FleetReply {
     let skip = usize::try_from(skip).unwrap_or(usize::MAX);
     let mut reply = v1::FleetReply::default();
     let rest = rows.get(skip..).unwrap_or_default();
-    rest.iter().take(PAGE).for_each(|row| put(&mut reply, row));
-    reply.more = rest.len() > PAGE;
+    rest.iter().take(max).for_each(|row| put(&mut reply, row));
+    reply.more = rest.len() > max;
     reply
 }
 

@@ -7,6 +7,7 @@ mod commands;
 mod controller;
 mod desk;
 mod fleet;
+mod gauges;
 mod inventory;
 mod json;
 mod keys;

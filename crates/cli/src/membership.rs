@@ -7,7 +7,12 @@ use model::GuestId;
 use proto::v1;
 use proto::v1::fleet_request::Ask;
 
-use crate::desk::{PAGE, page};
+use crate::desk::{page, page_of};
+
+/// Members in one reply, which must fit a frame: some of their texts are hostile and long.
+const MEMBERS_PAGE: usize = 500;
+/// Longest reason of a revocation.
+const REASON_MAX_BYTES: usize = 255;
 
 /// Answers; `None`: it is not about that.
 pub(crate) async fn answer(
@@ -40,8 +45,10 @@ pub(crate) async fn answer(
             let only = (!list.pool.is_empty()).then_some(list.pool.as_str());
             let skip = usize::try_from(list.skip).unwrap_or(usize::MAX);
             // One more than is shown: whether there are more.
-            let rows = authority.guests_page(only, skip, PAGE + 1);
-            Ok(page(&rows, 0, |reply, row| reply.members.push(member(row))))
+            let rows = authority.guests_page(only, skip, MEMBERS_PAGE + 1);
+            Ok(page_of(MEMBERS_PAGE, &rows, 0, |reply, row| {
+                reply.members.push(member(row));
+            }))
         }
         Ask::Revoke(revoke) => self::revoke(authority, revoke, now).await,
         _ => return None,
@@ -83,6 +90,9 @@ async fn revoke(
 ) -> Result<v1::FleetReply, String> {
     let guest = GuestId::from_slice(&revoke.guest_id);
     let guest = guest.ok_or("a guest's id has 32 hexadecimal digits")?;
+    if revoke.reason.len() > REASON_MAX_BYTES {
+        return Err(format!("a reason has at most {REASON_MAX_BYTES} bytes"));
+    }
     let known = authority.revoke(guest, &revoke.reason, now).await;
     match known.map_err(|error| error.to_string())? {
         true => Ok(v1::FleetReply::default()),

@@ -316,8 +316,8 @@ fn take(
                 renewed(renewal);
             }
         }
-        // The agent cannot do it yet.
-        Told::Rekey(_) | Told::Elsewhere(_) | Told::Alive(_) => {}
+        Told::Rekey(rekey) => appliance.rekey(&rekey),
+        Told::Elsewhere(_) | Told::Alive(_) => {}
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use appliance::{AdminServer, Appliance, Config, ProcessEngines, Reload, Setup, StateDir};
-use controller::fleet::{Fleet, FleetListener, Store};
+use controller::fleet::{Fleet, FleetListener, Retirement, Store};
 use controller::{Authority, Enrolment, EnrolmentLimits};
 use daemon::metrics::Registry;
 use daemon::notify::{self, Progress, Watchdog};
@@ -18,6 +18,7 @@ use placement::{Resources, StormPolicy};
 
 use crate::controller::{InProcess, end_sessions};
 use crate::desk;
+use crate::gauges;
 use crate::inventory;
 use crate::keys::{self, ServerTls};
 use crate::place::Place;
@@ -41,7 +42,7 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     let tls = ServerTls::issue(authority.ca(), &authority.anchors(), &name)?;
 
     // 3. It knows where everything is, too, and places.
-    let fleet = fleet_of(store, &config, &name).await?;
+    let fleet = fleet_of(store, authority.clone(), &config, &name).await?;
     let streams = appliances_elsewhere(&config, &tls, &fleet, &authority).await?;
 
     // 4. The appliance starts its engines and listens for agents.
@@ -83,6 +84,8 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     let followed = tokio::spawn(authority.clone().follow());
     let ending = end_sessions(authority.clone(), fleet.clone(), appliance.clone());
     let ended = tokio::spawn(ending);
+    let looks = (authority.clone(), fleet.clone(), enrolment.clone());
+    let gauges = tokio::spawn(gauges::keep(registry.clone(), looks.0, looks.1, looks.2));
 
     // 6. Administrators may ask, collectors may look; our own certificate stays fresh.
     let reload = reload_of(&place, &appliance);
@@ -130,6 +133,7 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     sightings.abort();
     followed.abort();
     ended.abort();
+    gauges.abort();
     drop((admin, enrolment, streams));
     appliance.stop().await;
     fleet.stop().await;
@@ -151,7 +155,12 @@ async fn authority_of(store: Store, pki: &Path) -> anyhow::Result<Arc<Authority>
 }
 
 /// Begins to place, where nobody else does.
-async fn fleet_of(store: Store, config: &Config, name: &str) -> anyhow::Result<Fleet> {
+async fn fleet_of(
+    store: Store,
+    members: Arc<Authority>,
+    config: &Config,
+    name: &str,
+) -> anyhow::Result<Fleet> {
     let controller = &config.controller;
     // Nobody else can have a database of our own: no lease is to be waited for.
     let holder = match &controller.database {
@@ -170,6 +179,8 @@ async fn fleet_of(store: Store, config: &Config, name: &str) -> anyhow::Result<F
                 ..CoreSettings::default()
             },
             sites: sites_of(controller)?,
+            members: Some(members),
+            retirement: Retirement::default(),
         },
     );
     Ok(fleet.await?)

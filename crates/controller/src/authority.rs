@@ -1,25 +1,19 @@
 //! Who belongs to the fleet, and for how long.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime};
 
 use model::GuestId;
-use pki::{Ca, CertificateDer, JoinToken, LIFETIME, SignError, Validity};
-use tokio::sync::{Mutex, broadcast};
+use pki::{Ca, CertificateDer, LIFETIME, SignError, Validity};
+use tokio::sync::{Mutex, MutexGuard, broadcast, oneshot};
 
 use crate::fleet::{STALE_AFTER, Store, StoreError};
 use crate::journal::{self, JournalError};
-use crate::members::{Ended, Member, Members, POOL, Pool, Put, TOKEN, TokenInfo, VmRef, seconds};
+use crate::members::{Ended, Member, Members, Put, Renewal, renewed, seconds};
+use crate::terms::TOKENS_MAX;
 
-/// Tokens that may be good at once: each attempt to join is compared with every one.
-pub const TOKENS_MAX: usize = 10_000;
-/// Pools at once.
-pub const POOLS_MAX: usize = 1000;
-/// Longest name of a pool.
-const POOL_NAME_MAX_BYTES: usize = 64;
-/// Ranges, tags and clusters of a pool, each.
-const POOL_SCOPE_MAX: usize = 64;
 /// What other controllers have changed is looked for so often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Members that ended and that nobody has heard of yet; who is behind reads all of them anew.
@@ -103,6 +97,9 @@ pub enum Refusal {
     /// The key is in memory only, and its certificate is over.
     #[error("the certificate has expired: enrol again")]
     Expired,
+    /// It is a copy of another machine.
+    #[error("{0}")]
+    IsCopy(String),
     /// Too many copies of a guest asked for identities: a person is to approve it.
     #[error("too many copies of this guest ask for an identity: a person is to approve this one")]
     Waits,
@@ -118,18 +115,8 @@ impl From<StoreError> for Refusal {
     }
 }
 
-/// On what terms a token is made.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TokenTerms {
-    /// Guests that may join with it.
-    pub uses_max: u32,
-    /// For how long.
-    pub valid: Duration,
-    /// The pool that they belong to.
-    pub pool: Option<String>,
-    /// The only VM that may use it.
-    pub vm: Option<VmRef>,
-}
+/// A renewal that is to be written down, and who waits for that.
+type WaitingRenewal = (GuestId, Renewal, oneshot::Sender<Result<(), Refusal>>);
 
 /// The fleet's CA and its members, as they are in the database. What changes something waits for
 /// the database, the queries never do.
@@ -139,6 +126,7 @@ pub struct Authority {
     /// Held by whoever changes something or reads anew.
     gate: Mutex<()>,
     members: RwLock<Members>,
+    renewals: std::sync::Mutex<Vec<WaitingRenewal>>,
     ended: broadcast::Sender<GuestId>,
 }
 
@@ -155,6 +143,7 @@ impl Authority {
             store,
             gate: Mutex::new(()),
             members: RwLock::default(),
+            renewals: std::sync::Mutex::default(),
             ended,
         };
         authority.refresh().await?;
@@ -249,7 +238,16 @@ impl Authority {
         now: SystemTime,
         decide: impl FnOnce(&Members) -> Result<(T, Vec<Put>), E> + Send,
     ) -> Result<T, E> {
-        let _gate = self.gate.lock().await;
+        let gate = self.gate.lock().await;
+        self.change_held(&gate, now, decide).await
+    }
+
+    async fn change_held<T, E: From<StoreError>>(
+        &self,
+        _gate: &MutexGuard<'_, ()>,
+        now: SystemTime,
+        decide: impl FnOnce(&Members) -> Result<(T, Vec<Put>), E> + Send,
+    ) -> Result<T, E> {
         let seen = self.members().seen;
         let now_s = i64::try_from(seconds(now)).unwrap_or(i64::MAX);
         let changed = self.store.change_identity(seen, now_s, |news| {
@@ -259,6 +257,40 @@ impl Authority {
         let (answer, rows) = changed.await?;
         self.apply(&rows)?;
         Ok(answer)
+    }
+
+    /// Writes a renewal down, together with all that wait for the database meanwhile: after an
+    /// outage a whole fleet renews at once.
+    pub(crate) async fn write_renewal(
+        &self,
+        guest: GuestId,
+        renewal: Renewal,
+    ) -> Result<(), Refusal> {
+        let (done, written) = oneshot::channel();
+        self.lock_renewals().push((guest, renewal, done));
+        let gate = self.gate.lock().await;
+        // Nothing: whoever held the gate has written this one, too.
+        let waiting = std::mem::take(&mut *self.lock_renewals());
+        if !waiting.is_empty() {
+            let asked = waiting.iter().map(|(guest, renewal, _)| (*guest, renewal));
+            let asked: Vec<(GuestId, &Renewal)> = asked.collect();
+            let all = self.change_held(&gate, renewal.now, |members| {
+                Ok::<_, StoreError>(all_renewed(members, &asked))
+            });
+            let results = all.await?;
+            for ((_, _, done), result) in waiting.into_iter().zip(results) {
+                // Who asked may have gone.
+                let _ = done.send(result);
+            }
+        }
+        drop(gate);
+        // Whoever wrote it down failed.
+        written.await.unwrap_or(Err(Refusal::Internal))
+    }
+
+    fn lock_renewals(&self) -> std::sync::MutexGuard<'_, Vec<WaitingRenewal>> {
+        let renewals = self.renewals.lock();
+        renewals.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Members that end from now on: revoked or retired, here or at another controller.
@@ -279,107 +311,6 @@ impl Authority {
         vec![self.ca.cert().clone()]
     }
 
-    /// Makes a join token, good until `now + terms.valid`.
-    ///
-    /// # Errors
-    /// [`AuthorityError`]; no token was made then.
-    pub async fn issue_token(
-        &self,
-        terms: TokenTerms,
-        now: SystemTime,
-    ) -> Result<JoinToken, AuthorityError> {
-        let TokenTerms {
-            uses_max, valid, ..
-        } = terms;
-        if uses_max == 0 || valid.is_zero() || valid > pki::CA_LIFETIME {
-            return Err(AuthorityError::TokenTerms);
-        }
-        let token = JoinToken::generate(self.ca.fingerprint())?;
-        let info = TokenInfo {
-            hash: token.secret.hash(),
-            uses_left: if terms.vm.is_some() { 1 } else { uses_max },
-            expires_at: now + valid,
-            pool: terms.pool,
-            vm: terms.vm,
-        };
-        self.change(now, |members| {
-            if let Some(name) = info.pool.as_ref().filter(|it| members.pool(it).is_none()) {
-                let (what, name) = ("pool", name.clone());
-                return Err(AuthorityError::Unknown { what, name });
-            }
-            if members.good_tokens(now).count() >= TOKENS_MAX {
-                return Err(AuthorityError::TooManyTokens);
-            }
-            Ok(((), vec![Put::token(&info)]))
-        })
-        .await?;
-        Ok(token)
-    }
-
-    /// Tokens that are still good.
-    #[must_use]
-    pub fn tokens(&self, now: SystemTime) -> Vec<TokenInfo> {
-        self.members().good_tokens(now).cloned().collect()
-    }
-
-    /// Makes a pool, or changes it for those who join from now on.
-    ///
-    /// # Errors
-    /// [`AuthorityError`]; nothing has changed.
-    pub async fn set_pool(&self, pool: Pool, now: SystemTime) -> Result<(), AuthorityError> {
-        check_pool(&pool)?;
-        self.change(now, |members| {
-            if members.pool(&pool.name).is_none() && members.pools().count() >= POOLS_MAX {
-                let problem = format!("there are {POOLS_MAX} pools");
-                return Err(AuthorityError::Pool(problem));
-            }
-            Ok(((), vec![Put::pool(&pool)]))
-        })
-        .await
-    }
-
-    /// Removes a pool that has no members; its tokens go, too.
-    ///
-    /// # Errors
-    /// [`AuthorityError`]; nothing has changed.
-    pub async fn remove_pool(&self, name: &str, now: SystemTime) -> Result<(), AuthorityError> {
-        self.change(now, |members| {
-            if members.pool(name).is_none() {
-                let (what, name) = ("pool", name.to_owned());
-                return Err(AuthorityError::Unknown { what, name });
-            }
-            let is_of_it = |pool: &Option<String>| pool.as_deref() == Some(name);
-            let left = members.active().filter(|it| is_of_it(&it.pool)).count();
-            if left > 0 {
-                let problem = format!("the pool {name:?} has {left} members");
-                return Err(AuthorityError::Pool(problem));
-            }
-            let tokens = members.tokens().filter(|it| is_of_it(&it.pool));
-            let mut puts: Vec<Put> = tokens
-                .map(|token| Put::gone(TOKEN, token.hash.to_string()))
-                .collect();
-            puts.push(Put::gone(POOL, name.to_owned()));
-            Ok(((), puts))
-        })
-        .await
-    }
-
-    /// Every pool with the number of its members, by name.
-    #[must_use]
-    pub fn pools(&self) -> Vec<(Pool, usize)> {
-        let members = self.members();
-        let count = |pool: &Pool| {
-            let of_it = members.active();
-            of_it
-                .filter(|member| member.pool.as_ref() == Some(&pool.name))
-                .count()
-        };
-        members
-            .pools()
-            .map(|pool| (pool.clone(), count(pool)))
-            .collect()
-    }
-
     /// Whether a guest may have no session: it has ended, or is not known here. Where other
     /// controllers share the database, what is not known here may be known there:
     /// [`Self::look_up`].
@@ -391,9 +322,26 @@ impl Authority {
         }
     }
 
+    /// Where other controllers share the database, guests that are not known here may be known there.
+    pub(crate) async fn know(&self, guests: Vec<GuestId>) {
+        if self.knows(&guests) {
+            return;
+        }
+        if let Err(error) = self.refresh().await {
+            let error = crate::chain(&error);
+            tracing::warn!(error, "what other controllers changed is not known");
+        }
+    }
+
+    fn knows(&self, guests: &[GuestId]) -> bool {
+        let members = self.members();
+        let is_known = |guest: &GuestId| members.member(*guest).is_some();
+        !self.store.is_shared() || guests.iter().all(is_known)
+    }
+
     /// Looks for a guest that is not known here; one that nobody knows has ended.
     pub async fn look_up(&self, guest: GuestId) {
-        if self.members().member(guest).is_some() {
+        if self.knows(&[guest]) {
             return;
         }
         let read = self.refresh().await;
@@ -428,12 +376,31 @@ impl Authority {
         self.members().member(guest).cloned()
     }
 
-    /// Members that were revoked or retired.
+    /// Members that have ended and could still begin a session: whose certificates are all over can
+    /// only ask for a new one, and get none. So the list stays short where desktops come and go.
     #[must_use]
-    pub fn revoked(&self) -> Vec<GuestId> {
+    pub fn revoked(&self, now: SystemTime) -> Vec<GuestId> {
         let members = self.members();
-        let ended = members.members().filter(|member| member.is_ended());
+        let ended = members
+            .members()
+            .filter(|member| member.is_ended() && member.may_be_certified(now));
         ended.map(|member| member.id).collect()
+    }
+
+    /// Members that are active, were revoked, and were retired.
+    #[must_use]
+    pub fn counts(&self) -> [usize; 3] {
+        let mut counts = [0; 3];
+        for member in self.members().members() {
+            let [active, revoked, retired] = &mut counts;
+            let count = match &member.ended {
+                None => active,
+                Some(ended) if ended.revoked => revoked,
+                Some(_) => retired,
+            };
+            *count += 1;
+        }
+        counts
     }
 
     /// The next certificates of an appliance that has shown its own.
@@ -469,6 +436,22 @@ impl Authority {
     }
 }
 
+/// What each renewal comes to, and what they write.
+fn all_renewed(
+    members: &Members,
+    asked: &[(GuestId, &Renewal)],
+) -> (Vec<Result<(), Refusal>>, Vec<Put>) {
+    let mut next: BTreeMap<GuestId, Member> = BTreeMap::new();
+    let results = asked.iter().map(|(guest, renewal)| {
+        let member = next.get(guest).or_else(|| members.member(*guest));
+        let member = renewed(member.ok_or(Refusal::UnknownGuest)?, renewal)?;
+        next.insert(*guest, member);
+        Ok(())
+    });
+    let results = results.collect();
+    (results, next.values().map(Put::member).collect())
+}
+
 /// A member that leaves the fleet.
 pub(crate) fn end(member: &Member, revoked: bool, why: &str, now: SystemTime) -> Put {
     let mut member = member.clone();
@@ -478,23 +461,6 @@ pub(crate) fn end(member: &Member, revoked: bool, why: &str, now: SystemTime) ->
         why: why.to_owned(),
     });
     Put::member(&member)
-}
-
-fn check_pool(pool: &Pool) -> Result<(), AuthorityError> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    let name = &pool.name;
-    if name.is_empty() || name.len() > POOL_NAME_MAX_BYTES || !name.chars().all(is_plain) {
-        let problem = format!(
-            "a pool's name has 1 to {POOL_NAME_MAX_BYTES} letters, digits, dots, dashes and underscores"
-        );
-        return Err(AuthorityError::Pool(problem));
-    }
-    let counts = [pool.ranges.len(), pool.tags.len(), pool.clusters.len()];
-    if counts.iter().any(|count| *count > POOL_SCOPE_MAX) {
-        let problem = format!("a pool has at most {POOL_SCOPE_MAX} ranges, tags and clusters each");
-        return Err(AuthorityError::Pool(problem));
-    }
-    Ok(())
 }
 
 pub(crate) fn refused(error: SignError) -> Refusal {

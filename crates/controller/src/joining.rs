@@ -11,7 +11,7 @@ use crate::authority::{Authority, AuthorityError, Refusal, end, refused};
 use crate::fleet::Fleet;
 use crate::members::{
     Asked, Decision, KeyRecord, Member, Members, PENDING, Pending, Plan, Pool, Proof, Put, Renewal,
-    can_approve, plan, renewed, seconds,
+    can_approve, plan, seconds,
 };
 
 /// Longest host name that a guest may have.
@@ -165,12 +165,7 @@ impl Authority {
         }
         let (cert, next) = self.sign(guest, csr_der, member.ephemeral, now)?;
         let renewal = Renewal { shown, next, now };
-        self.change(now, |members| {
-            let member = members.member(guest).ok_or(Refusal::UnknownGuest)?;
-            let next = renewed(member, &renewal)?;
-            Ok::<_, Refusal>(((), vec![Put::member(&next)]))
-        })
-        .await?;
+        self.write_renewal(guest, renewal).await?;
         Ok(vec![cert])
     }
 

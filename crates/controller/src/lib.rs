@@ -8,14 +8,18 @@ mod enrolment;
 pub mod fleet;
 mod joining;
 mod journal;
+mod keeping;
 mod members;
+mod terms;
 mod visitors;
 
-pub use authority::{Authority, AuthorityError, POOLS_MAX, Refusal, TOKENS_MAX, TokenTerms};
+pub use authority::{Authority, AuthorityError, Refusal};
 pub use enrolment::{Enrolment, EnrolmentLimits, EnrolmentStats};
 pub use joining::{EPHEMERAL_LIFETIME, Enrolled};
 pub use journal::JournalError;
+pub use keeping::REKEYS_PER_HOUR;
 pub use members::{Decision, Ended, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, VmRef};
+pub use terms::{POOLS_MAX, TOKENS_MAX, TokenTerms};
 
 /// An error with its causes on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

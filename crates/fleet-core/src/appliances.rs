@@ -68,6 +68,9 @@ impl Core {
                 "appliance_new"
             };
             self.event(clock, kind, stored.name.clone());
+        } else {
+            // A newer stream took the older one's place: it tells all of its guests anew.
+            self.sessions_ended_via(id);
         }
         let to = if stored.draining {
             Availability::Draining
@@ -83,6 +86,7 @@ impl Core {
         if !self.connected.remove(&id) {
             return;
         }
+        self.sessions_ended_via(id);
         for guest in self.guests.values_mut() {
             if guest.via == Some(id) {
                 guest.via = None;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use model::GuestId;
+use model::{GuestId, Machine};
 use placement::{
     Admission, ApplianceId, Availability, BootPolicy, BootStorms, Epoch, Fleet, HostId, LeaseId,
     Settings, StormPolicy, VmId,
@@ -11,6 +11,7 @@ use placement::{
 
 use crate::channels::Channels;
 use crate::guests::Guest;
+use crate::identity::{Key, Note, Sessions};
 use crate::rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
 use crate::sites::SiteRules;
 use crate::turns::{TurnAnswer, Turns};
@@ -122,6 +123,19 @@ pub enum Order {
         /// Which.
         turn: LeaseId,
     },
+    /// A session is a copy's: it is told to ask for an identity of its own.
+    Rekey {
+        /// The appliance that has it.
+        via: ApplianceId,
+        /// The guest that it is a copy of.
+        guest: GuestId,
+        /// The key that it shows.
+        key: Option<Key>,
+        /// What its machine says of itself.
+        machine: Machine,
+        /// Why, for people.
+        reason: String,
+    },
 }
 
 /// The fleet as the controller sees it.
@@ -154,6 +168,12 @@ pub struct Core {
     pub(crate) vm_of_guest: BTreeMap<GuestId, VmId>,
     /// Guests without a connector that are not connected, and since when.
     pub(crate) absent: BTreeMap<GuestId, Duration>,
+    /// Sessions of each guest, to tell a copy's from its own.
+    pub(crate) sessions: BTreeMap<GuestId, Sessions>,
+    /// When sessions that overlap are looked at again.
+    pub(crate) suspects: BTreeSet<(Duration, GuestId)>,
+    pub(crate) conflicts: u64,
+    pub(crate) notes: Vec<Note>,
     pub(crate) events: VecDeque<Event>,
     last_event: u64,
     last_id: u64,
@@ -198,6 +218,10 @@ impl Core {
             channels: Channels::default(),
             vm_of_guest: BTreeMap::new(),
             absent: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+            conflicts: 0,
+            notes: Vec::new(),
             events: VecDeque::new(),
             last_event: 0,
             last_id: 0,
@@ -327,6 +351,7 @@ impl Core {
     pub fn tick(&mut self, clock: Clock) -> bool {
         self.silent_appliances(clock);
         self.silent_guests(clock);
+        self.overlapping(clock);
         self.forget_turns(clock.now);
         self.fleet.tick(clock.now)
     }

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use model::{ChannelId, GuestId};
+use model::{ChannelId, GuestId, Machine};
 use placement::{ApplianceId, VmId};
 
 use crate::core::{Clock, Core};
+use crate::identity::{Key, KnownGuest, Note};
 use crate::inventory::{Power, VmRecord};
 use crate::rows::Row;
 
@@ -27,6 +28,14 @@ pub struct GuestFacts {
     pub epoch: u64,
     /// What it reads from the hypervisor's channel to its host. `None`: it has none.
     pub channel: Option<ChannelId>,
+    /// The key that it shows. `None`: its appliance does not say.
+    pub key: Option<Key>,
+    /// What its machine says of itself.
+    pub machine: Machine,
+    /// What is written down of it. `None`: nothing.
+    pub known: Option<KnownGuest>,
+    /// The VM that it was proved to be in: its connector, and the id there.
+    pub vm: Option<(String, String)>,
 }
 
 #[derive(Debug)]
@@ -46,6 +55,11 @@ impl Core {
     /// A guest has a session on an appliance.
     pub fn guest_up(&mut self, clock: Clock, via: ApplianceId, id: GuestId, facts: GuestFacts) {
         self.absent.remove(&id);
+        let is_copy = self.judge(clock, via, id, &facts);
+        if is_copy && self.sessions.get(&id).is_some_and(|it| it.own().is_some()) {
+            // The list and the VM are the guest's own.
+            return;
+        }
         let before = self.guests.get(&id);
         let told_first = before.and_then(|guest| guest.told_first);
         let channel = before.and_then(|guest| guest.facts.channel);
@@ -77,13 +91,17 @@ impl Core {
 
     /// A guest's session on an appliance is over. It may have another one by now.
     pub fn guest_down(&mut self, clock: Clock, via: ApplianceId, id: GuestId) {
+        let elsewhere = self.session_ended(via, id);
         let Some(guest) = self.guests.get_mut(&id) else {
             return;
         };
         if guest.via != Some(via) {
             return;
         }
-        guest.via = None;
+        guest.via = elsewhere;
+        if elsewhere.is_some() {
+            return;
+        }
         let vm = self.vm_of_guest.get(&id).and_then(|vm| self.vms.get(vm));
         if vm.is_some_and(|vm| vm.connector == NO_CONNECTOR) {
             self.absent.insert(id, clock.now);
@@ -128,6 +146,10 @@ impl Core {
         if let (Some(vm), true) = (known, is_real) {
             return vm;
         }
+        if let Some(vm) = self.proved(facts) {
+            self.bind(clock, id, vm, facts.epoch);
+            return vm;
+        }
         if let Some(vm) = self.matching(facts.uuid, facts.address) {
             self.bind(clock, id, vm, facts.epoch);
             return vm;
@@ -149,6 +171,14 @@ impl Core {
         let vm = vm.unwrap_or(VmId(0));
         self.bind(clock, id, vm, facts.epoch);
         vm
+    }
+
+    /// The VM that a guest was proved to be in, unless another is there.
+    fn proved(&self, facts: &GuestFacts) -> Option<VmId> {
+        let (connector, vm) = facts.vm.as_ref()?;
+        let id = self.vm_id(connector, vm)?;
+        let is_free = self.vms.get(&id).is_some_and(|vm| vm.guest.is_none());
+        is_free.then_some(id)
     }
 
     /// The one VM of the inventory with this uuid; among several (a hypervisor that gives clones
@@ -177,6 +207,9 @@ impl Core {
         {
             stored.guest = Some(id);
             let stored = stored.clone();
+            if stored.connector != NO_CONNECTOR {
+                self.notes.push(Note::VmFound(id));
+            }
             self.write(Row::Vm(stored));
         }
         let mut follows = epoch;
@@ -238,6 +271,27 @@ impl Core {
                 self.guests.remove(&id);
             }
         }
+    }
+
+    /// A guest has left the fleet: its VM is free for another one.
+    pub fn guest_ended(&mut self, clock: Clock, id: GuestId) {
+        self.guests.remove(&id);
+        self.absent.remove(&id);
+        self.sessions.remove(&id);
+        let Some(vm) = self.vm_of_guest.remove(&id) else {
+            return;
+        };
+        let Some(stored) = self.vms.get_mut(&vm) else {
+            return;
+        };
+        stored.guest = None;
+        if stored.connector == NO_CONNECTOR {
+            self.vm_gone(clock, vm);
+            return;
+        }
+        let stored = stored.clone();
+        self.write(Row::Vm(stored));
+        self.match_guest_of(clock, vm);
     }
 
     /// Whom a guest should ask that has no list yet: those of its VM, else the least used.

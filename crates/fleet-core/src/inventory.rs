@@ -7,6 +7,7 @@ use placement::{HostFacts, HostId, Started, VmFacts, VmId};
 use serde::{Deserialize, Serialize};
 
 use crate::core::{Clock, Core};
+use crate::identity::Note;
 use crate::rows::{Row, StoredHost, StoredVm};
 
 /// A host as its connector knows it. Names are hostile text.
@@ -462,6 +463,7 @@ impl Core {
         self.fleet.remove_vm(clock.now, id);
         if vm.connector != crate::guests::NO_CONNECTOR {
             self.event(clock, "vm_gone", vm.record.name.clone());
+            self.notes.extend(vm.guest.map(Note::VmDeleted));
         }
         self.write(Row::VmGone(id.0));
         if let Some(guest) = vm.guest {

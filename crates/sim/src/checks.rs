@@ -31,6 +31,9 @@ impl World {
     pub fn check(&self) -> Result<(), String> {
         self.work.check()?;
         self.check_charges()?;
+        if let Some(guest) = self.rekeyed {
+            return Err(format!("{guest} is taken for a copy of itself"));
+        }
         for (vm, agent) in self.agents.iter().enumerate() {
             if agent.unscanned != agent.paid + agent.debt {
                 return Err(format!("v{vm}: the ledger has lost an open: {agent:?}"));

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fleet_core::{
-    ApplianceHello, GuestFacts, HostRecord, InventoryChange, Order, Power, TurnAnswer, VmRecord,
+    ApplianceHello, GuestFacts, HostRecord, InventoryChange, KnownGuest, Order, Power, TurnAnswer,
+    VmRecord,
 };
-use model::GuestId;
+use model::{GuestId, Machine};
 use placement::{ApplianceId, Lease, LeaseId};
 
 use crate::controller::Controller;
@@ -100,6 +101,8 @@ pub struct World {
     pub(crate) moves: u64,
     /// VMs that measured round trips alone brought to the appliance on their host.
     pub(crate) corrected: u64,
+    /// A guest that was taken for a copy. Here are none.
+    pub(crate) rekeyed: Option<GuestId>,
 }
 
 impl World {
@@ -141,6 +144,7 @@ impl World {
             connector_up: true,
             obeyed: BTreeMap::new(),
             moves: 0,
+            rekeyed: None,
             corrected: 0,
         };
         world.resync();
@@ -362,12 +366,25 @@ impl World {
         let agent = &self.agents[vm];
         let mut uuid = [7; 16];
         uuid[..8].copy_from_slice(&(vm as u64).to_be_bytes());
+        let machine = Machine {
+            system_uuid: Some(uuid),
+            generation_id: Some(uuid),
+            macs: Vec::new(),
+        };
         let facts = GuestFacts {
             uuid: Some(uuid),
             address: [10, 0, 0, 1].into(),
             hostname: format!("v{vm}"),
             epoch: agent.route.epoch(),
             channel: None,
+            key: Some(uuid),
+            machine: machine.clone(),
+            known: Some(KnownGuest {
+                key: Some(uuid),
+                issued: Vec::new(),
+                machine,
+            }),
+            vm: None,
         };
         let stream = agent.at.and_then(|at| self.appliances[at].stream);
         if let (Some(controller), Some((term, id))) = (&mut self.controller, stream)
@@ -559,6 +576,7 @@ impl World {
                 }
             }
             Order::Warm { .. } => {}
+            Order::Rekey { guest, .. } => self.rekeyed = Some(guest),
         }
     }
 }

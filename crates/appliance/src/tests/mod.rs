@@ -4,6 +4,7 @@ mod allowlist;
 mod by_chunks;
 mod checks;
 mod coalescing;
+mod copies;
 mod force;
 mod limits;
 mod recheck;

@@ -224,7 +224,7 @@ impl Outbox for Mailbox {
 pub(super) struct Guest {
     pub(super) session: Session,
     pub(super) mailbox: Arc<Mailbox>,
-    received: mpsc::UnboundedReceiver<v1::Envelope>,
+    pub(super) received: mpsc::UnboundedReceiver<v1::Envelope>,
 }
 
 impl Guest {
@@ -363,6 +363,10 @@ impl Rig {
     }
 
     pub(super) fn join(&self, guest: GuestId, is_gate: bool) -> Guest {
+        self.join_on(guest, is_gate, model::Machine::default())
+    }
+
+    pub(super) fn join_on(&self, guest: GuestId, is_gate: bool, machine: model::Machine) -> Guest {
         let (frames, received) = mpsc::unbounded_channel();
         let mailbox = Arc::new(Mailbox {
             frames,
@@ -376,7 +380,7 @@ impl Rig {
             is_gate,
             placement_epoch: 0,
             key: pki::KeyId([7; 16]),
-            machine: model::Machine::default(),
+            machine,
             outbox: mailbox.clone(),
         };
         Guest {

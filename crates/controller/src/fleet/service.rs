@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use fleet_core::{Clock, Core, CoreSettings, Order, Row, SiteRules, VmSeen};
+use fleet_core::{Clock, Core, CoreSettings, Note, Order, Row, SiteRules, VmSeen};
 use placement::ApplianceId;
 use proto::v1;
 use proto::v1::fleet_order::Body;
@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::store::{CommitError, Lease, Store, StoreError};
-use crate::chain;
+use crate::{Authority, chain};
 
 /// How often time is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -30,7 +30,7 @@ const APPLIED_AT_ONCE: usize = 1024;
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a controller's fleet is made of.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct FleetConfig {
     /// This process among controllers of one database. Equal over restarts where no other
     /// controller can have the database: then a restart need not wait for the lease's end.
@@ -41,6 +41,33 @@ pub struct FleetConfig {
     pub settings: CoreSettings,
     /// Where things are, and rules.
     pub sites: SiteRules,
+    /// Who belongs to the fleet: what is seen of them is written down, and some are retired. `None`:
+    /// nobody keeps that.
+    pub members: Option<Arc<Authority>>,
+    /// When.
+    pub retirement: Retirement,
+}
+
+/// When members are retired. What is due is looked for so often, and for the first time when
+/// sessions are known.
+#[derive(Debug, Clone, Copy)]
+pub struct Retirement {
+    /// How often. 60 s.
+    pub look_every: Duration,
+    /// For the first time after a start. 120 s.
+    pub after_start: Duration,
+    /// A VM has been deleted for so long. 60 s.
+    pub deleted_for: Duration,
+}
+
+impl Default for Retirement {
+    fn default() -> Self {
+        Self {
+            look_every: Duration::from_secs(60),
+            after_start: Duration::from_secs(120),
+            deleted_for: Duration::from_secs(60),
+        }
+    }
 }
 
 /// Whether this controller places.
@@ -155,6 +182,21 @@ impl Lead {
                     turn_id: turn.0,
                 };
                 self.send(via, Body::TurnOver(over));
+            }
+            Order::Rekey {
+                via,
+                guest,
+                key,
+                machine,
+                reason,
+            } => {
+                let rekey = v1::RekeyGuest {
+                    guest_id: guest.0.to_vec(),
+                    key_id: key.map_or_else(Vec::new, |key| key.to_vec()),
+                    machine: Some((&machine).into()),
+                    reason,
+                };
+                self.send(via, Body::Rekey(rekey));
             }
             Order::Warm { from, to, guest } => {
                 let name = self.core.appliance_name(to).unwrap_or_default();
@@ -291,9 +333,11 @@ struct Keeper {
 struct Term {
     lease: Lease,
     lead: Lead,
+    notes: Vec<Note>,
     unwritten: Vec<Row>,
     unsent: Vec<Order>,
     written_at: Instant,
+    retire_at: Instant,
 }
 
 impl Keeper {
@@ -316,6 +360,7 @@ impl Keeper {
             address,
             settings,
             sites,
+            ..
         } = &self.config;
         let Some(lease) = self.store.lead(holder, address, LEASE).await? else {
             let leader = self.store.leader().await?;
@@ -334,9 +379,11 @@ impl Keeper {
                 sinks: BTreeMap::new(),
                 next_stream: 0,
             },
+            notes: Vec::new(),
             unwritten: Vec::new(),
             unsent: Vec::new(),
             written_at: Instant::now(),
+            retire_at: Instant::now() + self.config.retirement.after_start,
         }))
     }
 
@@ -417,11 +464,42 @@ impl Keeper {
         }
     }
 
+    /// What was seen of members, before the rows that came of it: a crash between repeats it.
+    async fn keep_members(&self, term: &mut Term) -> Result<(), CommitError> {
+        let Some(members) = &self.config.members else {
+            term.notes.clear();
+            return Ok(());
+        };
+        let now = SystemTime::now();
+        if !term.notes.is_empty() {
+            let noted = members.note(&term.notes, now).await;
+            noted.map_err(CommitError::Store)?;
+            term.notes.clear();
+        }
+        if term.retire_at > Instant::now() {
+            return Ok(());
+        }
+        let Retirement {
+            look_every,
+            deleted_for,
+            ..
+        } = self.config.retirement;
+        let mut due = members.may_retire(deleted_for, now);
+        due.retain(|guest| !term.lead.core.has_session(*guest));
+        let retired = members.retire(&due, deleted_for, now).await;
+        retired.map_err(CommitError::Store)?;
+        members.tidy(now).await.map_err(CommitError::Store)?;
+        term.retire_at = Instant::now() + look_every;
+        Ok(())
+    }
+
     /// Time, then the disk, then the streams. True: there is more to do right now.
     async fn settle(&mut self, term: &mut Term) -> Result<bool, CommitError> {
         let more = term.lead.core.tick(self.clock());
+        term.notes.extend(term.lead.core.take_notes());
         term.unwritten.extend(term.lead.core.take_writes());
         term.unsent.extend(term.lead.core.take_orders());
+        self.keep_members(term).await?;
         if !term.unwritten.is_empty() || term.written_at.elapsed() >= LEASE / 3 {
             let events_max = self.config.settings.silence.events_max;
             let commit = self

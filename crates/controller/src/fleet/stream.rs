@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use daemon::log::RateLimit;
 use fleet_core::{ApplianceHello, GuestFacts, TurnAnswer, TurnAsk};
-use model::{ChannelId, GuestId};
+use model::{ChannelId, GuestId, Machine};
 use pki::KeyId;
 use placement::{ApplianceId, LeaseId, WorkKind};
 use proto::v1;
@@ -94,7 +94,7 @@ impl Stream {
                 return "another controller is the placer";
             }
         };
-        let revoked = self.authority.revoked();
+        let revoked = self.authority.revoked(SystemTime::now());
         let revoked = revoked.iter().map(|guest| guest.0.to_vec()).collect();
         let _ = self
             .told
@@ -170,6 +170,8 @@ impl Stream {
     async fn take(&self, id: ApplianceId, said: Said) -> Result<(), NotLeading> {
         match said {
             Said::GuestsUp(up) => {
+                let ids = up.guests.iter().map(|up| GuestId::from_slice(&up.guest_id));
+                self.authority.know(ids.flatten().collect()).await;
                 let guests: Vec<_> = up.guests.iter().filter_map(|up| self.guest(up)).collect();
                 self.fleet
                     .with(move |lead, clock| {
@@ -258,14 +260,20 @@ impl Stream {
 
     fn guest(&self, up: &v1::GuestUp) -> Option<(GuestId, GuestFacts)> {
         let guest = GuestId::from_slice(&up.guest_id)?;
-        let enrolled = self.authority.guest(guest);
+        let member = self.authority.guest(guest);
         let unknown = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let machine = up.machine.as_ref().map(Machine::try_from);
+        let vm = member.as_ref().and_then(|member| member.vm.as_ref());
         let facts = GuestFacts {
-            uuid: enrolled.and_then(|guest| guest.machine.system_uuid),
+            uuid: member.as_ref().and_then(|it| it.machine.system_uuid),
             address: up.address.parse().unwrap_or(unknown),
             hostname: up.hostname.clone(),
             epoch: up.placement_epoch,
             channel: ChannelId::from_slice(&up.channel),
+            key: up.key_id.as_slice().try_into().ok(),
+            machine: machine.and_then(Result::ok).unwrap_or_default(),
+            vm: vm.map(|vm| (vm.connector.clone(), vm.id.clone())),
+            known: member.map(|member| member.known()),
         };
         Some((guest, facts))
     }
@@ -282,20 +290,47 @@ impl Stream {
     }
 }
 
-/// The next certificates of a guest.
+/// The next certificates of a guest: for the same identity, or for one of its own where it asks
+/// for that. A copy that asks for the same is told to re-key.
 ///
 /// # Errors
 /// [`Refusal`].
 pub async fn renew_guest(
     authority: &Authority,
-    _fleet: &Fleet,
+    fleet: &Fleet,
     renew: &v1::RenewGuest,
 ) -> Result<Vec<pki::CertificateDer<'static>>, Refusal> {
+    let now = SystemTime::now();
     let guest = GuestId::from_slice(&renew.guest_id).ok_or(Refusal::UnknownGuest)?;
+    let machine = renew.machine.as_ref().map(Machine::try_from).transpose();
+    let machine = machine.map_err(|_| Refusal::Field("machine"))?;
+    let machine = machine.unwrap_or_default();
+    if renew.rekey {
+        return authority.rekey(guest, &renew.csr, &machine, now).await;
+    }
     let key = KeyId::from_slice(&renew.key_id);
-    authority
-        .renew(guest, key, &renew.csr, SystemTime::now())
-        .await
+    if let Some(known) = authority.guest(guest).map(|member| member.known()) {
+        let order = v1::RekeyGuest {
+            guest_id: renew.guest_id.clone(),
+            key_id: renew.key_id.clone(),
+            machine: renew.machine.clone(),
+            reason: String::new(),
+        };
+        let judged = fleet.with(move |lead, clock| {
+            let key = key.map(|key| key.0);
+            let judged = lead.core.may_renew(clock, guest, key, &machine, &known);
+            if let Err(copy) = &judged {
+                let reason = copy.0.clone();
+                lead.send_all(&Told::Rekey(v1::RekeyGuest { reason, ..order }));
+            }
+            judged
+        });
+        // Where another places, sessions are not known here.
+        if let Ok(Err(copy)) = judged.await {
+            return Err(Refusal::IsCopy(copy.to_string()));
+        }
+    }
+    authority.renew(guest, key, &renew.csr, now).await
 }
 
 /// `None`: not a kind of work that this version knows.

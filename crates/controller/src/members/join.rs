@@ -229,7 +229,11 @@ fn members_in(members: &Members, vm: &VmRef) -> Vec<GuestId> {
 }
 
 /// Whether a pool takes one more, when those that are replaced have gone.
-fn has_room(members: &Members, pool: Option<&Pool>, replaced: &[GuestId]) -> Result<(), Refusal> {
+pub(crate) fn has_room(
+    members: &Members,
+    pool: Option<&Pool>,
+    replaced: &[GuestId],
+) -> Result<(), Refusal> {
     let Some(pool) = pool.filter(|pool| pool.guests_max > 0) else {
         return Ok(());
     };

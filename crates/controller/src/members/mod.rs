@@ -5,8 +5,8 @@ mod keys;
 mod records;
 mod state;
 
-pub(crate) use join::{Asked, Plan, can_approve, is_over, plan};
-pub(crate) use keys::{Renewal, renewed};
+pub(crate) use join::{Asked, Plan, can_approve, has_room, is_over, may_wait, plan};
+pub(crate) use keys::{Renewal, renewed, seen_with};
 pub use records::{Decision, Ended, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, VmRef};
 pub(crate) use records::{moment, seconds};
-pub(crate) use state::{Members, PENDING, POOL, Put, TOKEN};
+pub(crate) use state::{MEMBER, Members, PENDING, POOL, Put, TOKEN};

@@ -171,7 +171,14 @@ impl Member {
         self.ended.is_some()
     }
 
-    /// The last moment of any of its certificates, in seconds since 1970.
+    /// Whether a certificate of it may not be over: none of them is known, or clocks differ.
+    pub(crate) fn may_be_certified(&self, now: SystemTime) -> bool {
+        const CLOCKS_DIFFER: u64 = 3600;
+        let until_s = self.certified_until_s();
+        until_s == 0 || until_s.saturating_add(CLOCKS_DIFFER) >= seconds(now)
+    }
+
+    /// The last moment of any of its certificates, in seconds since 1970; 0: none is known.
     pub(crate) fn certified_until_s(&self) -> u64 {
         let keys = self.key.iter().chain(&self.issued);
         keys.map(|key| key.until_s).max().unwrap_or(0)

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use controller::fleet::{CommitError, Fleet, FleetConfig, Lead, Standing, Store};
+use controller::fleet::{CommitError, Fleet, FleetConfig, Lead, Retirement, Standing, Store};
 use fleet_core::{
     ApplianceHello, CoreSettings, GuestFacts, HostRecord, InventoryChange, Power, Row, SiteRules,
     TurnAsk, VmRecord,
@@ -149,6 +149,8 @@ fn config(holder: &str) -> FleetConfig {
         address: format!("{holder}:7445"),
         settings: CoreSettings::default(),
         sites: SiteRules::default(),
+        members: None,
+        retirement: Retirement::default(),
     }
 }
 
@@ -187,6 +189,10 @@ async fn people(fleet: &Fleet, vms: u64, sent: &Sent) {
                     hostname: format!("v{number}"),
                     epoch: 0,
                     channel: None,
+                    key: None,
+                    machine: model::Machine::default(),
+                    known: None,
+                    vm: None,
                 };
                 lead.core
                     .guest_up(clock, ids[0], GuestId(uuid(number)), facts);

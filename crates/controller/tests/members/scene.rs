@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use controller::fleet::{Fleet, FleetConfig, Standing, Store};
+use controller::fleet::{Fleet, FleetConfig, Retirement, Standing, Store};
 use controller::{Authority, Enrolled, Pool, Proof, Refusal, TokenTerms};
 use fleet_core::{CoreSettings, HostRecord, InventoryChange, Power, SiteRules, VmRecord};
 use model::GuestId;
@@ -124,12 +124,23 @@ pub(crate) fn waits(answer: Result<Enrolled, Refusal>) {
 
 /// The placer over an authority's database, with one host in the cluster `c`.
 pub(crate) async fn placer(dir: &Path) -> Fleet {
+    placer_with(dir, None).await
+}
+
+/// The same, which keeps members and retires them soon.
+pub(crate) async fn placer_with(dir: &Path, members: Option<Arc<Authority>>) -> Fleet {
     let store = Store::embedded(dir).await.unwrap();
     let config = FleetConfig {
         holder: "embedded".into(),
         address: String::new(),
         settings: CoreSettings::default(),
         sites: SiteRules::default(),
+        members,
+        retirement: Retirement {
+            look_every: Duration::from_millis(50),
+            after_start: Duration::from_millis(100),
+            deleted_for: Duration::ZERO,
+        },
     };
     let fleet = Fleet::start(store, config).await.unwrap();
     let until = Instant::now() + PATIENCE;

@@ -1,6 +1,7 @@
 //! The controller's picture of the fleet, seen from outside.
 
 mod channels;
+mod identity;
 mod inventory;
 mod scene;
 mod turns;

@@ -105,5 +105,9 @@ pub(crate) fn facts(number: u8) -> GuestFacts {
         hostname: format!("v{number}"),
         epoch: 0,
         channel: None,
+        key: None,
+        machine: model::Machine::default(),
+        known: None,
+        vm: None,
     }
 }

@@ -2447,7 +2447,7 @@ pub struct RenewGuest {
     /// It asks for an identity of its own. Unset: for the same.
     #[prost(bool, tag = "61")]
     pub rekey: bool,
-    /// With `rekey`: the machine, as it says. Unset: unknown.
+    /// The machine: with `rekey` as in Renew, else as in the session's Hello. Unset: unknown.
     #[prost(message, optional, tag = "62")]
     pub machine: ::core::option::Option<MachineFacts>,
 }

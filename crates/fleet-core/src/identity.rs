@@ -1,0 +1,457 @@
+//! Which session is the guest's own, and which is a copy's: by keys in their order, and by what
+//! machines say of themselves.
+//!
+//! A session is judged when it begins. What another machine shows (another SMBIOS UUID) is a copy
+//! at once. What could be the same machine, moved, restarted or restored, is one only if both
+//! sessions are still there when the first must have been noticed to be dead.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use model::{GuestId, Machine};
+use placement::ApplianceId;
+
+use crate::core::{Clock, Core, Order};
+use crate::guests::GuestFacts;
+
+/// A key, as the first 16 bytes of the hash of its public half.
+pub type Key = [u8; 16];
+
+/// Two sessions of one machine may overlap for so long: the link ends silent ones after 60 s.
+const OVERLAP: Duration = Duration::from_secs(75);
+/// Sessions of one guest that are looked at; the oldest is forgotten for the next.
+const SESSIONS_MAX: usize = 16;
+/// Conflicts of one guest that make an event within an hour.
+const CONFLICTS_TOLD_MAX: usize = 20;
+const HOUR: Duration = Duration::from_secs(3600);
+/// A machine is taken for restored at most so often.
+const RESTORED_EVERY: Duration = Duration::from_secs(60);
+
+/// What is written down of a guest, as the sender of [`GuestFacts`] knows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KnownGuest {
+    /// The key in force. `None`: none was ever seen.
+    pub key: Option<Key>,
+    /// Keys that got certificates and were not seen, the latest last.
+    pub issued: Vec<Key>,
+    /// The machine that it is.
+    pub machine: Machine,
+}
+
+impl KnownGuest {
+    /// Where a key is in the order of keys; `None`: before them all.
+    fn rank(&self, key: &Key) -> Option<usize> {
+        if self.key.as_ref() == Some(key) {
+            return Some(0);
+        }
+        self.issued
+            .iter()
+            .position(|issued| issued == key)
+            .map(|at| at + 1)
+    }
+}
+
+/// What is to be written down of guests, before anything else that came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// A guest has shown this key: it is in force, and those before it are not.
+    KeySeen(GuestId, Key),
+    /// What its machine says of itself now.
+    MachineIs(GuestId, Machine),
+    /// A connector says that the VM it was in is deleted.
+    VmDeleted(GuestId),
+    /// A connector knows the VM that it is in.
+    VmFound(GuestId),
+}
+
+/// A session of a guest, as an appliance tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct SessionSeen {
+    via: ApplianceId,
+    key: Option<Key>,
+    machine: Machine,
+    /// Why it is a copy's.
+    copy: Option<String>,
+    /// It is one if another session is still there then.
+    suspect: Option<Suspect>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Suspect {
+    due: Duration,
+    why: &'static str,
+    /// If it is none, what its machine says of itself is to be noted.
+    is_later: bool,
+}
+
+const OLD_KEY: &str = "its key was replaced, and the guest uses the newer one";
+const LATER: &str = "the hypervisor has copied the machine, and the first still runs";
+
+/// Sessions of a guest and what was made of them.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    seen: Vec<SessionSeen>,
+    /// The newest key that was shown.
+    in_force: Option<Key>,
+    told: VecDeque<(Duration, Option<Key>, Machine)>,
+    restored_at: Option<Duration>,
+}
+
+impl Sessions {
+    /// Every session through an appliance is over.
+    pub(crate) fn end_via(&mut self, via: ApplianceId) {
+        self.seen.retain(|session| session.via != via);
+    }
+
+    /// An appliance that has a session of the guest itself, the latest.
+    pub(crate) fn own(&self) -> Option<ApplianceId> {
+        let own = self.seen.iter().rev().find(|it| it.copy.is_none());
+        own.map(|session| session.via)
+    }
+
+    /// Nothing of it is needed: the keys that were seen are written down, and nobody made events.
+    fn is_forgettable(&self) -> bool {
+        self.seen.is_empty() && self.told.is_empty() && self.restored_at.is_none()
+    }
+
+    fn find(&self, via: ApplianceId, key: Option<Key>, machine: &Machine) -> Option<usize> {
+        let is_it = |session: &SessionSeen| {
+            session.via == via && session.key == key && session.machine == *machine
+        };
+        self.seen.iter().position(is_it)
+    }
+
+    /// Whether the guest itself has a session besides this one.
+    fn has_other(&self, at: usize) -> bool {
+        let others = self.seen.iter().enumerate();
+        others
+            .filter(|(other, _)| *other != at)
+            .any(|(_, session)| session.copy.is_none() && session.suspect.is_none())
+    }
+}
+
+/// Why a certificate is not renewed for the same identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this machine is a copy and needs an identity of its own: {0}")]
+pub struct IsCopy(pub String);
+
+/// Both are known and differ.
+fn differ<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
+    matches!((one, other), (Some(one), Some(other)) if one != other)
+}
+
+fn hex(bytes: [u8; 16]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn other_machine(known: &Machine, shown: &Machine) -> Option<String> {
+    if !differ(known.system_uuid, shown.system_uuid) {
+        return None;
+    }
+    let uuid = |machine: &Machine| machine.system_uuid.map(hex).unwrap_or_default();
+    Some(format!(
+        "its SMBIOS UUID is {}, the guest's is {}",
+        uuid(shown),
+        uuid(known)
+    ))
+}
+
+impl Core {
+    /// A session begins, or is told of again. True: it is a copy's.
+    pub(crate) fn judge(
+        &mut self,
+        clock: Clock,
+        via: ApplianceId,
+        id: GuestId,
+        facts: &GuestFacts,
+    ) -> bool {
+        let sessions = self.sessions.entry(id).or_default();
+        let at = match sessions.find(via, facts.key, &facts.machine) {
+            Some(at) => at,
+            None => {
+                if sessions.seen.len() >= SESSIONS_MAX {
+                    sessions.seen.remove(0);
+                }
+                sessions.seen.push(SessionSeen {
+                    via,
+                    key: facts.key,
+                    machine: facts.machine.clone(),
+                    copy: None,
+                    suspect: None,
+                });
+                sessions.seen.len() - 1
+            }
+        };
+        if let Some(known) = &facts.known {
+            self.judge_machine(clock, id, at, facts, known);
+        }
+        let sessions = self.sessions.get(&id);
+        let session = sessions.and_then(|sessions| sessions.seen.get(at));
+        session.is_some_and(|session| session.copy.is_some())
+    }
+
+    fn judge_machine(
+        &mut self,
+        clock: Clock,
+        id: GuestId,
+        at: usize,
+        facts: &GuestFacts,
+        known: &KnownGuest,
+    ) {
+        if let Some(why) = other_machine(&known.machine, &facts.machine) {
+            self.conflict(clock, id, at, why);
+            return;
+        }
+        let is_old = facts.key.is_some_and(|key| self.is_old(id, &key, known));
+        let is_later = differ(known.machine.generation_id, facts.machine.generation_id);
+        if !is_old {
+            self.suspect_older(clock, id, at);
+        }
+        if !is_old && !is_later {
+            self.first_facts(id, facts, known);
+            return;
+        }
+        let why = if is_old { OLD_KEY } else { LATER };
+        if self.sessions.get(&id).is_some_and(|it| it.has_other(at)) {
+            self.suspect(clock, id, at, why, is_later);
+        } else {
+            let machine = is_later.then(|| merged(&known.machine, &facts.machine));
+            self.restored(clock, id, machine);
+        }
+    }
+
+    fn suspect(&mut self, clock: Clock, id: GuestId, at: usize, why: &'static str, is_later: bool) {
+        let due = clock.now + OVERLAP;
+        let sessions = self.sessions.entry(id).or_default();
+        if let Some(session) = sessions.seen.get_mut(at)
+            && session.suspect.is_none()
+            && session.copy.is_none()
+        {
+            session.suspect = Some(Suspect { due, why, is_later });
+            self.suspects.insert((due, id));
+        }
+    }
+
+    /// The guest's newest key is shown: sessions with another one should end now.
+    fn suspect_older(&mut self, clock: Clock, id: GuestId, at: usize) {
+        let Some(sessions) = self.sessions.get(&id) else {
+            return;
+        };
+        let newest = sessions.seen.get(at).and_then(|session| session.key);
+        let older = sessions.seen.iter().enumerate().filter(|(other, session)| {
+            *other != at && session.key.is_some() && session.key != newest
+        });
+        let older: Vec<usize> = older.map(|(other, _)| other).collect();
+        for other in older {
+            self.suspect(clock, id, other, OLD_KEY, false);
+        }
+    }
+
+    /// What a machine did not say before.
+    fn first_facts(&mut self, id: GuestId, facts: &GuestFacts, known: &KnownGuest) {
+        let (shown, old) = (&facts.machine, &known.machine);
+        let is_news =
+            |old: Option<[u8; 16]>, shown: Option<[u8; 16]>| old.is_none() && shown.is_some();
+        if is_news(old.system_uuid, shown.system_uuid)
+            || is_news(old.generation_id, shown.generation_id)
+        {
+            self.notes.push(Note::MachineIs(id, merged(old, shown)));
+        }
+    }
+
+    /// Whether a key is older than the one in force; one that is newer is in force from now on.
+    fn is_old(&mut self, id: GuestId, key: &Key, known: &KnownGuest) -> bool {
+        let sessions = self.sessions.entry(id).or_default();
+        if known.key.is_none() && known.issued.is_empty() && sessions.in_force.is_none() {
+            sessions.in_force = Some(*key);
+            self.notes.push(Note::KeySeen(id, *key));
+            return false;
+        }
+        if sessions.in_force.as_ref() == Some(key) {
+            return false;
+        }
+        let own = sessions.in_force.and_then(|own| known.rank(&own));
+        match known.rank(key) {
+            None => true,
+            Some(rank) if own.is_some_and(|own| own > rank) => true,
+            Some(rank) => {
+                sessions.in_force = Some(*key);
+                if rank > 0 {
+                    self.notes.push(Note::KeySeen(id, *key));
+                }
+                false
+            }
+        }
+    }
+
+    /// The same machine, as it was once: nobody else is there. What it says of itself is noted
+    /// where it is given.
+    fn restored(&mut self, clock: Clock, id: GuestId, machine: Option<Machine>) {
+        let sessions = self.sessions.entry(id).or_default();
+        let before = sessions.restored_at;
+        if before.is_some_and(|at| clock.now.saturating_sub(at) < RESTORED_EVERY) {
+            return;
+        }
+        sessions.restored_at = Some(clock.now);
+        let note = machine.map(|machine| Note::MachineIs(id, machine));
+        self.notes.extend(note);
+        let text = format!("guest {id}: its machine was restored, or shows an older key");
+        self.event(clock, "machine_restored", text);
+    }
+
+    /// A copy: it is told to ask for an identity of its own, and its session goes on.
+    fn conflict(&mut self, clock: Clock, id: GuestId, at: usize, why: String) {
+        let sessions = self.sessions.entry(id).or_default();
+        let Some(session) = sessions.seen.get_mut(at) else {
+            return;
+        };
+        session.copy = Some(why.clone());
+        session.suspect = None;
+        let (via, key, machine) = (session.via, session.key, session.machine.clone());
+        self.orders.push(Order::Rekey {
+            via,
+            guest: id,
+            key,
+            machine: machine.clone(),
+            reason: why.clone(),
+        });
+        let told = &mut sessions.told;
+        while told
+            .front()
+            .is_some_and(|(at, ..)| clock.now.saturating_sub(*at) >= HOUR)
+        {
+            told.pop_front();
+        }
+        let is_told = told
+            .iter()
+            .any(|(_, its, on)| *its == key && *on == machine);
+        if is_told || told.len() >= CONFLICTS_TOLD_MAX {
+            return;
+        }
+        told.push_back((clock.now, key, machine));
+        self.conflicts += 1;
+        let guest = self.guests.get(&id);
+        let name = guest.map_or("", |guest| guest.facts.hostname.as_str());
+        let text = format!("guest {id} ({name}): {why}");
+        self.event(clock, "identity_conflict", text);
+    }
+
+    /// Sessions that could have been of one machine, and are still there beside another.
+    pub(crate) fn overlapping(&mut self, clock: Clock) {
+        while let Some((due, id)) = self.suspects.first().copied() {
+            if due > clock.now {
+                return;
+            }
+            self.suspects.pop_first();
+            self.settle_suspects(clock, id);
+        }
+    }
+
+    fn settle_suspects(&mut self, clock: Clock, id: GuestId) {
+        loop {
+            let Some(sessions) = self.sessions.get_mut(&id) else {
+                return;
+            };
+            let is_due = |session: &SessionSeen| {
+                let suspect = session.suspect.as_ref();
+                suspect.is_some_and(|suspect| suspect.due <= clock.now)
+            };
+            let Some(at) = sessions.seen.iter().position(is_due) else {
+                return;
+            };
+            let has_other = sessions.has_other(at);
+            let session = sessions.seen.get_mut(at);
+            let Some((suspect, machine)) = session
+                .and_then(|session| Some((session.suspect.take()?, session.machine.clone())))
+            else {
+                return;
+            };
+            if has_other {
+                self.conflict(clock, id, at, suspect.why.to_owned());
+            } else {
+                // The first one is gone: it was this machine.
+                self.restored(clock, id, suspect.is_later.then_some(machine));
+            }
+        }
+    }
+
+    /// A guest's sessions through an appliance are over; an appliance where it has another one.
+    pub(crate) fn session_ended(&mut self, via: ApplianceId, id: GuestId) -> Option<ApplianceId> {
+        let sessions = self.sessions.get_mut(&id)?;
+        sessions.end_via(via);
+        let own = sessions.own();
+        if sessions.is_forgettable() {
+            self.sessions.remove(&id);
+        }
+        own
+    }
+
+    /// Every session through an appliance is over.
+    pub(crate) fn sessions_ended_via(&mut self, via: ApplianceId) {
+        self.sessions.retain(|_, sessions| {
+            sessions.end_via(via);
+            !sessions.is_forgettable()
+        });
+    }
+
+    /// Whether a guest that shows this key on this machine may have its next certificate. One
+    /// without a session (its certificate has expired) is judged by those that others have.
+    ///
+    /// # Errors
+    /// It is a copy.
+    pub fn may_renew(
+        &mut self,
+        clock: Clock,
+        id: GuestId,
+        key: Option<Key>,
+        machine: &Machine,
+        known: &KnownGuest,
+    ) -> Result<(), IsCopy> {
+        if let Some(why) = other_machine(&known.machine, machine) {
+            return Err(IsCopy(why));
+        }
+        let is_old = key.is_some_and(|key| self.is_old(id, &key, known));
+        let sessions = self.sessions.entry(id).or_default();
+        let is_it = |session: &SessionSeen| session.key == key && session.machine == *machine;
+        let own = sessions.seen.iter().position(is_it);
+        if let Some(why) = own.and_then(|at| sessions.seen.get(at)?.copy.clone()) {
+            return Err(IsCopy(why));
+        }
+        let is_another = |session: &SessionSeen| session.copy.is_none() && session.key != key;
+        if !is_old || !sessions.seen.iter().any(is_another) {
+            return Ok(());
+        }
+        if let Some(at) = own {
+            self.conflict(clock, id, at, OLD_KEY.to_owned());
+        }
+        Err(IsCopy(OLD_KEY.to_owned()))
+    }
+
+    /// Guests that have a session.
+    #[must_use]
+    pub fn has_session(&self, id: GuestId) -> bool {
+        self.sessions
+            .get(&id)
+            .is_some_and(|sessions| !sessions.seen.is_empty())
+    }
+
+    /// Conflicts since the start of this term.
+    #[must_use]
+    pub fn conflicts_total(&self) -> u64 {
+        self.conflicts
+    }
+
+    /// What is to be written down before anything that [`Self::take_writes`] gives.
+    pub fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+}
+
+/// What is known, with what is shown.
+fn merged(known: &Machine, shown: &Machine) -> Machine {
+    Machine {
+        generation_id: shown.generation_id.or(known.generation_id),
+        system_uuid: shown.system_uuid.or(known.system_uuid),
+        macs: shown.macs.clone(),
+    }
+}
