@@ -8,29 +8,31 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 use daemon::metrics::Registry;
 use daemon::notify::Progress;
 use daemon::signal::Stop;
 use fanotify::{Answer, Group, GroupOptions, Interrupter, ReadError};
-use link::client::Client;
 use proto::v1;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use supervisor::{Unguarded, Worker};
 
 use crate::bell::Bell;
 use crate::books::LedgerFile;
-use crate::credentials::{Credentials, boot_id, hostname, make_private_dir};
+use crate::credentials::make_private_dir;
+use crate::dialer::{DialError, Dialer};
 use crate::gate::reader::BATCH;
 use crate::gate::standing::Standing;
 use crate::gate::{Gate, workers};
 use crate::guard::marks::GuardError;
 use crate::guard::scope::Scope;
 use crate::keeper::{Keeper, Turns, watch_folders};
+use crate::member::{FromFleet, Member};
+use crate::membership::Membership;
 use crate::metrics::Published;
 use crate::orders::open_vault;
-use crate::placed::Placed;
-use crate::session::{Peer, Session};
+use crate::session::{Outlets, Peer, Session};
+use crate::turns::Said;
 use crate::{AgentConfig, allow, status, unguarded};
 use threads::{
     spawn, spawn_attached, spawn_control, spawn_hands, spawn_keeper, spawn_marks, spawn_nearness,
@@ -47,7 +49,7 @@ const DRAIN_ROUNDS_MAX: usize = 200;
 /// The agent cannot start. Nothing is guarded then.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Not enrolled, or its files cannot be used.
+    /// The files of its identity cannot be used.
     #[error(transparent)]
     Credentials(#[from] crate::credentials::CredentialsError),
     /// The kernel does not give a fanotify group.
@@ -73,6 +75,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The link cannot begin.
+    #[error("cannot start the link")]
+    Link(#[source] io::Error),
     /// The system gives no threads or descriptors.
     #[error("cannot start {what}")]
     System {
@@ -99,7 +104,7 @@ pub struct Agent {
     state_dir: PathBuf,
     gate: Arc<Gate>,
     group: Arc<Group>,
-    client: Client,
+    dialer: Arc<Dialer>,
     stop: Stop,
     halt: Halt,
     threads: Threads,
@@ -151,7 +156,6 @@ impl Agent {
         let config = Arc::new(with_descriptors(config)?);
         make_private_dir(&config.state_dir)?;
         make_private_dir(&config.runtime_dir)?;
-        let credentials = Credentials::load(&config)?;
         let (ledger_file, books) =
             LedgerFile::open(&config.state_dir, config.limits.ledger_entries_max)?;
         let vault = open_vault(config.quarantine_dir(), config.limits.quarantine_bytes_max)?;
@@ -176,27 +180,16 @@ impl Agent {
         let progress = Progress::new();
         let server = serve_metrics(&config, &gate)?;
 
-        let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
-        let (renewed, renewed_end) = bounded(1);
-        let (turns, turns_end) = bounded(TURNS_SAID_MAX);
+        let (to, ends) = outlets(&config);
         let peer = Arc::new(Mutex::new(Peer::default()));
-        let follows_lists = config.appliance.follows_lists();
-        let session = Session::new(
-            Arc::clone(&gate),
-            orders,
-            renewed,
-            turns,
-            Arc::clone(&peer),
-            follows_lists,
-        );
+        let session = Session::new(Arc::clone(&gate), to, Arc::clone(&peer), &config);
+        let dialer = Arc::new(Dialer::new(session));
+        let membership = Arc::new(Membership::new(&config.sys_dir));
         let mut threads = spawn_workers(&gate, &hash_lanes, &upload_lanes)?;
-        threads.push(spawn_hands(&gate, vault, orders_end)?);
-        let (placed, route) = route_of(&config, &credentials);
-        let client = start_link(&credentials, route, session)?;
-        gate.set_client(client.clone());
+        threads.push(spawn_hands(&gate, vault, ends.orders)?);
+        let member = Member::start(&gate, &config, &stop, &dialer, &membership, ends.from_fleet)?;
 
         let reader = spawn_reader(&gate, &group, &scope, &progress, &stop, worker.clone())?;
-        let not_after = status::not_after_s(&credentials);
         let halt = Halt {
             interrupter: group.interrupter(),
             keeper: Stop::manual().map_err(system("the keeper"))?,
@@ -206,29 +199,25 @@ impl Agent {
         let keeper = Keeper {
             gate: Arc::clone(&gate),
             ledger_file,
-            credentials,
-            state_dir: config.state_dir.clone(),
-            renewed: renewed_end,
-            turns: Turns::new(turns_end),
+            member,
+            turns: Turns::new(ends.turns),
             reported: None,
             fast_paths: None,
             attached: None,
             reported_to: None,
-            renewal: None,
             allowlists_seen: Instant::now(),
-            placed,
             allowlist_changes: watch_folders(gate.allowlist_files()),
         };
-        let nearness = spawn_nearness(&config, &gate, keeper.credentials.seed(), &halt)?;
+        let nearness = spawn_nearness(&config, &gate, &halt)?;
         let attached = spawn_attached(&config, &gate, &halt)?;
         let keeper = spawn_keeper(keeper, &halt)?;
-        let tell = status::teller(Arc::clone(&gate), peer, not_after);
+        let tell = status::teller(Arc::clone(&gate), peer, membership);
         let control = spawn_control(&config, &scope, &stop, tell)?;
         let mut agent = Self {
             state_dir: config.state_dir.clone(),
             gate: Arc::clone(&gate),
             group: Arc::clone(&group),
-            client,
+            dialer,
             stop: stop.clone(),
             halt,
             threads: Threads {
@@ -312,7 +301,7 @@ impl Agent {
         self.gate.standing.end();
         join(self.threads.standing);
         // Ends the session's handler, and with it the last who gives orders.
-        self.client.stop();
+        self.dialer.end(&self.gate);
         self.gate.end_workers();
         self.threads.workers.into_iter().for_each(join);
         join(self.threads.control);
@@ -328,6 +317,36 @@ impl Agent {
     }
 }
 
+/// The other ends of what a session says.
+struct Ends {
+    orders: Receiver<v1::Order>,
+    turns: Receiver<Said>,
+    from_fleet: FromFleet,
+}
+
+fn outlets(config: &AgentConfig) -> (Outlets, Ends) {
+    let (orders, orders_end) = bounded(config.limits.orders_queue_len_max);
+    let (renewed, renewed_end) = bounded(1);
+    let (rekey, rekey_end) = bounded(1);
+    let (turns, turns_end) = bounded(TURNS_SAID_MAX);
+    let outlets = Outlets {
+        orders,
+        renewed,
+        rekey,
+        turns,
+    };
+    let from_fleet = FromFleet {
+        renewed: renewed_end,
+        rekey: rekey_end,
+    };
+    let ends = Ends {
+        orders: orders_end,
+        turns: turns_end,
+        from_fleet,
+    };
+    (outlets, ends)
+}
+
 /// Waits until every event that was queued when the marks went has been read.
 fn drain(group: &Group) {
     for _ in 0..DRAIN_ROUNDS_MAX {
@@ -337,6 +356,15 @@ fn drain(group: &Group) {
             return;
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+impl From<DialError> for StartError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Credentials(error) => Self::Credentials(error),
+            DialError::Thread(error) => Self::Link(error),
+        }
     }
 }
 
@@ -392,39 +420,4 @@ fn serve_metrics(
     let refresh = move || published.update(&gate);
     let server = daemon::metrics::serve_fresh(address, registry, refresh)?;
     Ok(Some(server))
-}
-
-/// The placer's last list, with what is configured behind it; or what is configured alone.
-fn route_of(
-    config: &AgentConfig,
-    credentials: &Credentials,
-) -> (Option<Placed>, (u64, Vec<String>)) {
-    if !config.appliance.follows_lists() {
-        return (None, (0, credentials.appliances.clone()));
-    }
-    let (placed, epoch, list) = Placed::load(&config.state_dir, &credentials.appliances);
-    (Some(placed), (epoch, list))
-}
-
-fn start_link(
-    credentials: &Credentials,
-    (epoch, appliances): (u64, Vec<String>),
-    session: Session,
-) -> Result<Client, StartError> {
-    let hello = v1::Hello {
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        role: v1::SessionRole::Gate as i32,
-        hostname: hostname(),
-        boot_id: boot_id().map_or_else(Vec::new, |id| id.to_vec()),
-        ..v1::Hello::default()
-    };
-    let config = link::client::Config {
-        appliances,
-        epoch,
-        tls: credentials.tls()?,
-        hello,
-        seed: credentials.seed(),
-        limits: link::client::Limits::default(),
-    };
-    Client::start(config, Arc::new(session)).map_err(system("the link"))
 }

@@ -12,13 +12,14 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use daemon::log::escape;
 use daemon::signal::Stop;
+use link::enrol::EnrolError;
 use pki::JoinToken;
 use quarantine::Listed;
 use rustix::fs::{FileType, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use supervisor::Worker;
 
-use crate::credentials::{Credentials, make_private_dir};
+use crate::credentials::{Credentials, CredentialsError, make_private_dir};
 use crate::gate::fallback_of;
 use crate::gate::trace;
 use crate::guard::probe;
@@ -234,8 +235,13 @@ fn never_block(log: impl AsFd) -> std::io::Result<()> {
 
 fn enrol(config: &AgentConfig, token: &str, controller: &str) -> Result<ExitCode> {
     let token: JoinToken = token.parse()?;
-    let guest = Credentials::enrol(config, controller, &token)?;
-    say(&format!("enrolled as guest {guest}\n"))
+    let enrolled = match Credentials::enrol(config, controller, &token) {
+        Err(CredentialsError::Enrol(EnrolError::Pending { .. })) => {
+            anyhow::bail!("a person has to approve this guest; once that is done, run this again")
+        }
+        enrolled => enrolled?,
+    };
+    say(&format!("enrolled as guest {}\n", enrolled.guest))
 }
 
 fn tell_status(config: &AgentConfig, json: bool) -> Result<ExitCode> {

@@ -1,5 +1,7 @@
 //! The agent's configuration: `/etc/lazaret/agent.toml`. Unknown keys are refused.
 
+mod enrol;
+
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +10,8 @@ use agent_core::CoreLimits;
 use allowlist::PublicKey;
 use daemon::log::LogFormat;
 use serde::Deserialize;
+
+pub use enrol::Enrol;
 
 /// Where the configuration is looked for unless `--config` says otherwise.
 pub const CONFIG_PATH: &str = "/etc/lazaret/agent.toml";
@@ -18,8 +22,13 @@ pub const CONFIG_PATH: &str = "/etc/lazaret/agent.toml";
 pub struct AgentConfig {
     /// Key and certificate, ledger, quarantine. Kept across reboots.
     pub state_dir: PathBuf,
-    /// The control socket.
+    /// The control socket, and a key that is never to reach a disk.
     pub runtime_dir: PathBuf,
+    /// Where the kernel tells of this machine: `/sys`. Not to be configured; tests have another.
+    #[serde(skip)]
+    pub sys_dir: PathBuf,
+    /// How a guest that has no identity gets one by itself.
+    pub enrol: Enrol,
     /// Whom to ask.
     pub appliance: Appliance,
     /// What is guarded.
@@ -194,10 +203,10 @@ pub enum UnusableConfig {
         path: PathBuf,
     },
     /// A limit of nothing, or one beyond sense.
-    #[error("limits.{key}: {value} is not between {min} and {max}")]
+    #[error("{key}: {value} is not between {min} and {max}")]
     Limit {
         /// The key.
-        key: &'static str,
+        key: String,
         /// Its value.
         value: u64,
         /// Least value.
@@ -205,9 +214,14 @@ pub enum UnusableConfig {
         /// Greatest value.
         max: u64,
     },
-    /// An appliance without port.
-    #[error("appliance.addresses: {0:?} is not host:port")]
-    Address(String),
+    /// An appliance or a controller without port.
+    #[error("{key}: {address:?} is not host:port")]
+    Address {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        address: String,
+    },
     /// Nobody could have signed the lists.
     #[error("allowlist.trusted_keys: no key is trusted, so no list can be")]
     NoKey,
@@ -221,6 +235,8 @@ impl Default for AgentConfig {
         Self {
             state_dir: "/var/lib/lazaret-agent".into(),
             runtime_dir: "/run/lazaret-agent".into(),
+            sys_dir: "/sys".into(),
+            enrol: Enrol::default(),
             appliance: Appliance::default(),
             guard: Guard::default(),
             allowlist: Allowlist::default(),
@@ -388,7 +404,7 @@ impl Limits {
         for (key, value, min, max) in counts.into_iter().chain(others) {
             if !(min..=max).contains(&value) {
                 return Err(UnusableConfig::Limit {
-                    key,
+                    key: format!("limits.{key}"),
                     value,
                     min,
                     max,
@@ -430,13 +446,9 @@ impl AgentConfig {
             return Err(UnusableConfig::NoKey);
         }
         for address in &self.appliance.addresses {
-            let port = address
-                .rsplit_once(':')
-                .map(|(_, port)| port.parse::<u16>());
-            if !matches!(port, Some(Ok(1..))) {
-                return Err(UnusableConfig::Address(address.clone()));
-            }
+            check_address("appliance.addresses", address)?;
         }
+        self.enrol.validate()?;
         if let Some(address) = self.metrics.listen
             && !address.ip().is_loopback()
         {
@@ -468,6 +480,17 @@ impl AgentConfig {
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
         self.runtime_dir.join("control.sock")
+    }
+}
+
+fn check_address(key: &'static str, address: &str) -> Result<(), UnusableConfig> {
+    let port = address.rsplit_once(':');
+    match port.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(1..)) => Ok(()),
+        _ => Err(UnusableConfig::Address {
+            key,
+            address: address.to_owned(),
+        }),
     }
 }
 
@@ -514,6 +537,13 @@ mod tests {
             ),
             ("[limits]\nopeners_max = 0", "limits.openers_max: 0 is not"),
             ("[limits]\nopeners_max = -1", "limits.openers_max: invalid"),
+            (
+                "[enrol]\ncontroller = 'x'",
+                "enrol.controller: \"x\" is not",
+            ),
+            ("[enrol]\ntoken_file = 'x'", "enrol.token_file: x must be"),
+            ("[enrol]\nretry_max_s = 0", "enrol.retry_max_s: 0 is not"),
+            ("sys_dir = '/tmp'", "sys_dir: unknown field"),
             ("[appliance]\naddresses = ['x']", "\"x\" is not host:port"),
             (
                 "[metrics]\nlisten = '0.0.0.0:1'",

@@ -1,19 +1,24 @@
-//! The guest's key and certificate, whom it trusts, and whom it asks: files in the state
-//! directory, written at enrolment.
+//! The guest's key and certificate, whom it trusts, and whom it asks: files written at enrolment, in
+//! the state directory or, where the machine does not outlive its user, in the runtime directory.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use link::enrol::{EnrolError, Enrolled, enrol};
+use link::enrol::{EnrolError, enrol};
 use model::{GuestId, Machine};
-use pki::{CertificateDer, FileError, Identity, JoinToken};
+use pki::{CertificateDer, FileError, GuestKey, Identity, JoinToken, RENEW_GRACE, Validity};
+use proto::v1;
 
-use crate::AgentConfig;
+use crate::placed::Placed;
+use crate::{AgentConfig, machine, origin};
 
 const IDENTITY_FILE: &str = "guest.pem";
 const ANCHORS_FILE: &str = "anchors.pem";
 const APPLIANCES_FILE: &str = "appliances";
+/// A key that waits for a person's approval, with its request.
+const PENDING_FILE: &str = "pending.pem";
 
 /// What a guest needs to talk to an appliance.
 #[derive(Debug, Clone)]
@@ -26,12 +31,26 @@ pub struct Credentials {
     pub appliances: Vec<String>,
     /// Who it is.
     pub guest: GuestId,
+    /// Where they are kept.
+    pub home: Home,
+}
+
+/// Where a guest's key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// In the state directory: over reboots.
+    Disk,
+    /// In the runtime directory, which is in memory: over restarts of the agent. For machines that do
+    /// not outlive their users.
+    Runtime,
+    /// In this process alone: the same where the runtime directory is on a disk.
+    Process,
 }
 
 /// Credentials cannot be read, made or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
-    /// `lazaret-agent enrol` never succeeded here.
+    /// Nobody ever enrolled this guest, or its key was not to be kept.
     #[error("{}: this guest is not enrolled; run lazaret-agent enrol", .0.display())]
     NotEnrolled(PathBuf),
     /// A file cannot be read or written.
@@ -56,6 +75,9 @@ pub enum CredentialsError {
     /// Nobody to ask.
     #[error("no appliance is known: set appliance.addresses, or enrol again")]
     NoAppliance,
+    /// No key can be made.
+    #[error("cannot make a key")]
+    Key(#[from] pki::KeyError),
     /// The controller did not give any.
     #[error(transparent)]
     Enrol(#[from] EnrolError),
@@ -64,14 +86,56 @@ pub enum CredentialsError {
     Tls(#[from] link::tls::TlsError),
 }
 
+impl Home {
+    /// The folder; `None`: there is none.
+    pub(crate) fn dir(self, config: &AgentConfig) -> Option<&Path> {
+        match self {
+            Self::Disk => Some(&config.state_dir),
+            Self::Runtime => Some(&config.runtime_dir),
+            Self::Process => None,
+        }
+    }
+
+    /// For a key that is never to reach a disk.
+    fn in_memory(config: &AgentConfig) -> Self {
+        if is_in_memory(&config.runtime_dir) {
+            return Self::Runtime;
+        }
+        tracing::warn!(
+            runtime_dir = %config.runtime_dir.display(),
+            "the runtime directory is not in memory: the key is lost when the agent restarts"
+        );
+        Self::Process
+    }
+
+    /// For people.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Runtime => "runtime",
+            Self::Process => "process",
+        }
+    }
+}
+
 impl Credentials {
-    /// Reads what [`Self::enrol`] wrote. Appliances in the configuration replace those named at
-    /// enrolment.
+    /// Reads what enrolment wrote. Appliances in the configuration replace those named at enrolment.
     ///
     /// # Errors
     /// Names the file that is missing or cannot be used.
     pub fn load(config: &AgentConfig) -> Result<Self, CredentialsError> {
-        let path = config.state_dir.join(IDENTITY_FILE);
+        if config.runtime_dir.join(IDENTITY_FILE).exists() {
+            match Self::load_from(Home::Runtime, &config.runtime_dir, config) {
+                Ok(credentials) => return Ok(credentials),
+                // The machine gets another one; that is what such machines do all the time.
+                Err(error) => tracing::debug!(%error, "the identity in memory cannot be used"),
+            }
+        }
+        Self::load_from(Home::Disk, &config.state_dir, config)
+    }
+
+    fn load_from(home: Home, dir: &Path, config: &AgentConfig) -> Result<Self, CredentialsError> {
+        let path = dir.join(IDENTITY_FILE);
         if !path.exists() {
             return Err(CredentialsError::NotEnrolled(path));
         }
@@ -79,9 +143,9 @@ impl Credentials {
         let leaf = identity.leaf().map(|leaf| &leaf[..]).unwrap_or_default();
         let guest = pki::guest_id_of(leaf);
         let guest = guest.map_err(|source| CredentialsError::Certificate { path, source })?;
-        let anchors = pki::load_anchors(&config.state_dir.join(ANCHORS_FILE))?;
+        let anchors = pki::load_anchors(&dir.join(ANCHORS_FILE))?;
         let appliances = if config.appliance.addresses.is_empty() {
-            load_appliances(&config.state_dir.join(APPLIANCES_FILE))?
+            load_appliances(&dir.join(APPLIANCES_FILE))?
         } else {
             config.appliance.addresses.clone()
         };
@@ -93,11 +157,12 @@ impl Credentials {
             anchors,
             appliances,
             guest,
+            home,
         })
     }
 
-    /// Exchanges a join token for credentials and writes them down. The identity comes last, so
-    /// that a crash leaves a guest that is enrolled or one that is not.
+    /// Exchanges a join token for credentials and writes them down. While a person is to approve
+    /// this guest, its key waits in the runtime directory: whoever asks next asks for the same.
     ///
     /// # Errors
     /// Why there are none; what was there before still counts.
@@ -105,29 +170,101 @@ impl Credentials {
         config: &AgentConfig,
         controller: &str,
         token: &JoinToken,
-    ) -> Result<GuestId, CredentialsError> {
+    ) -> Result<Self, CredentialsError> {
         make_private_dir(&config.state_dir)?;
-        let enrolled = enrol(controller, token, &hostname(), &machine())?;
-        let Enrolled {
-            guest,
-            identity,
-            anchors,
-            appliances,
-        } = enrolled;
-        pki::save_anchors(&config.state_dir.join(ANCHORS_FILE), &anchors)?;
-        let list: String = appliances.iter().map(|a| format!("{a}\n")).collect();
-        let path = config.state_dir.join(APPLIANCES_FILE);
-        pki::write_atomic(&path, 0o644, list.as_bytes())?;
-        identity.save(&config.state_dir.join(IDENTITY_FILE))?;
-        Ok(guest)
+        make_private_dir(&config.runtime_dir)?;
+        let key = match waiting_key(config) {
+            Some(key) => key,
+            None => GuestKey::generate()?,
+        };
+        Self::enrol_with(config, controller, token, &key)
+    }
+
+    /// As [`enrol`](Self::enrol), with this key.
+    pub(crate) fn enrol_with(
+        config: &AgentConfig,
+        controller: &str,
+        token: &JoinToken,
+        key: &GuestKey,
+    ) -> Result<Self, CredentialsError> {
+        let machine = machine::facts(&config.sys_dir);
+        let pending = config.runtime_dir.join(PENDING_FILE);
+        let enrolled = match enrol(controller, token, key, &hostname(), &machine) {
+            Ok(enrolled) => enrolled,
+            Err(error) => {
+                // Whether this key may ever reach a disk is not known yet.
+                if matches!(error, EnrolError::Pending { .. }) && is_in_memory(&config.runtime_dir)
+                {
+                    key.save(&pending)?;
+                }
+                return Err(error.into());
+            }
+        };
+        let home = if enrolled.ephemeral {
+            Home::in_memory(config)
+        } else {
+            Home::Disk
+        };
+        let mut credentials = Self {
+            identity: enrolled.identity,
+            anchors: enrolled.anchors,
+            appliances: enrolled.appliances,
+            guest: enrolled.guest,
+            home,
+        };
+        if let Some(dir) = home.dir(config) {
+            pki::save_anchors(&dir.join(ANCHORS_FILE), &credentials.anchors)?;
+            let list = credentials.appliances.iter().map(|it| format!("{it}\n"));
+            let list: String = list.collect();
+            pki::write_atomic(&dir.join(APPLIANCES_FILE), 0o644, list.as_bytes())?;
+        }
+        credentials.save_new(config, &machine, None)?;
+        // It may not be there; left behind, it is a key that nobody certified.
+        let _ = std::fs::remove_file(pending);
+        if !config.appliance.addresses.is_empty() {
+            credentials
+                .appliances
+                .clone_from(&config.appliance.addresses);
+        }
+        Ok(credentials)
+    }
+
+    /// Writes down an identity that the guest did not have before. The identity itself comes last, so
+    /// that a crash leaves the old one or the new one, each with its machine's facts; `before` names
+    /// the old one where it is kept in the same place.
+    ///
+    /// # Errors
+    /// The old one counts then.
+    pub(crate) fn save_new(
+        &self,
+        config: &AgentConfig,
+        machine: &Machine,
+        before: Option<GuestId>,
+    ) -> Result<(), CredentialsError> {
+        // Another guest's list may be later than any that this one will get.
+        Placed::forget(&config.state_dir);
+        if let Some(dir) = self.home.dir(config) {
+            origin::note(dir, self.guest, machine, before)?;
+            self.identity.save(&dir.join(IDENTITY_FILE))?;
+        }
+        let others = [Home::Disk, Home::Runtime].into_iter();
+        for other in others.filter(|other| *other != self.home) {
+            // In the runtime directory it would come first; on the disk it is a key too many.
+            let path = other.dir(config).map(|dir| dir.join(IDENTITY_FILE));
+            if let Some(path) = path.filter(|path| path.exists()) {
+                std::fs::remove_file(&path)
+                    .map_err(|source| CredentialsError::Io { path, source })?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a renewed identity over the old one, whole or not at all.
     ///
     /// # Errors
     /// The old one is still there then.
-    pub fn save_identity(state_dir: &Path, identity: &Identity) -> Result<(), FileError> {
-        identity.save(&state_dir.join(IDENTITY_FILE))
+    pub fn save_identity(dir: &Path, identity: &Identity) -> Result<(), FileError> {
+        identity.save(&dir.join(IDENTITY_FILE))
     }
 
     /// For the link.
@@ -138,13 +275,58 @@ impl Credentials {
         Ok(link::tls::client_config(&self.identity, &self.anchors)?)
     }
 
+    /// When the certificate is valid; `None`: there is none that can be read.
+    pub(crate) fn validity(&self) -> Option<Validity> {
+        pki::validity_of(self.identity.leaf()?).ok()
+    }
+
+    /// Whether the certificate has ended.
+    pub(crate) fn is_expired(&self) -> bool {
+        self.validity()
+            .is_none_or(|validity| validity.is_expired(SystemTime::now()))
+    }
+
+    /// Whether nothing can be done with them any more: an expired certificate is not renewed for ever,
+    /// and not at all where the key is never on a disk.
+    pub(crate) fn are_over(&self) -> bool {
+        let grace = match self.home {
+            Home::Disk => RENEW_GRACE,
+            Home::Runtime | Home::Process => Duration::ZERO,
+        };
+        self.validity()
+            .is_some_and(|validity| SystemTime::now() > validity.not_after + grace)
+    }
+
     /// Spreads what a fleet would else do at once; differs between guests.
     #[must_use]
     pub fn seed(&self) -> u64 {
-        let (low, high) = self.guest.0.split_at(8);
-        let number = |bytes: &[u8]| bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b));
-        number(low) ^ number(high)
+        seed_of(&self.guest.0)
     }
+}
+
+/// A number from an id.
+fn seed_of(id: &[u8; 16]) -> u64 {
+    let (low, high) = id.split_at(8);
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b));
+    number(low) ^ number(high)
+}
+
+/// Spreads what a fleet's machines would else do at once before they have an identity.
+pub(crate) fn boot_seed() -> u64 {
+    boot_id().map_or(0, |id| seed_of(&id))
+}
+
+/// The key that waits for approval.
+pub(crate) fn waiting_key(config: &AgentConfig) -> Option<GuestKey> {
+    GuestKey::load(&config.runtime_dir.join(PENDING_FILE)).ok()
+}
+
+/// Whether what is written to this folder stays in memory (or in swap).
+fn is_in_memory(dir: &Path) -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    const RAMFS_MAGIC: u64 = 0x8584_58f6;
+    let found = rustix::fs::statfs(dir).map(|found| found.f_type as u64);
+    found.is_ok_and(|kind| kind == TMPFS_MAGIC || kind == RAMFS_MAGIC)
 }
 
 /// Makes a directory for this user alone.
@@ -181,24 +363,22 @@ pub fn hostname() -> String {
     uname.nodename().to_string_lossy().into_owned()
 }
 
-/// What this machine says that it is; a part is missing where the firmware or the rights do not tell.
-fn machine() -> Machine {
-    Machine {
-        system_uuid: read_uuid("/sys/class/dmi/id/product_uuid"),
-        ..Machine::default()
+/// How this machine greets an appliance. The link adds what it knows itself.
+pub(crate) fn hello(role: v1::SessionRole, sys: &Path) -> v1::Hello {
+    v1::Hello {
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        role: role as i32,
+        hostname: hostname(),
+        boot_id: boot_id().map_or_else(Vec::new, |id| id.to_vec()),
+        machine: Some((&machine::facts(sys)).into()),
+        ..v1::Hello::default()
     }
 }
 
 /// Tells a restart of the agent from one of the guest.
 #[must_use]
 pub fn boot_id() -> Option<[u8; 16]> {
-    read_uuid("/proc/sys/kernel/random/boot_id")
-}
-
-fn read_uuid(path: &str) -> Option<[u8; 16]> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
-    GuestId::from_hex(&digits.to_ascii_lowercase()).map(|id| id.0)
+    machine::read_uuid(Path::new("/proc/sys/kernel/random/boot_id"))
 }
 
 #[cfg(test)]

@@ -1,30 +1,28 @@
-//! The thread that does what has time: keeps the ledger on disk, reports it, pays it back, renews
-//! the certificate, loads allowlists that changed, publishes metrics.
+//! The thread that does what has time: keeps the ledger on disk, reports it, pays it back, has the
+//! guest's identity looked after, loads allowlists that changed, publishes metrics.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use agent_core::{Input, LedgerTotals};
 use crossbeam_channel::Receiver;
 use daemon::signal::Stop;
 use fanotify::{FileIdentity, FileKind, lease};
 use model::{AccessClass, ChannelId};
-use pki::GuestKey;
 use proto::v1::{self, envelope::Body};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::bell::wait;
 use crate::books::LedgerFile;
-use crate::credentials::Credentials;
 use crate::gate::Gate;
 use crate::gate::content::Content;
+use crate::member::Member;
 use crate::orders::chain;
-use crate::placed::Placed;
 use crate::turns::{Said, Work};
 use crate::unguarded;
 
@@ -36,8 +34,6 @@ const IDLE: Duration = Duration::from_secs(6 * 3600);
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// At most one ledger report in this time.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
-/// An unanswered renewal is asked for again.
-const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// How often the files of allowlists are looked at where the kernel does not tell of changes.
 const ALLOWLIST_PAUSE: Duration = Duration::from_secs(2);
 /// How often where it does: it is silent about what a link leads to.
@@ -109,9 +105,7 @@ fn done(work: &mut Work, gate: &Gate) {
 pub(crate) struct Keeper {
     pub(crate) gate: Arc<Gate>,
     pub(crate) ledger_file: LedgerFile,
-    pub(crate) credentials: Credentials,
-    pub(crate) state_dir: std::path::PathBuf,
-    pub(crate) renewed: Receiver<v1::Renewed>,
+    pub(crate) member: Member,
     pub(crate) turns: Turns,
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
     /// As the appliance of this session knows it.
@@ -120,10 +114,7 @@ pub(crate) struct Keeper {
     pub(crate) attached: Option<ChannelId>,
     /// The appliance that was told.
     pub(crate) reported_to: Option<String>,
-    pub(crate) renewal: Option<(GuestKey, Instant)>,
     pub(crate) allowlists_seen: Instant,
-    /// `None`: lists of appliances are not followed.
-    pub(crate) placed: Option<Placed>,
     /// Tells of changes in the folders of allowlists.
     pub(crate) allowlist_changes: Option<OwnedFd>,
 }
@@ -208,9 +199,8 @@ impl Keeper {
             if gate.is_delivering() || gate.is_filter_due() {
                 at_most(self.turns.update.until_look(Instant::now()).max(ROUND));
             }
-            at_most(self.until_renewal());
         }
-        pause
+        pause.min(self.member.pause(gate))
     }
 
     fn allowlist_pause(&self) -> Duration {
@@ -218,16 +208,6 @@ impl Keeper {
             Some(_) => ALLOWLIST_PAUSE_TOLD,
             None => ALLOWLIST_PAUSE,
         }
-    }
-
-    fn until_renewal(&self) -> Duration {
-        if let Some((_, at)) = &self.renewal {
-            return RENEWAL_PAUSE.saturating_sub(at.elapsed());
-        }
-        let due = self.renewal_due();
-        due.map_or(IDLE, |due| {
-            due.duration_since(SystemTime::now()).unwrap_or_default()
-        })
     }
 
     /// What is not on disk yet.
@@ -250,7 +230,6 @@ impl Keeper {
             self.tell_attached();
             self.turns.take_answers();
             self.pay_back();
-            self.renew();
             self.deliver();
         } else {
             self.reported = None;
@@ -260,8 +239,10 @@ impl Keeper {
             self.gate.reload_allowlists();
             self.allowlists_seen = Instant::now();
         }
-        if let (Some(placed), Some(client)) = (&mut self.placed, self.gate.client()) {
-            placed.keep(&client.route());
+        if self.member.round(&self.gate) {
+            // Whoever is told next knows nothing of this guest, be it the same appliance.
+            self.reported = None;
+            (self.fast_paths, self.attached) = (None, None);
         }
     }
 
@@ -370,101 +351,13 @@ impl Keeper {
 
     /// Fetches the lists and the filter that are wanted: both in one turn.
     fn deliver(&mut self) {
-        let (gate, seed) = (&self.gate, self.credentials.seed());
+        let (gate, seed) = (&self.gate, self.member.seed());
         let update = &mut self.turns.update;
         let lists = gate.deliver(seed, || may(update, gate));
         let filter = gate.deliver_filter(seed, || may(update, gate));
         if !lists && !filter {
             done(update, gate);
         }
-    }
-
-    fn renew(&mut self) {
-        if let Ok(renewed) = self.renewed.try_recv() {
-            self.take_renewed(renewed);
-        }
-        let waiting = |(_, at): &(GuestKey, Instant)| at.elapsed() < RENEWAL_PAUSE;
-        if self.renewal.as_ref().is_some_and(waiting) || !self.is_renewal_due() {
-            return;
-        }
-        let key = match GuestKey::generate() {
-            Ok(key) => key,
-            Err(error) => {
-                tracing::error!(error = chain(&error), "no key for a renewal");
-                return;
-            }
-        };
-        let renew = v1::Renew {
-            csr: key.csr().to_vec(),
-            ..v1::Renew::default()
-        };
-        let request_id = self.gate.new_request_id();
-        self.gate.send_control(request_id, Body::Renew(renew));
-        self.renewal = Some((key, Instant::now()));
-    }
-
-    fn is_renewal_due(&self) -> bool {
-        self.renewal_due()
-            .is_some_and(|due| SystemTime::now() >= due)
-    }
-
-    /// Spread over a fleet that was enrolled at once.
-    fn renewal_due(&self) -> Option<SystemTime> {
-        let leaf = self.credentials.identity.leaf()?;
-        let pki::Validity {
-            not_before,
-            not_after,
-        } = pki::validity_of(leaf).ok()?;
-        let seed = self.credentials.seed();
-        Some(pki::renew_after(not_before, not_after, seed))
-    }
-
-    fn take_renewed(&mut self, renewed: v1::Renewed) {
-        let Some((key, _)) = self.renewal.take() else {
-            return;
-        };
-        if let Err(problem) = self.use_renewed(key, renewed) {
-            tracing::error!(problem, "certificate not renewed; it is tried again");
-            // The next try comes after the pause, with another key.
-            if let Ok(key) = GuestKey::generate() {
-                self.renewal = Some((key, Instant::now()));
-            }
-        }
-    }
-
-    fn use_renewed(&mut self, key: GuestKey, renewed: v1::Renewed) -> Result<(), String> {
-        if renewed.chain.is_empty() {
-            return Err(daemon::log::escape(renewed.refused.as_bytes()).to_string());
-        }
-        let was_expired = self.is_expired();
-        let chain_der = renewed.chain.into_iter().map(Into::into).collect();
-        let identity = key.certified(chain_der).map_err(|e| chain(&e))?;
-        let leaf = identity.leaf().map(|leaf| &leaf[..]).unwrap_or_default();
-        if pki::guest_id_of(leaf) != Ok(self.credentials.guest) {
-            return Err("the new certificate is another guest's".to_owned());
-        }
-        let renewed = Credentials {
-            identity,
-            ..self.credentials.clone()
-        };
-        let tls = renewed.tls().map_err(|e| chain(&e))?;
-        Credentials::save_identity(&self.state_dir, &renewed.identity).map_err(|e| chain(&e))?;
-        self.credentials = renewed;
-        if let Some(client) = self.gate.client() {
-            client.set_tls(tls);
-            if was_expired {
-                // With the old one nothing but this renewal was possible.
-                client.reconnect("certificate renewed");
-            }
-        }
-        tracing::info!("certificate renewed");
-        Ok(())
-    }
-
-    fn is_expired(&self) -> bool {
-        let leaf = self.credentials.identity.leaf();
-        let validity = leaf.and_then(|leaf| pki::validity_of(leaf).ok());
-        validity.is_none_or(|validity| validity.is_expired(SystemTime::now()))
     }
 }
 

@@ -14,13 +14,19 @@ pub mod cli;
 mod config;
 pub mod control;
 pub mod credentials;
+mod dialer;
+mod enroller;
 mod filter_file;
 mod foresight;
 mod gate;
 mod guard;
 mod keeper;
+pub mod machine;
+mod member;
+mod membership;
 mod metrics;
 mod orders;
+mod origin;
 mod placed;
 pub mod scan;
 mod session;
@@ -31,7 +37,8 @@ mod unguarded;
 
 pub use agent::{Agent, GateFailed, StartError};
 pub use config::{
-    AgentConfig, Allowlist, Appliance, CONFIG_PATH, Guard, Limits, Log, Metrics, UnusableConfig,
+    AgentConfig, Allowlist, Appliance, CONFIG_PATH, Enrol, Guard, Limits, Log, Metrics,
+    UnusableConfig,
 };
 pub use guard::marks::GuardError;
 

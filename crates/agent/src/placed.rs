@@ -51,9 +51,20 @@ impl Placed {
         (placed, epoch, appliances)
     }
 
+    /// What was kept is another guest's.
+    pub(crate) fn forget(state_dir: &Path) {
+        // Where it cannot be removed, the placer's next list has to be later than that one.
+        let _ = std::fs::remove_file(state_dir.join(FILE));
+    }
+
     /// Writes the list down where it is another one.
     pub(crate) fn keep(&mut self, route: &Route) {
         if route.epoch() == self.written_epoch {
+            return;
+        }
+        if route.epoch() == 0 {
+            // Begun anew: it was forgotten.
+            self.written_epoch = 0;
             return;
         }
         let lines = route.appliances().iter().map(|it| format!("{it}\n"));
@@ -158,6 +169,8 @@ mod tests {
         let (_, epoch, list) = Placed::load(dir.path(), &others);
         assert_eq!(epoch, 7);
         assert_eq!(list, ["a:1", "b:1", "c:1"]);
+        Placed::forget(dir.path());
+        assert_eq!(Placed::load(dir.path(), &others).1, 0, "forgotten");
         for wrong in ["", "x\na:1\n", "7\n", "7\nno port\n", "0\na:1\n"] {
             std::fs::write(dir.path().join(FILE), wrong).unwrap();
             assert_eq!(Placed::load(dir.path(), &others).1, 0, "{wrong:?}");

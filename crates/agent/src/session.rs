@@ -1,6 +1,7 @@
 //! What an appliance says, handed to the gate on the link's own thread: the opener's answer is
 //! written to the kernel before anything else happens.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -15,6 +16,7 @@ use crate::gate::Gate;
 use crate::gate::content::Content;
 use crate::guard::container;
 use crate::turns::Said;
+use crate::{AgentConfig, machine};
 
 /// Who answers, for people.
 #[derive(Debug, Clone, Default, serde::Serialize)]
@@ -30,29 +32,34 @@ pub(crate) struct Peer {
 /// The link's handler.
 pub(crate) struct Session {
     gate: Arc<Gate>,
-    orders: Sender<v1::Order>,
-    renewed: Sender<v1::Renewed>,
-    turns: Sender<Said>,
+    to: Outlets,
     peer: Arc<Mutex<Peer>>,
     follows_lists: bool,
+    /// Where this machine's facts are found.
+    sys_dir: PathBuf,
+}
+
+/// Who takes what an appliance says.
+pub(crate) struct Outlets {
+    pub(crate) orders: Sender<v1::Order>,
+    pub(crate) renewed: Sender<(u64, v1::Renewed)>,
+    pub(crate) rekey: Sender<String>,
+    pub(crate) turns: Sender<Said>,
 }
 
 impl Session {
     pub(crate) fn new(
         gate: Arc<Gate>,
-        orders: Sender<v1::Order>,
-        renewed: Sender<v1::Renewed>,
-        turns: Sender<Said>,
+        to: Outlets,
         peer: Arc<Mutex<Peer>>,
-        follows_lists: bool,
+        config: &AgentConfig,
     ) -> Self {
         Self {
             gate,
-            orders,
-            renewed,
-            turns,
+            to,
             peer,
-            follows_lists,
+            follows_lists: config.appliance.follows_lists(),
+            sys_dir: config.sys_dir.clone(),
         }
     }
 
@@ -119,7 +126,7 @@ impl Session {
     }
 
     fn order(&self, order: v1::Order) {
-        if let Err(refused) = self.orders.try_send(order) {
+        if let Err(refused) = self.to.orders.try_send(order) {
             let why = "too many orders wait to be carried out";
             self.refuse(refused.into_inner(), why);
         }
@@ -262,7 +269,7 @@ impl Session {
 
     fn said_of_turns(&self, said: Said) {
         // One too many answers no question.
-        let _ = self.turns.try_send(said);
+        let _ = self.to.turns.try_send(said);
         self.gate.bell.ring();
     }
 
@@ -289,6 +296,11 @@ impl Session {
 }
 
 impl Handler for Session {
+    fn greeting(&self, hello: &mut v1::Hello) {
+        // It may be a copy of the machine that it was, in the middle of its work.
+        hello.machine = Some((&machine::facts(&self.sys_dir)).into());
+    }
+
     fn up(&self, welcome: &v1::Welcome) {
         self.begin(welcome, false);
     }
@@ -354,7 +366,13 @@ impl Handler for Session {
             Some(Body::TurnOver(over)) => self.said_of_turns(Said::Over(over.turn_id)),
             Some(Body::Renewed(renewed)) => {
                 // A second answer to one question is none.
-                let _ = self.renewed.try_send(renewed);
+                let _ = self.to.renewed.try_send((request_id, renewed));
+                self.gate.bell.ring();
+            }
+            Some(Body::Rekey(rekey)) => {
+                // Said twice is said.
+                let why = escape(rekey.reason.as_bytes()).to_string();
+                let _ = self.to.rekey.try_send(why);
                 self.gate.bell.ring();
             }
             _ => {}

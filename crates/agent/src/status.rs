@@ -3,40 +3,31 @@
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use daemon::log::escape;
 use serde_json::{Value, json};
 
 use crate::control::{Subject, Tell};
-use crate::credentials::Credentials;
 use crate::gate::Gate;
+use crate::membership::{self, Membership};
 use crate::session::Peer;
-
-/// When the certificate ends, seconds since 1970 UTC.
-pub(crate) fn not_after_s(credentials: &Credentials) -> Option<u64> {
-    let leaf = credentials.identity.leaf()?;
-    let not_after = pki::validity_of(leaf).ok()?.not_after;
-    let since = not_after.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    Some(since.as_secs())
-}
 
 /// Tells the status of this gate.
 pub(crate) fn teller(
     gate: Arc<Gate>,
     peer: Arc<Mutex<Peer>>,
-    started_with_not_after_s: Option<u64>,
+    membership: Arc<Membership>,
 ) -> Box<Tell> {
     Box::new(move |subject| {
         if subject == Subject::Trace {
             return gate.trace.json();
         }
         let peer = peer.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        tell(&gate, &peer, started_with_not_after_s)
+        tell(&gate, &peer, &membership)
     })
 }
 
-fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Value {
+fn tell(gate: &Gate, peer: &Peer, membership: &Membership) -> Value {
     let snapshot = gate.snapshot();
     let ledger = gate.books.totals();
     let link = gate.client().map(link::client::Client::stats);
@@ -119,7 +110,7 @@ fn tell(gate: &Gate, peer: &Peer, started_with_not_after_s: Option<u64>) -> Valu
             "paid_total": ledger.paid_total,
             "overflow_total": ledger.overflow_total,
         },
-        "certificate_at_start": { "not_after_s": started_with_not_after_s },
+        "identity": membership.json(),
     })
 }
 
@@ -130,6 +121,7 @@ pub(crate) fn render(status: &Value) -> String {
     let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
     let mut out = String::new();
     let _ = writeln!(out, "link       {}", text("link"));
+    out.push_str(&membership::render(&status["identity"]));
     if !text("appliance").is_empty() {
         let _ = writeln!(
             out,

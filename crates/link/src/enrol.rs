@@ -35,6 +35,8 @@ pub struct Enrolled {
     pub anchors: Vec<CertificateDer<'static>>,
     /// Appliances to use, in order, as host:port.
     pub appliances: Vec<String>,
+    /// The machine does not outlive its user: its key is never to reach a disk.
+    pub ephemeral: bool,
 }
 
 /// Enrolment failed; nothing was kept.
@@ -65,30 +67,33 @@ pub enum EnrolError {
     /// It said no.
     #[error("the controller refused: {0}")]
     Refused(String),
+    /// It said neither yes nor no.
+    #[error("a person has to approve this guest first")]
+    Pending {
+        /// Ask again after so long, with the same key.
+        retry_after: Duration,
+    },
     /// Its answer cannot be used.
     #[error("the controller's answer cannot be used: {0}")]
     Answer(&'static str),
-    /// No key could be made.
-    #[error("cannot make a key")]
-    Key(#[source] pki::KeyError),
     /// TLS cannot be set up.
     #[error("cannot set up TLS")]
     Tls(#[source] TlsError),
 }
 
-/// Makes a key and exchanges the token for a certificate. Blocks up to [`ENROL_TIMEOUT`] (and
-/// to resolve the controller's name).
+/// Exchanges the token for a certificate for this key. Blocks up to [`ENROL_TIMEOUT`] (and to
+/// resolve the controller's name).
 ///
 /// # Errors
 /// [`EnrolError`]; the token's use may have been spent where the answer was lost on its way.
 pub fn enrol(
     controller: &str,
     token: &JoinToken,
+    key: &GuestKey,
     hostname: &str,
     machine: &Machine,
 ) -> Result<Enrolled, EnrolError> {
     let until = Instant::now() + ENROL_TIMEOUT;
-    let key = GuestKey::generate().map_err(EnrolError::Key)?;
     let request = v1::EnrolRequest {
         token: token.secret.expose(),
         csr: key.csr().to_vec(),
@@ -150,11 +155,15 @@ fn converse(
 }
 
 /// Checks all of an answer before anything of it is used.
-fn accept(reply: v1::EnrolReply, ca: Fingerprint, key: GuestKey) -> Result<Enrolled, EnrolError> {
+fn accept(reply: v1::EnrolReply, ca: Fingerprint, key: &GuestKey) -> Result<Enrolled, EnrolError> {
     if !reply.refused.is_empty() {
         return Err(EnrolError::Refused(
             reply.refused.chars().take(300).collect(),
         ));
+    }
+    if reply.pending_retry_s > 0 {
+        let retry_after = Duration::from_secs(reply.pending_retry_s.into());
+        return Err(EnrolError::Pending { retry_after });
     }
     let certificates =
         |list: Vec<Vec<u8>>| -> Vec<_> { list.into_iter().map(CertificateDer::from).collect() };
@@ -183,6 +192,7 @@ fn accept(reply: v1::EnrolReply, ca: Fingerprint, key: GuestKey) -> Result<Enrol
         identity,
         anchors,
         appliances: reply.appliances,
+        ephemeral: reply.ephemeral,
     })
 }
 

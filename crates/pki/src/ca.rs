@@ -13,7 +13,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
-use crate::files::{Existing, FileError, read_private, write, write_atomic};
+use crate::files::{Existing, FileError, read_secret, write, write_atomic};
 use crate::guest_key::{KeyError, key_of_csr};
 use crate::identity::pem;
 use crate::{APPLIANCE_NAME, CA_LIFETIME, Fingerprint, Identity, NoRandomness, Validity, names};
@@ -100,7 +100,7 @@ impl Ca {
     /// certificate that do not belong together.
     pub fn load(dir: &Path) -> Result<Self, CaError> {
         let path = dir.join(CA_KEY_FILE);
-        let text = read_private(&path)?;
+        let text = read_secret(&path)?;
         let bad = |problem: &str| FileError::content(&path, problem);
         let key = PrivatePkcs8KeyDer::from_pem_slice(&text)
             .map_err(|_| bad("holds no PEM private key"))?;

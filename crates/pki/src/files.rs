@@ -18,8 +18,8 @@ pub enum FileError {
         /// Why it failed.
         source: io::Error,
     },
-    /// Others than the owner may read a private key.
-    #[error("{path}: mode {mode:o} lets others read a private key; use chmod 600")]
+    /// Others than the owner may read a secret.
+    #[error("{path}: mode {mode:o} lets others read a secret; use chmod 600")]
     Exposed {
         /// The file.
         path: PathBuf,
@@ -120,8 +120,11 @@ fn write_new(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), FileError> {
         .map_err(FileError::io("write", path))
 }
 
-/// Reads a file that holds a private key; refused where others may read it.
-pub(crate) fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
+/// Reads a file that holds a secret; refused where others may read it.
+///
+/// # Errors
+/// [`FileError`], naming the file.
+pub fn read_secret(path: &Path) -> Result<Vec<u8>, FileError> {
     use std::os::unix::fs::PermissionsExt;
     let read = FileError::io("read", path);
     let metadata = fs::metadata(path).map_err(read)?;
@@ -168,7 +171,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         write_atomic(&path, 0o644, b"secret").unwrap();
-        let refused = read_private(&path).unwrap_err();
+        let refused = read_secret(&path).unwrap_err();
         assert!(matches!(refused, FileError::Exposed { mode: 0o644, .. }));
     }
 }

@@ -1,10 +1,17 @@
 //! A guest's key, and the certificate request that proves it is held.
 
+use std::path::Path;
+
 use rcgen::{CertificateParams, KeyPair, PublicKeyData, SubjectPublicKeyInfo};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
+use crate::files::{FileError, read_secret, write_atomic};
+use crate::identity::pem;
 use crate::{Identity, names};
 
 /// Longest certificate request that is looked at.
@@ -63,7 +70,7 @@ impl GuestKey {
     ///
     /// # Errors
     /// [`KeyError::NotForThisKey`].
-    pub fn certified(self, chain: Vec<CertificateDer<'static>>) -> Result<Identity, KeyError> {
+    pub fn certified(&self, chain: Vec<CertificateDer<'static>>) -> Result<Identity, KeyError> {
         let public = self.pair.subject_public_key_info();
         match chain.first() {
             Some(leaf) if names::is_same_key(leaf, &public) => {}
@@ -73,6 +80,38 @@ impl GuestKey {
         Ok(Identity {
             chain,
             key: PrivateKeyDer::from(key),
+        })
+    }
+
+    /// Writes key and request into one PEM file with mode 0600, for a request that is answered later.
+    ///
+    /// # Errors
+    /// [`FileError::Io`]; the file is then unchanged.
+    pub fn save(&self, path: &Path) -> Result<(), FileError> {
+        let mut text = pem("PRIVATE KEY", &self.pair.serialize_der());
+        text.push_str(&pem("CERTIFICATE REQUEST", &self.csr));
+        write_atomic(path, 0o600, text.as_bytes())
+    }
+
+    /// Reads what [`Self::save`] wrote.
+    ///
+    /// # Errors
+    /// [`FileError`], naming the file.
+    pub fn load(path: &Path) -> Result<Self, FileError> {
+        let text = read_secret(path)?;
+        let key = PrivatePkcs8KeyDer::from_pem_slice(&text)
+            .map_err(|_| FileError::content(path, "holds no PEM private key"))?;
+        let csr = CertificateSigningRequestDer::from_pem_slice(&text)
+            .map_err(|_| FileError::content(path, "holds no PEM certificate request"))?;
+        let pair = KeyPair::try_from(&key)
+            .map_err(|_| FileError::content(path, "holds a key that cannot be used"))?;
+        let key = key_of_csr(&csr).map(|key| key.der_bytes() == pair.der_bytes());
+        if !matches!(key, Ok(true)) {
+            return Err(FileError::content(path, "its request is not for its key"));
+        }
+        Ok(Self {
+            pair,
+            csr: csr.to_vec(),
         })
     }
 }
@@ -102,6 +141,25 @@ pub(crate) fn key_of_csr(csr: &[u8]) -> Result<SubjectPublicKeyInfo, KeyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_waits_is_the_same_when_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pending.pem");
+        let key = GuestKey::generate().unwrap();
+        key.save(&path).unwrap();
+        let read = GuestKey::load(&path).unwrap();
+        assert_eq!(read.csr(), key.csr());
+        assert_eq!(read.pair.serialize_der(), key.pair.serialize_der());
+
+        let other = GuestKey::generate().unwrap();
+        let mut text = pem("PRIVATE KEY", &other.pair.serialize_der());
+        text.push_str(&pem("CERTIFICATE REQUEST", key.csr()));
+        write_atomic(&path, 0o600, text.as_bytes()).unwrap();
+        assert!(GuestKey::load(&path).is_err(), "another key's request");
+        write_atomic(&path, 0o600, b"half of it").unwrap();
+        assert!(GuestKey::load(&path).is_err());
+    }
 
     #[test]
     fn only_a_p256_request_signed_by_its_own_key_passes() {

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use crate::files::{FileError, read_private, write_atomic};
+use crate::files::{FileError, read_secret, write_atomic};
 
 /// A private key and the certificates for it, leaf first.
 pub struct Identity {
@@ -63,7 +63,7 @@ impl Identity {
     /// # Errors
     /// [`FileError`], naming the file.
     pub fn load(path: &Path) -> Result<Self, FileError> {
-        let text = read_private(path)?;
+        let text = read_secret(path)?;
         let key = PrivatePkcs8KeyDer::from_pem_slice(&text)
             .map_err(|_| FileError::content(path, "holds no PEM private key"))?;
         let chain = certificates(path, &text)?;

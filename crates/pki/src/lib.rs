@@ -16,7 +16,7 @@ mod names;
 mod token;
 
 pub use ca::{CA_CERT_FILE, CA_KEY_FILE, Ca, CaError, SignError};
-pub use files::{FileError, write_atomic};
+pub use files::{FileError, read_secret, write_atomic};
 pub use guest_key::{CSR_MAX_BYTES, GuestKey, KeyError};
 pub use identity::{Identity, load_anchors, save_anchors};
 pub use lifetime::{BACK_DATE, CA_LIFETIME, LIFETIME, RENEW_GRACE, Validity, renew_after};

@@ -40,6 +40,7 @@ pub struct Agent {
     dir: PathBuf,
     unsupervised: bool,
     private_mounts: bool,
+    system_uuid: String,
     /// A process that we did not start has taken over.
     is_adopted: bool,
     /// Where metrics are served, host:port, in the agent's network namespace.
@@ -78,6 +79,7 @@ impl Agent {
             dir: dir.to_owned(),
             unsupervised: options.unsupervised,
             private_mounts: options.private_mounts,
+            system_uuid: options.system_uuid.clone(),
             is_adopted: false,
             metrics: format!("127.0.0.1:{}", free_port_on("127.0.0.1")?),
         };
@@ -113,11 +115,18 @@ impl Agent {
     pub fn restart(&mut self, netns: Option<&Netns>) -> Result<()> {
         let program = binary("lazaret-agent")?;
         let log = self.dir.join("agent.log");
+        let uuid = &self.system_uuid;
+        let under = |spawn: Spawn| match uuid.as_str() {
+            "" => spawn.args(["--mount", "--propagation", "slave", "--"]),
+            uuid => spawn.args(with_uuid(uuid)),
+        };
+        let has_own_mounts = self.private_mounts || !uuid.is_empty();
         let spawn = match netns {
+            Some(net) if has_own_mounts => {
+                under(net.spawn("agent", Path::new("unshare"), &log)).arg(&program)
+            }
             Some(net) => net.spawn("agent", &program, &log),
-            None if self.private_mounts => Spawn::new("agent", "unshare", &log)
-                .args(["--mount", "--propagation", "slave", "--"])
-                .arg(&program),
+            None if has_own_mounts => under(Spawn::new("agent", "unshare", &log)).arg(&program),
             None => Spawn::new("agent", &program, &log),
         };
         let process = spawn
@@ -270,7 +279,21 @@ impl Drop for Agent {
     }
 }
 
-/// The program where it is to enrol: only then it asks who the firmware says it is.
+/// What `unshare` is to do before the program that follows.
+fn with_uuid(system_uuid: &str) -> [&str; 8] {
+    [
+        "--mount",
+        "--propagation",
+        "slave",
+        "sh",
+        "-ec",
+        WITH_UUID,
+        "sh",
+        system_uuid,
+    ]
+}
+
+/// The program where it is to enrol.
 fn enrolling(program: &Path, system_uuid: &str, netns: Option<&Netns>) -> Command {
     let command = |program: &Path| match netns {
         Some(net) => net.command(program),
@@ -280,9 +303,7 @@ fn enrolling(program: &Path, system_uuid: &str, netns: Option<&Netns>) -> Comman
         return command(program);
     }
     let mut command = command(Path::new("unshare"));
-    command
-        .args(["--mount", "sh", "-ec", WITH_UUID, "sh", system_uuid])
-        .arg(program);
+    command.args(with_uuid(system_uuid)).arg(program);
     command
 }
 

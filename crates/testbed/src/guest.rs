@@ -14,8 +14,9 @@ use crate::run;
 
 /// The package that names Debian's present kernel for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
-/// Modules that a guest needs for its network and its channel to the host, in the order of loading.
-const MODULES: [&str; 10] = [
+/// Modules that a guest needs for its network, its channel to the host, and to see what QEMU shows it,
+/// in the order of loading.
+const MODULES: [&str; 11] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
@@ -26,6 +27,7 @@ const MODULES: [&str; 10] = [
     "drivers/net/virtio_net.ko",
     "drivers/char/hw_random/virtio-rng.ko",
     "drivers/char/virtio_console.ko",
+    "drivers/firmware/qemu_fw_cfg.ko",
 ];
 
 /// A kernel and what it starts with.

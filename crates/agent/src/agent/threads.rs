@@ -15,6 +15,7 @@ use quarantine::Vault;
 use supervisor::Worker;
 
 use super::{Halt, StartError, system};
+use crate::credentials::boot_seed;
 use crate::gate::reader::{BATCH, Reader};
 use crate::gate::standing;
 use crate::gate::workers::{self, Lanes};
@@ -43,7 +44,6 @@ pub(super) fn spawn<T: Send + 'static>(
 pub(super) fn spawn_nearness(
     config: &AgentConfig,
     gate: &Arc<Gate>,
-    seed: u64,
     halt: &Halt,
 ) -> Result<Option<JoinHandle<()>>, StartError> {
     let every = Duration::from_secs(config.appliance.measure_s);
@@ -51,7 +51,7 @@ pub(super) fn spawn_nearness(
         return Ok(None);
     }
     let (gate, stop) = (Arc::clone(gate), halt.keeper.clone());
-    let measure = move || placed::measure_all(&gate, every, seed, &stop);
+    let measure = move || placed::measure_all(&gate, every, boot_seed(), &stop);
     spawn("nearness", measure).map(Some)
 }
 

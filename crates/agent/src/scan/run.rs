@@ -16,7 +16,7 @@ use model::{Digest, Generation, Policy};
 use proto::v1;
 use rustix::io::Errno;
 
-use crate::credentials::{Credentials, CredentialsError, boot_id, hostname};
+use crate::credentials::{Credentials, CredentialsError, hello};
 use crate::filter_file::FilterFile;
 use crate::foresight::Foresight;
 use crate::{AgentConfig, allow};
@@ -266,19 +266,12 @@ fn allowlists(args: &ScanArgs, config: &AgentConfig) -> Option<Arc<Shelf>> {
 
 fn connect(setup: &Setup, shelf: Option<Arc<Shelf>>) -> Result<Session, ScanError> {
     let credentials = Credentials::load(&setup.config)?;
-    let hello = v1::Hello {
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        role: v1::SessionRole::Scan as i32,
-        hostname: hostname(),
-        boot_id: boot_id().map_or_else(Vec::new, |id| id.to_vec()),
-        ..v1::Hello::default()
-    };
     let config = Config {
         tls: credentials.tls()?,
         seed: credentials.seed(),
         appliances: credentials.appliances,
         epoch: 0,
-        hello,
+        hello: hello(v1::SessionRole::Scan, &setup.config.sys_dir),
         limits: setup.link.clone(),
     };
     let filter = Kept::new(FilterFile::of(&setup.config));

@@ -381,7 +381,8 @@ fn busy_trees_stay_whole() {
 #[test]
 fn an_old_certificate_is_renewed() {
     let rig = Rig::with(unhurried(), |_| {}, Duration::from_secs(3600));
-    rig.shared().wait("the renewal", |book| book.renewals == 1);
+    rig.shared()
+        .wait("the renewal", |book| book.renewals.len() == 1);
     let renewed = testbed::wait_until(PATIENCE, || {
         let credentials = agent::credentials::Credentials::load(&rig.config).unwrap();
         let leaf = credentials.identity.leaf().unwrap().clone();

@@ -4,7 +4,9 @@
 mod allowlist;
 mod everywhere;
 mod gate;
+mod identity;
 mod looks;
+mod office;
 mod puppet;
 mod races;
 mod recheck;

@@ -37,7 +37,11 @@ pub(crate) struct Book {
     pub(crate) fast_paths: Vec<v1::FastPaths>,
     /// Digests of contents that the agent says it has not.
     pub(crate) not_held: Vec<Vec<u8>>,
-    pub(crate) renewals: usize,
+    /// Certificates asked for, and how those questions are answered.
+    pub(crate) renewals: Vec<v1::Renew>,
+    pub(crate) renewing: Renewing,
+    /// Who came, and as what machine.
+    pub(crate) guests: Vec<(model::GuestId, v1::Hello)>,
     /// Turns asked for, and given back.
     pub(crate) turns: Vec<v1::AskTurn>,
     pub(crate) turns_over: Vec<u64>,
@@ -59,6 +63,18 @@ pub(crate) struct Book {
     held_back: Vec<(Sender, v1::Envelope, AccessClass)>,
     sessions: Vec<Sender>,
     orders: u8,
+}
+
+/// What becomes of a question for a certificate.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) enum Renewing {
+    /// The same guest gets one, whatever it wants.
+    #[default]
+    Same,
+    /// It gets one of this guest, whatever it wants.
+    Other(model::GuestId),
+    Refused,
+    Silent,
 }
 
 #[derive(Default)]
@@ -84,7 +100,7 @@ impl Shared {
         }
     }
 
-    fn write(&self, change: impl FnOnce(&mut Book)) {
+    pub(crate) fn write(&self, change: impl FnOnce(&mut Book)) {
         change(&mut self.book());
         self.changed.notify_all();
     }
@@ -181,6 +197,7 @@ impl Fleet {
                     loop {
                         let accepted = listener.accept().await;
                         let guest = accepted.guest;
+                        shared.write(|book| book.guests.push((guest, accepted.hello.clone())));
                         let conn = accepted.welcome(welcome(&policy));
                         let (shared, ca) = (Arc::clone(&shared), Arc::clone(&ca));
                         tokio::spawn(serve(conn, shared, ca, guest));
@@ -287,14 +304,10 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
                 shared.write(|_| {});
             }
             Some(Body::Renew(renew)) => {
-                let validity = Validity::starting(SystemTime::now(), LIFETIME);
-                let cert = ca.sign_guest(&renew.csr, guest, validity).unwrap();
-                let renewed = Body::Renewed(v1::Renewed {
-                    chain: vec![cert.to_vec()],
-                    refused: String::new(),
-                });
-                shared.write(|book| book.renewals += 1);
-                let _ = sender.send(Priority::Control, enclose(id, renewed));
+                if let Some(renewed) = renewed(&shared, &ca, guest, &renew) {
+                    let _ = sender.send(Priority::Control, enclose(id, Body::Renewed(renewed)));
+                }
+                shared.write(|book| book.renewals.push(renew));
             }
             Some(Body::AskTurn(ask)) => {
                 let mut turn = v1::Turn {
@@ -321,6 +334,31 @@ async fn serve(mut conn: Conn, shared: Arc<Shared>, ca: Arc<Ca>, guest: model::G
             _ => {}
         }
     }
+}
+
+fn renewed(
+    shared: &Shared,
+    ca: &Ca,
+    guest: model::GuestId,
+    renew: &v1::Renew,
+) -> Option<v1::Renewed> {
+    let guest = match shared.book().renewing {
+        Renewing::Same => guest,
+        Renewing::Other(other) => other,
+        Renewing::Refused => {
+            return Some(v1::Renewed {
+                refused: "not now".to_owned(),
+                ..v1::Renewed::default()
+            });
+        }
+        Renewing::Silent => return None,
+    };
+    let validity = Validity::starting(SystemTime::now(), LIFETIME);
+    let cert = ca.sign_guest(&renew.csr, guest, validity).unwrap();
+    Some(v1::Renewed {
+        chain: vec![cert.to_vec()],
+        refused: String::new(),
+    })
 }
 
 /// A check whose content is asked for.

@@ -14,6 +14,9 @@ use testbed::{FileSystem, LoopMount};
 
 use crate::puppet::{Fleet, PATIENCE, Puppet, Shared};
 
+/// Who the agent is.
+pub(crate) const GUEST: GuestId = GuestId([9; 16]);
+
 pub(crate) struct Rig {
     agent: Option<Agent>,
     stop: Stop,
@@ -44,6 +47,14 @@ impl Rig {
         configure: impl FnOnce(&mut AgentConfig),
         left: Duration,
     ) -> Self {
+        let mut rig = Self::prepare(policy, configure);
+        rig.enrol_for(GUEST, left);
+        rig.start();
+        rig
+    }
+
+    /// An agent that is neither enrolled nor started.
+    pub(crate) fn prepare(policy: Policy, configure: impl FnOnce(&mut AgentConfig)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mount = LoopMount::new(FileSystem::Ext4, 256 << 20).unwrap();
         let fleet = Fleet::new(policy);
@@ -51,14 +62,14 @@ impl Rig {
         let mut config = AgentConfig {
             state_dir: dir.path().join("state"),
             runtime_dir: dir.path().join("run"),
+            sys_dir: dir.path().join("sys"),
             ..AgentConfig::default()
         };
         config.appliance.addresses = vec![puppet.address.to_string()];
         config.guard.include = vec![mount.path().to_owned()];
         config.guard.standing_filesystems = vec![mount.path().to_owned()];
         configure(&mut config);
-        enrol(&fleet, &config, left);
-        let mut rig = Self {
+        Self {
             agent: None,
             stop: Stop::manual().unwrap(),
             config,
@@ -66,15 +77,30 @@ impl Rig {
             puppet: Some(puppet),
             mount,
             _dir: dir,
-        };
-        rig.start();
-        rig
+        }
     }
 
     pub(crate) fn start(&mut self) {
+        self.start_only();
+        self.wait_for_link();
+    }
+
+    pub(crate) fn start_only(&mut self) {
         self.stop = Stop::manual().unwrap();
         let agent = Agent::start(self.config.clone(), self.stop.clone());
         self.agent = Some(agent.unwrap_or_else(|error| panic!("{error}: {error:?}")));
+    }
+
+    pub(crate) fn enrol(&self, guest: GuestId) {
+        self.enrol_for(guest, LIFETIME);
+    }
+
+    /// With a certificate of which so much remains.
+    pub(crate) fn enrol_for(&self, guest: GuestId, left: Duration) {
+        enrol(&self.fleet, &self.config, guest, left);
+    }
+
+    pub(crate) fn wait_for_link(&self) {
         self.wait_for("the link", |status| status["link"] == "up");
     }
 
@@ -154,13 +180,12 @@ pub(crate) fn read(path: PathBuf) -> Got {
     }
 }
 
-fn enrol(fleet: &Fleet, config: &AgentConfig, left: Duration) {
+fn enrol(fleet: &Fleet, config: &AgentConfig, guest: GuestId, left: Duration) {
     let key = GuestKey::generate().unwrap();
     let validity = Validity {
         not_before: SystemTime::now() + left - LIFETIME,
         not_after: SystemTime::now() + left,
     };
-    let guest = GuestId([9; 16]);
     let cert = fleet.ca.sign_guest(key.csr(), guest, validity).unwrap();
     let identity = key.certified(vec![cert]).unwrap();
     std::fs::create_dir_all(&config.state_dir).unwrap();

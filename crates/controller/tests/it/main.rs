@@ -281,7 +281,8 @@ impl Site {
             system_uuid: Some([3; 16]),
             ..Machine::default()
         };
-        let joining = move || enrol(&address, &token, "web-1", &machine);
+        let key = GuestKey::generate().unwrap();
+        let joining = move || enrol(&address, &token, &key, "web-1", &machine);
         tokio::task::spawn_blocking(joining).await.unwrap()
     }
 }
@@ -325,7 +326,8 @@ async fn nobody_there_is_said_so() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        enrol(&address, &token, "", &Machine::default())
+        let key = GuestKey::generate().unwrap();
+        enrol(&address, &token, &key, "", &Machine::default())
     });
     let error = nobody.await.unwrap().unwrap_err();
     assert!(matches!(error, EnrolError::Connect { .. }), "{error}");

@@ -1,6 +1,7 @@
 //! Where guests are: libvirt's test driver says which VM is on which host, guests measure, a
 //! hypervisor's channel tells.
 
+mod clones;
 mod nearness;
 mod position;
 mod turns;

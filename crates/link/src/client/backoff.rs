@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// The delays between rounds over the list of appliances.
+/// The delays between attempts, such as rounds over the list of appliances.
 #[derive(Debug)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     min: Duration,
     max: Duration,
     failures: u32,
@@ -12,7 +12,9 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    pub(crate) fn new(min: Duration, max: Duration, seed: u64) -> Self {
+    /// Between `min` and `max`; `seed` differs between guests.
+    #[must_use]
+    pub fn new(min: Duration, max: Duration, seed: u64) -> Self {
         Self {
             min,
             max,
@@ -22,13 +24,13 @@ impl Backoff {
     }
 
     /// A session was up and useful.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.failures = 0;
     }
 
     /// The delay after one more failed round: `min` doubled for each, at most `max`, and of that
     /// between a half and the whole, so that a fleet does not come back in step.
-    pub(crate) fn next_delay(&mut self) -> Duration {
+    pub fn next_delay(&mut self) -> Duration {
         let factor = 1u32 << self.failures.min(20);
         self.failures = self.failures.saturating_add(1);
         let whole = self.min.saturating_mul(factor).min(self.max);

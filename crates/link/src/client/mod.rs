@@ -16,6 +16,7 @@ use bytes::Bytes;
 use proto::v1;
 
 use crate::Priority;
+pub use backoff::Backoff;
 pub use route::{ROUTE_LEN_MAX, Route, RouteRefused};
 use run::Shared;
 
@@ -93,6 +94,10 @@ impl Default for Limits {
 /// link moves to another appliance there are two such threads: what was asked of the one that is
 /// left is answered by it.
 pub trait Handler: Send + Sync {
+    /// A connection is about to be greeted with this: whatever may have changed since the start.
+    fn greeting(&self, hello: &mut v1::Hello) {
+        let _ = hello;
+    }
     /// An appliance welcomed us; its Welcome has been checked.
     fn up(&self, welcome: &v1::Welcome);
     /// The session is over. Exactly once for each `up`, after its last `frame`.
@@ -257,6 +262,12 @@ impl Client {
     /// [`RouteRefused`]; the old list counts then.
     pub fn set_route(&self, epoch: u64, appliances: &[String]) -> Result<(), RouteRefused> {
         self.running.shared.set_route(epoch, appliances)
+    }
+
+    /// Begins anew with these appliances, as at the start: for a guest that has become another one,
+    /// so that the first list of a placer is followed, whatever its epoch.
+    pub fn restart_route(&self, appliances: Vec<String>) {
+        self.running.shared.restart_route(appliances);
     }
 
     /// The list that is followed.

@@ -144,6 +144,10 @@ impl Shared {
         Ok(())
     }
 
+    pub(crate) fn restart_route(&self, appliances: Vec<String>) {
+        self.state().route = Route::new(0, appliances);
+    }
+
     /// Whether a handler asks.
     pub(crate) fn is_own_thread(&self) -> bool {
         let own = std::thread::current().id();
@@ -394,7 +398,7 @@ impl Shared {
             if sent_away.is_some_and(|until| Instant::now() < *until) {
                 continue;
             }
-            let error = match self.try_one(address) {
+            let error = match self.try_one(address, handler) {
                 Ok(greeted) => return Some((address.clone(), greeted)),
                 Err(error) => error,
             };
@@ -417,10 +421,11 @@ impl Shared {
         None
     }
 
-    fn try_one(&self, address: &str) -> Result<Greeted, ConnectError> {
+    fn try_one(&self, address: &str, handler: &dyn Handler) -> Result<Greeted, ConnectError> {
         let limits = &self.config.limits;
         let tcp = dial(address, limits.connect_timeout)?;
         let mut hello = self.config.hello.clone();
+        guarded("greeting", || handler.greeting(&mut hello));
         let tls = {
             let mut state = self.state();
             if state.is_stopping {

@@ -1,0 +1,167 @@
+//! Clones of one image as real machines: each becomes a guest of its own.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use testbed::{
+    GuestImage, GuestTree, HOST, Server, ServerOptions, VM_ADDRESS, Vm, VmOptions, binary, samples,
+};
+
+/// Runs after the prologue of [`GuestTree`].
+const INIT: &str = r#"
+ip addr add $(cat /etc/address)/24 dev eth0; ip link set eth0 up
+mkdir -p /data; mount -t tmpfs data /data; mount -t tmpfs run /run
+lazaret-agent run --config /etc/agent.toml >/tmp/agent.log 2>&1 &
+n=0
+while :; do
+  n=$((n+1))
+  status=$(lazaret-agent status --json --config /etc/agent.toml 2>/dev/null | tr -d '\n')
+  cat /etc/sample > /data/bad$n 2>/dev/null
+  if cat /data/bad$n >/dev/null 2>&1; then opened=yes; else opened=no; fi
+  echo "content $n of $RANDOM" > /data/new; read -r line < /data/new
+  echo "LZ $opened $status."
+  if [ $((n%20)) = 0 ]; then sed 's/^/agent: /' /tmp/agent.log; fi
+  sleep 1
+done
+"#;
+
+/// What a machine says of itself.
+#[derive(Debug, Clone)]
+struct Said {
+    status: Value,
+    /// A malicious file was opened.
+    is_open: bool,
+}
+
+impl Said {
+    fn of(line: &str) -> Option<Self> {
+        let line = line.strip_prefix("LZ ")?.trim_end().strip_suffix('.')?;
+        let (opened, status) = line.split_once(' ')?;
+        Some(Self {
+            status: serde_json::from_str(status).ok()?,
+            is_open: opened == "yes",
+        })
+    }
+
+    fn guest(&self) -> &str {
+        self.status["identity"]["guest"].as_str().unwrap_or("")
+    }
+
+    fn is_up(&self) -> bool {
+        self.status["link"] == "up" && !self.is_open
+    }
+}
+
+/// Waits until a machine says so.
+fn said(vm: &mut Vm, what: &str, wanted: impl Fn(&Said) -> bool) -> Result<Said> {
+    vm.wait(what, |text| {
+        text.lines().rev().filter_map(Said::of).find(&wanted)
+    })
+}
+
+/// An image with our agent, whose configuration ends in this.
+fn tree(dir: &Path, server: &Server, more: &str) -> Result<GuestTree> {
+    let port = |address: &str| -> Result<String> {
+        let (_, port) = address.rsplit_once(':').context("no port")?;
+        Ok(format!("{HOST}:{port}"))
+    };
+    let tree = GuestTree::new(dir, INIT)?;
+    tree.copy_program(&binary("lazaret-agent")?, "bin/lazaret-agent")?;
+    let config = format!(
+        "state_dir = \"/var/agent\"\nruntime_dir = \"/run/agent\"\n\n\
+         [appliance]\naddresses = [\"{}\"]\n\n[guard]\ninclude = [\"/data\"]\n\n\
+         [enrol]\ncontroller = \"{}\"\nretry_max_s = 2\n{more}\n",
+        port(&server.link)?,
+        port(&server.enrol)?,
+    );
+    tree.write("etc/agent.toml", config, 0o644)?;
+    tree.write("etc/address", VM_ADDRESS, 0o644)?;
+    tree.write("etc/sample", samples::eicar(), 0o644)?;
+    Ok(tree)
+}
+
+fn server(dir: &Path) -> Result<Server> {
+    let extra = "[removal]\non_malicious = \"deny\"\n\n[policy]\nopen_budget_ms = 60000\n";
+    let options = ServerOptions {
+        extra: extra.to_owned(),
+        ..ServerOptions::default()
+    };
+    Server::start(&dir.join("server"), &options)
+}
+
+fn uuid(n: u8) -> String {
+    format!("5d1c7a52-8f0e-4a5a-9d0b-3f6f2b7e00{n:02x}")
+}
+
+/// The machine of that number.
+fn clone_of(dir: &Path, image: &GuestImage, n: u8, more: &[&str]) -> Result<Vm> {
+    let options = VmOptions {
+        system_uuid: uuid(n),
+        generation_id: format!("324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb{n:02x}"),
+        mac: format!("52:54:00:77:00:{n:02x}"),
+        more: more.iter().map(|it| (*it).to_owned()).collect(),
+    };
+    Vm::boot(dir, &format!("vm{n}"), image, &options)
+}
+
+#[test]
+fn each_clone_of_a_golden_image_becomes_a_guest_of_its_own() -> Result<()> {
+    let scratch = e2e::scratch("clones")?;
+    let dir = scratch.path();
+    let server = server(dir)?;
+    let golden = tree(dir, &server, "token_file = \"/etc/token\"")?;
+    let token = server.cli(&["token", "--uses", "2"])?;
+    golden.write("etc/token", token.trim(), 0o600)?;
+    let image = golden.pack()?;
+
+    let mut machines = [
+        clone_of(dir, &image, 1, &[])?,
+        clone_of(dir, &image, 2, &[])?,
+    ];
+    let mut guests = Vec::new();
+    for (n, vm) in (1..).zip(&mut machines) {
+        let said = said(vm, "session", Said::is_up)?;
+        let machine = &said.status["identity"]["machine"];
+        let id = |text: &str| Value::from(text.replace('-', ""));
+        ensure!(machine["system_uuid"] == id(&uuid(n)), "{machine}");
+        let generation = format!("324e6eafd1d14bf6bf41b9bb6c91fb{n:02x}");
+        ensure!(machine["generation_id"] == id(&generation), "{machine}");
+        let mac = format!("52:54:00:77:00:{n:02x}");
+        ensure!(machine["macs"] == Value::from(vec![mac]), "{machine}");
+        guests.push(said.guest().to_owned());
+    }
+    ensure!(
+        guests[0] != guests[1],
+        "two machines, one guest: {guests:?}"
+    );
+
+    // The image's token is used up: a third one gets nowhere with it, and guards all the same.
+    let mut third = clone_of(dir, &image, 3, &[])?;
+    said(&mut third, "refusal", |said| {
+        said.status["identity"]["state"] == "refused" && said.is_open
+    })?;
+    drop(third);
+    // With one that its hypervisor injects it does.
+    for (n, way) in [(4, "smbios"), (5, "fw_cfg")] {
+        let token = server.token()?;
+        let injected = match way {
+            "smbios" => [
+                "-smbios".to_owned(),
+                format!("type=11,value=lazaret.token={token}"),
+            ],
+            _ => [
+                "-fw_cfg".to_owned(),
+                format!("name=opt/org.lazaret/token,string={token}"),
+            ],
+        };
+        let mut vm = clone_of(dir, &image, n, &injected.each_ref().map(String::as_str))?;
+        let said = said(&mut vm, "session", Said::is_up).context(way)?;
+        ensure!(
+            !guests.contains(&said.guest().to_owned()),
+            "{way}: {guests:?}"
+        );
+        guests.push(said.guest().to_owned());
+    }
+    Ok(())
+}
