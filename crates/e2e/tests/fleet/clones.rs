@@ -4,13 +4,16 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testbed::{
-    GuestImage, GuestTree, HOST, Server, ServerOptions, VM_ADDRESS, Vm, VmOptions, binary, samples,
-};
+use testbed::{GuestImage, GuestTree, Server, ServerOptions, Vm, VmOptions, binary, samples};
+
+use crate::PATIENCE;
+
+/// Our 127.0.0.1, as a machine behind QEMU's own translation sees it.
+const HOST: &str = "10.0.2.2";
 
 /// Runs after the prologue of [`GuestTree`].
 const INIT: &str = r#"
-ip addr add $(cat /etc/address)/24 dev eth0; ip link set eth0 up
+ip addr add 10.0.2.15/24 dev eth0; ip link set eth0 up
 mkdir -p /data; mount -t tmpfs data /data; mount -t tmpfs run /run
 lazaret-agent run --config /etc/agent.toml >/tmp/agent.log 2>&1 &
 n=0
@@ -20,7 +23,8 @@ while :; do
   cat /etc/sample > /data/bad$n 2>/dev/null
   if cat /data/bad$n >/dev/null 2>&1; then opened=yes; else opened=no; fi
   echo "content $n of $RANDOM" > /data/new; read -r line < /data/new
-  echo "LZ $opened $status."
+  keys=$(grep -rl PRIVATE /var/agent /run/agent 2>/dev/null | tr '\n' ,)
+  echo "LZ $opened ,$keys $status."
   if [ $((n%20)) = 0 ]; then sed 's/^/agent: /' /tmp/agent.log; fi
   sleep 1
 done
@@ -32,15 +36,18 @@ struct Said {
     status: Value,
     /// A malicious file was opened.
     is_open: bool,
+    /// The files with a private key, each between commas.
+    keys: String,
 }
 
 impl Said {
     fn of(line: &str) -> Option<Self> {
         let line = line.strip_prefix("LZ ")?.trim_end().strip_suffix('.')?;
-        let (opened, status) = line.split_once(' ')?;
+        let mut parts = line.splitn(3, ' ');
         Some(Self {
-            status: serde_json::from_str(status).ok()?,
-            is_open: opened == "yes",
+            is_open: parts.next()? == "yes",
+            keys: parts.next()?.to_owned(),
+            status: serde_json::from_str(parts.next()?).ok()?,
         })
     }
 
@@ -55,7 +62,7 @@ impl Said {
 
 /// Waits until a machine says so.
 fn said(vm: &mut Vm, what: &str, wanted: impl Fn(&Said) -> bool) -> Result<Said> {
-    vm.wait(what, |text| {
+    vm.wait(PATIENCE, what, |text| {
         text.lines().rev().filter_map(Said::of).find(&wanted)
     })
 }
@@ -76,7 +83,6 @@ fn tree(dir: &Path, server: &Server, more: &str) -> Result<GuestTree> {
         port(&server.enrol)?,
     );
     tree.write("etc/agent.toml", config, 0o644)?;
-    tree.write("etc/address", VM_ADDRESS, 0o644)?;
     tree.write("etc/sample", samples::eicar(), 0o644)?;
     Ok(tree)
 }
@@ -96,13 +102,21 @@ fn uuid(n: u8) -> String {
 
 /// The machine of that number.
 fn clone_of(dir: &Path, image: &GuestImage, n: u8, more: &[&str]) -> Result<Vm> {
+    let generation_id = format!("324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb{n:02x}");
+    let mut args = vec![
+        "-uuid".to_owned(),
+        uuid(n),
+        "-device".to_owned(),
+        format!("vmgenid,guid={generation_id}"),
+        "-global".to_owned(),
+        format!("virtio-net-pci.mac=52:54:00:77:00:{n:02x}"),
+    ];
+    args.extend(more.iter().map(|it| (*it).to_owned()));
     let options = VmOptions {
-        system_uuid: uuid(n),
-        generation_id: format!("324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb{n:02x}"),
-        mac: format!("52:54:00:77:00:{n:02x}"),
-        more: more.iter().map(|it| (*it).to_owned()).collect(),
+        args,
+        ..VmOptions::default()
     };
-    Vm::boot(dir, &format!("vm{n}"), image, &options)
+    Vm::boot(&dir.join(format!("vm{n}")), image, &options)
 }
 
 #[test]
@@ -163,5 +177,30 @@ fn each_clone_of_a_golden_image_becomes_a_guest_of_its_own() -> Result<()> {
         );
         guests.push(said.guest().to_owned());
     }
+    Ok(())
+}
+
+#[test]
+fn a_desktop_waits_for_a_person_and_keeps_its_key_in_memory() -> Result<()> {
+    let scratch = e2e::scratch("desktops")?;
+    let dir = scratch.path();
+    let server = server(dir)?;
+    let pool = ["fleet", "pool", "set", "desktops"];
+    server.cli(&[&pool[..], &["--proof", "approval", "--ephemeral"]].concat())?;
+    let golden = tree(dir, &server, "token_file = \"/etc/token\"")?;
+    let token = server.cli(&["token", "--pool", "desktops"])?;
+    golden.write("etc/token", token.trim(), 0o600)?;
+    let mut desktop = clone_of(dir, &golden.pack()?, 1, &[])?;
+    said(&mut desktop, "wait", |said| {
+        said.status["identity"]["state"] == "pending"
+    })?;
+    let pending = e2e::fleet(&server, &["pending"])?;
+    let entries = pending.as_array().context("no list")?;
+    ensure!(entries.len() == 1, "{pending}");
+    let id = entries[0]["id"].as_str().context("no id")?;
+    server.cli(&["fleet", "approve", id])?;
+    let said = said(&mut desktop, "session", Said::is_up)?;
+    ensure!(said.status["identity"]["kept"] == "runtime", "{said:?}");
+    ensure!(said.keys == ",/run/agent/guest.pem,", "{said:?}");
     Ok(())
 }
