@@ -45,7 +45,7 @@ struct Asked {
 
 enum What {
     /// For the same identity, for this key.
-    Renewal(GuestKey),
+    Renewal(Box<GuestKey>),
     /// For one of its own.
     Rekey,
 }
@@ -291,7 +291,7 @@ impl Member {
             csr: key.csr().to_vec(),
             ..v1::Renew::default()
         };
-        Some((renew, What::Renewal(key)))
+        Some((renew, What::Renewal(Box::new(key))))
     }
 
     fn is_renewal_due(&self) -> bool {
