@@ -222,7 +222,7 @@ fn a_key_that_is_to_stay_in_memory_never_reaches_the_disk() {
     } = Joining::in_memory(says);
     rig.start();
     assert_eq!(rig.status()["identity"]["kept"], "runtime");
-    assert_eq!(keys_below(&rig.config.state_dir), [PathBuf::new(); 0]);
+    assert_eq!(keys_below(&rig.config.state_dir), Vec::<PathBuf>::new());
     assert_eq!(keys_below(in_memory.path()).len(), 1);
     rig.stop();
     rig.start();
@@ -250,7 +250,7 @@ fn a_runtime_directory_on_a_disk_gets_no_key_either() {
     rig.start();
     assert_eq!(rig.status()["identity"]["kept"], "process");
     for dir in [&rig.config.state_dir, &rig.config.runtime_dir] {
-        assert_eq!(keys_below(dir), [PathBuf::new(); 0]);
+        assert_eq!(keys_below(dir), Vec::<PathBuf>::new());
     }
     rig.stop();
     rig.start();
@@ -297,7 +297,6 @@ fn copied() -> Rig {
     let placement = v1::Placement {
         epoch: 57,
         appliances: rig.config.appliance.addresses.clone(),
-        ..v1::Placement::default()
     };
     rig.shared().say(&Body::Placement(placement));
     rig.wait_for("the list", |status| status["placement"]["epoch"] == 57);
