@@ -192,10 +192,9 @@ impl Session {
 }
 
 impl Appliance {
-    /// The channels to guests on this host: told when a stream begins.
-    #[must_use]
-    pub fn host_channels(&self) -> v1::HostChannels {
-        self.shared.host_channels.held()
+    /// Tells the controller which channels to guests on this host there are: when a stream begins.
+    pub fn tell_host_channels(&self) {
+        self.shared.host_channels.tell(&*self.shared.fleet, |_| {});
     }
 
     /// Every guest that has a gate here: what a stream begins with.

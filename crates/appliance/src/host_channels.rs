@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
+use crate::fleet::FleetPort;
 use crate::shared::Shared;
 
 /// New sockets are looked for so often: one appears before a guest that migrates has arrived.
@@ -49,22 +50,19 @@ impl HostChannels {
         }
     }
 
-    /// As the controller is told.
-    pub(crate) fn held(&self) -> v1::HostChannels {
-        let held = self.held.lock();
-        v1::HostChannels {
+    /// Changes them and tells the controller which there are, in one step: what is told later is
+    /// newer.
+    pub(crate) fn tell(
+        &self,
+        fleet: &dyn FleetPort,
+        change: impl FnOnce(&mut BTreeMap<PathBuf, ChannelId>),
+    ) {
+        let mut held = self.held.lock();
+        change(&mut held);
+        self.count.set(crate::metrics::gauge_of(held.len()));
+        fleet.tell(Said::Channels(v1::HostChannels {
             channels: held.values().map(|id| id.0.to_vec()).collect(),
-        }
-    }
-
-    fn change(&self, shared: &Shared, change: impl FnOnce(&mut BTreeMap<PathBuf, ChannelId>)) {
-        let count = {
-            let mut held = self.held.lock();
-            change(&mut held);
-            held.len()
-        };
-        self.count.set(crate::metrics::gauge_of(count));
-        shared.fleet.tell(Said::Channels(self.held()));
+        }));
     }
 }
 
@@ -123,7 +121,7 @@ struct Named<'a> {
 impl Drop for Named<'_> {
     fn drop(&mut self) {
         let channels = &self.shared.host_channels;
-        channels.change(self.shared, |held| {
+        channels.tell(&*self.shared.fleet, |held| {
             held.remove(self.path);
         });
     }
@@ -143,8 +141,7 @@ async fn hold(shared: Arc<Shared>, path: PathBuf) {
         shared: &shared,
         path: &path,
     };
-    let channels = &shared.host_channels;
-    channels.change(&shared, |held| {
+    shared.host_channels.tell(&*shared.fleet, |held| {
         held.insert(path.clone(), id);
     });
     let own = line(id);

@@ -231,10 +231,7 @@ async fn run(
     }
     // First the way, then who is there: whoever comes between is told twice rather than never.
     *lock(&port.said) = Some(stream.said.clone());
-    let channels = Said::Channels(appliance.host_channels());
-    if stream.said.send(channels).await.is_err() {
-        return End::Broken;
-    }
+    appliance.tell_host_channels();
     let guests = appliance.guests_up();
     for guests in guests.chunks(GUESTS_AT_ONCE) {
         let up = v1::GuestsUp {

@@ -8,6 +8,7 @@ use model::{ChannelId, GuestId};
 use placement::ApplianceId;
 
 use crate::core::{Clock, Core};
+use crate::guests::GuestFacts;
 
 /// Both ends.
 #[derive(Debug, Default)]
@@ -40,12 +41,7 @@ impl Core {
         let mut moved = BTreeSet::new();
         for closed in before.difference(held) {
             channels.held.remove(closed);
-            let left: Vec<GuestId> = channels.claimants(*closed).collect();
-            for guest in left {
-                // Its id is never used again.
-                channels.claimed.remove(&(*closed, guest));
-                moved.insert(guest);
-            }
+            moved.extend(channels.claimants(*closed));
         }
         for opened in held.difference(&before) {
             channels.held.insert(*opened, id);
@@ -66,6 +62,13 @@ impl Core {
             self.channels.claimed.insert((claimed, id));
         }
         self.attach(clock, id);
+    }
+
+    /// A guest is no more.
+    pub(crate) fn forget_claim(&mut self, facts: &GuestFacts, id: GuestId) {
+        if let Some(channel) = facts.channel {
+            self.channels.claimed.remove(&(channel, id));
+        }
     }
 
     /// Tells placement which appliance a guest is beside.

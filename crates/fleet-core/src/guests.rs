@@ -117,6 +117,12 @@ impl Core {
         }
     }
 
+    fn forget_guest(&mut self, id: GuestId) {
+        if let Some(guest) = self.guests.remove(&id) {
+            self.forget_claim(&guest.facts, id);
+        }
+    }
+
     /// Guests without a connector that stay away are off.
     pub(crate) fn silent_guests(&mut self, clock: Clock) {
         let limit = self.silence.guest;
@@ -127,7 +133,7 @@ impl Core {
         let due: Vec<GuestId> = due.map(|(id, _)| *id).collect();
         for id in due {
             self.absent.remove(&id);
-            self.guests.remove(&id);
+            self.forget_guest(id);
             let vm = self.vm_of_guest.get(&id).and_then(|vm| self.vms.get(vm));
             let own = vm.filter(|vm| vm.connector == NO_CONNECTOR);
             if let Some(mut record) = own.map(|vm| vm.record.clone()) {
@@ -267,9 +273,7 @@ impl Core {
                 let facts = guest.facts.clone();
                 self.guest_up(clock, via, id, facts);
             }
-            None => {
-                self.guests.remove(&id);
-            }
+            None => self.forget_guest(id),
         }
     }
 

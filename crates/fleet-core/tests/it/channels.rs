@@ -72,6 +72,8 @@ fn a_claim_moves_nobody_else() {
     assert_eq!(attached(&core).as_deref(), Some("on-h1"));
     holds(&mut core, b, &[]);
     assert_eq!(attached(&core), None);
+    holds(&mut core, b, &[1]);
+    assert_eq!(attached(&core).as_deref(), Some("on-h1"), "told late");
     // One that is no more holds none.
     holds(&mut core, b, &[3]);
     reads(&mut core, a, 1, Some(3));
