@@ -228,7 +228,19 @@ impl Authority {
         let rows = self.store.identity_since(-1).await?;
         let mut members = Members::default();
         members.apply(&rows)?;
-        *self.members.write().unwrap_or_else(PoisonError::into_inner) = members;
+        let before = std::mem::replace(
+            &mut *self.members.write().unwrap_or_else(PoisonError::into_inner),
+            members,
+        );
+        // Who ended meanwhile, or was ended and forgotten.
+        let went = before.active().filter(|member| {
+            let members = self.members();
+            members.member(member.id).is_none_or(Member::is_ended)
+        });
+        for member in went {
+            // Nobody may listen.
+            let _ = self.ended.send(member.id);
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use link::enrol::ENROL_MESSAGE_MAX_BYTES;
 use proto::v1;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -191,12 +191,12 @@ async fn serve_all(listener: TcpListener, service: Arc<Service>) {
             continue;
         }
         let service = Arc::clone(&service);
-        tokio::spawn(async move {
-            service.serve(tcp, peer).await;
-            drop(turn);
-        });
+        tokio::spawn(async move { service.serve(tcp, peer, Arc::new(turn)).await });
     }
 }
+
+/// One of so many exchanges at once.
+type Turn = Arc<OwnedSemaphorePermit>;
 
 impl Service {
     fn admits(&self, peer: SocketAddr) -> bool {
@@ -208,8 +208,8 @@ impl Service {
         admitted
     }
 
-    async fn serve(&self, tcp: TcpStream, peer: SocketAddr) {
-        let exchange = self.exchange(tcp, peer);
+    async fn serve(&self, tcp: TcpStream, peer: SocketAddr, turn: Turn) {
+        let exchange = self.exchange(tcp, peer, turn);
         let outcome = tokio::time::timeout(self.limits.exchange_timeout, exchange).await;
         let why = match outcome {
             Ok(Ok(())) => return,
@@ -222,7 +222,7 @@ impl Service {
         }
     }
 
-    async fn exchange(&self, tcp: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    async fn exchange(&self, tcp: TcpStream, peer: SocketAddr, turn: Turn) -> io::Result<()> {
         let tls = Arc::clone(&self.tls.lock().unwrap_or_else(PoisonError::into_inner));
         let mut stream = TlsAcceptor::from(tls).accept(tcp).await?;
         if stream.get_ref().1.alpn_protocol() != Some(proto::ALPN_ENROL) {
@@ -231,20 +231,29 @@ impl Service {
             ));
         }
         let request = read_request(&mut stream).await?;
-        let reply = self.decide(request, peer).await;
+        let reply = self.decide(request, peer, turn).await;
         let frame = proto::encode(&reply).map_err(io::Error::other)?;
         stream.write_all(&frame).await?;
         stream.shutdown().await
     }
 
-    async fn decide(&self, request: v1::EnrolRequest, peer: SocketAddr) -> v1::EnrolReply {
-        // On a task of its own: whoever leaves now has still joined, or not.
+    async fn decide(
+        &self,
+        request: v1::EnrolRequest,
+        peer: SocketAddr,
+        turn: Turn,
+    ) -> v1::EnrolReply {
+        // On a task of its own: whoever leaves now has still joined, or not. Its turn is over with
+        // that: where the database is slow, no more ask than may.
         let (authority, fleet) = (Arc::clone(&self.authority), self.fleet.clone());
         let hostname = request.hostname.clone();
         let enrolling = tokio::spawn(async move {
             let now = SystemTime::now();
             let from = peer.ip().to_canonical();
-            authority.enrol(&request, from, fleet.as_ref(), now).await
+            let enrol = authority.enrol(&request, from, fleet.as_ref(), now);
+            let outcome = Box::pin(enrol).await;
+            drop(turn);
+            outcome
         });
         let outcome = enrolling.await.unwrap_or(Err(Refusal::Internal));
         match outcome {

@@ -11,7 +11,7 @@ use crate::authority::{Authority, AuthorityError, Refusal, end, refused};
 use crate::fleet::Fleet;
 use crate::members::{
     Asked, Decision, KeyRecord, Member, Members, PENDING, Pending, Plan, Pool, Proof, Put, Renewal,
-    can_approve, plan, seconds,
+    TokenInfo, can_approve, plan, seconds,
 };
 
 /// Longest host name that a guest may have.
@@ -78,7 +78,7 @@ impl Authority {
         // What waits already writes nothing.
         let first = plan(&self.members(), &asked)?;
         let planned = match first {
-            Plan::Wait | Plan::Again(_) => first,
+            Plan::Wait | Plan::Again { .. } => first,
             _ => {
                 let puts = |members: &Members| {
                     let planned = plan(members, &asked)?;
@@ -94,9 +94,10 @@ impl Authority {
                 cert,
                 ephemeral: pool.is_some_and(|pool| pool.ephemeral),
             }),
-            Plan::Again(guest) => {
+            Plan::Again { guest, until_s } => {
                 let ephemeral = self.guest(guest).is_some_and(|member| member.ephemeral);
-                let (cert, _) = self.sign(guest, &request.csr, ephemeral, now)?;
+                let life = Duration::from_secs(until_s.saturating_sub(seconds(now)));
+                let (cert, _) = self.sign_for(guest, &request.csr, life, now)?;
                 Ok(Enrolled::Joined {
                     guest,
                     cert,
@@ -134,6 +135,16 @@ impl Authority {
         } else {
             LIFETIME
         };
+        self.sign_for(guest, csr_der, life, now)
+    }
+
+    fn sign_for(
+        &self,
+        guest: GuestId,
+        csr_der: &[u8],
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<(CertificateDer<'static>, KeyRecord), Refusal> {
         let signed = self
             .ca
             .sign_guest(csr_der, guest, Validity::starting(now, life));
@@ -198,7 +209,9 @@ impl Authority {
                     decision: Decision::Denied,
                     ..entry.clone()
                 };
-                return Ok(((), vec![Put::pending(&denied)]));
+                let mut puts = vec![Put::pending(&denied)];
+                puts.extend(unspent(members, entry).iter().map(Put::token));
+                return Ok(((), puts));
             }
             if entry.decision == Decision::Approved {
                 return Ok(((), Vec::new()));
@@ -210,6 +223,18 @@ impl Authority {
         })
         .await
     }
+}
+
+/// A person takes a yes back: the token with the use that it spent, if it is still there.
+fn unspent(members: &Members, entry: &Pending) -> Option<TokenInfo> {
+    if entry.decision != Decision::Approved || entry.copy_of.is_some() {
+        return None;
+    }
+    let token = members.token(&SecretHash::from_hex(&entry.token)?)?;
+    Some(TokenInfo {
+        uses_left: token.uses_left.saturating_add(1),
+        ..token.clone()
+    })
 }
 
 struct Terms {
@@ -225,14 +250,14 @@ fn puts(
     (guest, key): (GuestId, KeyRecord),
 ) -> Vec<Put> {
     match plan {
-        Plan::Again(_) | Plan::Wait => Vec::new(),
+        Plan::Again { .. } | Plan::Wait => Vec::new(),
         Plan::Queue(entry) => vec![Put::pending(entry)],
         Plan::Join {
             pool,
             vm,
             token,
             replaced,
-            approved,
+            ..
         } => {
             let member = Member {
                 vm: vm.clone(),
@@ -240,8 +265,10 @@ fn puts(
             };
             let mut puts = vec![Put::member(&member)];
             puts.extend(token.iter().map(Put::token));
-            if *approved {
-                puts.push(Put::gone(PENDING, asked.key.to_string()));
+            // It waits no more, whether a person said so or what it lacked has come.
+            let waited = asked.key.to_string();
+            if members.pending(&waited).is_some() {
+                puts.push(Put::gone(PENDING, waited));
             }
             let replaced = replaced.iter().filter_map(|guest| members.member(*guest));
             puts.extend(replaced.map(|old| {

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use pki::JoinToken;
 
 use crate::authority::{Authority, AuthorityError};
-use crate::members::{POOL, Pool, Put, TOKEN, TokenInfo, VmRef};
+use crate::members::{PENDING, POOL, Pool, Put, TOKEN, TokenInfo, VmRef};
 
 /// Tokens that may be good at once: each attempt to join is compared with every one.
 pub const TOKENS_MAX: usize = 10_000;
@@ -109,6 +109,8 @@ impl Authority {
             let mut puts: Vec<Put> = tokens
                 .map(|token| Put::gone(TOKEN, token.hash.to_string()))
                 .collect();
+            let waiting = members.all_pending().filter(|it| is_of_it(&it.pool));
+            puts.extend(waiting.map(|it| Put::gone(PENDING, it.id.clone())));
             puts.push(Put::gone(POOL, name.to_owned()));
             Ok(((), puts))
         })

@@ -30,6 +30,8 @@ const LABELS_MAX: usize = 64;
 const TEXT_MAX_BYTES: usize = 255;
 /// Channels of one appliance.
 const CHANNELS_MAX: usize = 4096;
+/// Revoked guests in the first frame: 18 bytes each.
+const WELCOME_REVOKED_MAX: usize = 10_000;
 
 static LOG_ENDS: RateLimit = RateLimit::new(60);
 
@@ -94,12 +96,7 @@ impl Stream {
                 return "another controller is the placer";
             }
         };
-        let revoked = self.authority.revoked(SystemTime::now());
-        let revoked = revoked.iter().map(|guest| guest.0.to_vec()).collect();
-        let _ = self
-            .told
-            .send(Told::Welcome(v1::FleetWelcome { revoked }))
-            .await;
+        self.welcome().await;
         let (why, said_goodbye) = self.listen(id, number).await;
         let detached = self.fleet.with(move |lead, clock| {
             lead.detach(clock, id, number, said_goodbye);
@@ -244,6 +241,20 @@ impl Stream {
                 Ok(())
             }
             Said::Hello(_) | Said::Leaving(_) => Ok(()),
+        }
+    }
+
+    /// Welcomes the appliance, with who is revoked: what one frame cannot hold comes one by one.
+    async fn welcome(&self) {
+        let revoked = self.authority.revoked(SystemTime::now());
+        let mut revoked = revoked.iter().map(|guest| guest.0.to_vec());
+        let first = revoked.by_ref().take(WELCOME_REVOKED_MAX).collect();
+        let welcome = Told::Welcome(v1::FleetWelcome { revoked: first });
+        let _ = self.told.send(welcome).await;
+        for guest in revoked {
+            if self.told.send(Told::Revoked(guest)).await.is_err() {
+                return;
+            }
         }
     }
 

@@ -7,7 +7,9 @@ use fleet_core::VmSeen;
 use model::{GuestId, Machine};
 use pki::{KeyId, SecretHash};
 
-use super::records::{Decision, Member, Pending, Pool, Proof, TokenInfo, VmRef, seconds};
+use super::records::{
+    Decision, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, VmRef, seconds,
+};
 use super::state::Members;
 use crate::Refusal;
 
@@ -36,7 +38,8 @@ pub(crate) struct Asked {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Plan {
     /// It is a member already, and its answer was lost on the way.
-    Again(GuestId),
+    /// Its certificate ends when the first one did.
+    Again { guest: GuestId, until_s: u64 },
     /// It joins.
     Join {
         pool: Option<Pool>,
@@ -46,8 +49,6 @@ pub(crate) enum Plan {
         token: Option<TokenInfo>,
         /// Members that were in that VM before.
         replaced: Vec<GuestId>,
-        /// A person's word that was waiting for it.
-        approved: bool,
     },
     /// It waits, as it did before.
     Wait,
@@ -60,7 +61,7 @@ pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
     let token = members.token(&asked.token).ok_or(Refusal::Token)?;
     let hash = asked.token.to_string();
     if let Some(member) = members.with_key(asked.key) {
-        return again(member, &hash);
+        return again(member, &hash, asked);
     }
     let entry = members.pending(&asked.key.to_string());
     let entry = entry.filter(|entry| entry.token == hash && !is_over(entry, asked.now));
@@ -89,7 +90,6 @@ pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
                 vm,
                 token: (!approved).then(|| one_less(token)),
                 replaced,
-                approved,
             })
         }
         Shown::TooLittle(_) if approved => {
@@ -99,7 +99,6 @@ pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
                 vm: None,
                 token: None,
                 replaced: Vec::new(),
-                approved,
             })
         }
         Shown::TooLittle(_) if entry.is_some() => Ok(Plan::Wait),
@@ -122,12 +121,23 @@ pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
     }
 }
 
-/// Whoever holds the key of a member and knows the token that it joined with is that member.
-fn again(member: &Member, token: &str) -> Result<Plan, Refusal> {
-    match &member.ended {
-        Some(_) => Err(Refusal::Revoked),
-        None if member.token == token => Ok(Plan::Again(member.id)),
-        None => Err(Refusal::Token),
+/// Whoever holds the key of a member and knows the token that it joined with is that member, as
+/// long as the certificate would be good that it may have lost.
+fn again(member: &Member, token: &str, asked: &Asked) -> Result<Plan, Refusal> {
+    if member.ended.is_some() {
+        return Err(Refusal::Revoked);
+    }
+    if member.token != token {
+        return Err(Refusal::Token);
+    }
+    let mut keys = member.key.iter().chain(&member.issued);
+    let own = keys.find(|key| key.id == asked.key);
+    match own.filter(|key| key.until_s > seconds(asked.now)) {
+        Some(KeyRecord { until_s, .. }) => Ok(Plan::Again {
+            guest: member.id,
+            until_s: *until_s,
+        }),
+        None => Err(Refusal::Expired),
     }
 }
 
@@ -264,7 +274,9 @@ pub(crate) fn is_over(entry: &Pending, now: SystemTime) -> bool {
 pub(crate) fn may_wait(members: &Members, entry: &Pending, now: SystemTime) -> Result<(), Refusal> {
     let of_pool = members
         .all_pending()
-        .filter(|other| other.pool == entry.pool && !is_over(other, now));
+        .filter(|other| other.pool == entry.pool && !is_over(other, now))
+        // One denied takes nobody's place: only a person can make it, and only from one that had one.
+        .filter(|other| other.decision != Decision::Denied);
     let (mut all, mut from_there) = (0, 0);
     for other in of_pool {
         all += 1;

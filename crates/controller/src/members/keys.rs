@@ -27,11 +27,7 @@ pub(crate) fn renewed(member: &Member, renewal: &Renewal) -> Result<Member, Refu
     }
     let mut next = member.clone();
     if let Some(shown) = renewal.shown {
-        let known = known(member, shown);
-        if member.ephemeral
-            && known.is_none_or(|key| key.until_s < seconds(renewal.now))
-            && member.key.is_some()
-        {
+        if member.ephemeral && member.key.is_some() && is_over(member, shown, renewal.now) {
             return Err(Refusal::Expired);
         }
         if let Some(seen) = seen_with(&next, shown) {
@@ -47,9 +43,11 @@ pub(crate) fn renewed(member: &Member, renewal: &Renewal) -> Result<Member, Refu
     Ok(next)
 }
 
-fn known(member: &Member, key: KeyId) -> Option<KeyRecord> {
-    let keys = member.key.iter().chain(&member.issued);
-    keys.copied().find(|known| known.id == key)
+/// Whether nothing that a member holds is valid, or the key is none of its. A session that goes on
+/// shows the key that it began with, whatever was issued since.
+fn is_over(member: &Member, shown: KeyId, now: SystemTime) -> bool {
+    let keys = || member.key.iter().chain(&member.issued);
+    !keys().any(|key| key.id == shown) || keys().all(|key| key.until_s < seconds(now))
 }
 
 /// The member after it has shown a key; `None`: nothing changes. A key that was issued is in force
@@ -156,6 +154,10 @@ mod tests {
         member.ephemeral = true;
         assert!(ask(&member, 1, 2, 1000).is_ok());
         assert_eq!(ask(&member, 1, 2, 1001), Err(Refusal::Expired));
+        // A session that goes on shows its first key.
+        let second = ask(&member, 1, 2, 900).unwrap();
+        let third = ask(&second, 1, 3, 1800).unwrap();
+        assert_eq!(ask(&third, 1, 4, 2801), Err(Refusal::Expired));
         assert_eq!(
             ask(&member, 9, 2, 10),
             Err(Refusal::Expired),
