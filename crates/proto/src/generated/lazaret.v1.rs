@@ -2322,7 +2322,7 @@ pub struct FleetHello {
 /// Answer to FleetHello.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FleetWelcome {
-    /// Guests that are revoked, 16 bytes each. Complete.
+    /// Guests that are revoked, 16 bytes each, at most 10000; more of them come one by one.
     #[prost(bytes = "vec", repeated, tag = "1")]
     pub revoked: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
