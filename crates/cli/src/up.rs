@@ -38,7 +38,7 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
 
     // 2. The controller knows the fleet; a first start makes its CA.
     let store = store_of(&config, &place.state_dir).await?;
-    let authority = Box::pin(authority_of(store.clone(), &state.pki())).await?;
+    let authority = authority_of(store.clone(), &state.pki()).await?;
     let tls = ServerTls::issue(authority.ca(), &authority.anchors(), &name)?;
 
     // 3. It knows where everything is, too, and places.
@@ -151,7 +151,7 @@ async fn store_of(config: &Config, state: &Path) -> anyhow::Result<Store> {
 /// The fleet's members, and the CA that they trust.
 async fn authority_of(store: Store, pki: &Path) -> anyhow::Result<Arc<Authority>> {
     let ca = keys::ca(pki, store.ca().await?.as_deref())?;
-    Ok(Arc::new(Box::pin(Authority::open(store, ca, pki)).await?))
+    Ok(Arc::new(Authority::open(store, ca, pki).await?))
 }
 
 /// Begins to place, where nobody else does.

@@ -266,7 +266,7 @@ impl Authority {
             self.apply(&news)?;
             decide(&self.members())
         });
-        let (answer, rows) = changed.await?;
+        let (answer, rows) = Box::pin(changed).await?;
         self.apply(&rows)?;
         Ok(answer)
     }

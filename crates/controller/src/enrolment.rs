@@ -250,8 +250,7 @@ impl Service {
         let enrolling = tokio::spawn(async move {
             let now = SystemTime::now();
             let from = peer.ip().to_canonical();
-            let enrol = authority.enrol(&request, from, fleet.as_ref(), now);
-            let outcome = Box::pin(enrol).await;
+            let outcome = authority.enrol(&request, from, fleet.as_ref(), now).await;
             drop(turn);
             outcome
         });
