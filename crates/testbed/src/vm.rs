@@ -56,7 +56,7 @@ impl Vm {
             ])
             .args(["-kernel", &image.kernel.display().to_string()])
             .args(["-initrd", &image.initrd.display().to_string()])
-            .args(["-append", "console=ttyS0 quiet panic=-1"])
+            .args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"])
             .args(["-serial", &format!("file:{}", console.display())])
             .args([
                 "-netdev",
