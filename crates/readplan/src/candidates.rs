@@ -45,18 +45,23 @@ impl Plan {
                 look.residents().iter().for_each(|rule| add_resident(*rule));
             }
         }
+        // Rules that hits change the result of. A resident is one of them, too: without hits it may
+        // hold, and what refers to it not.
+        let mut changed = Bits::default();
+        changed.reset(self.len());
         let mut todo = Vec::new();
         for literal in known.hits.literals() {
             for rule in look.opened(literal) {
                 let rule = *rule as RuleId;
-                if lets(rule) && found.insert(rule) {
+                if lets(rule) && changed.insert(rule) {
                     todo.push(rule);
                 }
             }
         }
         while let Some(rule) = todo.pop() {
+            found.insert(rule);
             for dependant in self.dependants(rule) {
-                if found.insert(*dependant) {
+                if changed.insert(*dependant) {
                     todo.push(*dependant);
                 }
             }

@@ -115,17 +115,14 @@ impl Evaluation<'_> {
                 let number = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
                 Value::Int(number(self.sizes.0), number(self.sizes.1))
             }
-            Expr::Pattern(index, anchor) => self.matched(*index, anchor, scope).into(),
+            Expr::Pattern(index, anchor) => anchor.value(self.matched(*index, anchor, scope)),
             Expr::LoopPattern(anchor) => match scope.looped {
-                Some(index) => self.matched(index, anchor, scope).into(),
+                Some(index) => anchor.value(self.matched(index, anchor, scope)),
                 None => Value::Unknown,
             },
             Expr::Count(index) => self.count(index.or(scope.looped), scope),
-            Expr::Detail { pattern, counts } => match pattern.or(scope.looped) {
-                Some(index) if self.presence_of(index, scope) == Presence::Absent => match counts {
-                    true => Value::Int(0, 0),
-                    false => Value::Undefined,
-                },
+            Expr::Detail { pattern, absent } => match pattern.or(scope.looped) {
+                Some(index) if self.presence_of(index, scope) == Presence::Absent => *absent,
                 _ => Value::Unknown,
             },
             Expr::Read(read, at) => self.read(*read, self.value(at, scope)),
@@ -170,7 +167,14 @@ impl Evaluation<'_> {
                 let truths = patterns
                     .iter()
                     .map(|index| self.matched(*index, anchor, scope));
-                self.quantified(quantifier, truths, scope).into()
+                match (
+                    self.quantified(quantifier, truths, scope),
+                    anchor.is_defined(),
+                ) {
+                    // Where the anchor is undefined, all of it is.
+                    (Truth::True, false) => Value::Unknown,
+                    (truth, _) => anchor.value(truth),
+                }
             }
             Expr::OfExpressions(quantifier, items) => {
                 let truths = items.iter().map(|item| self.truth(item, scope));

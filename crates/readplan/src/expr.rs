@@ -2,6 +2,7 @@
 
 use yara_x_parser::ast::{self, Expr as Ast, MatchAnchor};
 
+use crate::eval::{Truth, Value};
 use crate::hidden::Hidden;
 use crate::pattern::PatternInfo;
 use crate::probe::{Probe, decided};
@@ -26,7 +27,8 @@ pub(crate) enum Expr {
     /// `#a in (..)`, `@a[i]`, `!a[i]`: nothing is known but that no match means zero or undefined.
     Detail {
         pattern: Option<usize>,
-        counts: bool,
+        /// What it is without a match.
+        absent: Value,
     },
     Read(Read, Box<Expr>),
     /// Something of a module.
@@ -68,6 +70,38 @@ pub(crate) enum Anchor {
     None,
     At(Box<Expr>),
     In(Box<Expr>, Box<Expr>),
+}
+
+impl Anchor {
+    /// Its bounds have values whatever the file is: no match there is false, not undefined.
+    pub(crate) fn is_defined(&self) -> bool {
+        match self {
+            Self::None => true,
+            Self::At(at) => at.is_defined(),
+            Self::In(lower, upper) => lower.is_defined() && upper.is_defined(),
+        }
+    }
+
+    /// The value of what is (not) found there.
+    pub(crate) fn value(&self, truth: Truth) -> Value {
+        match truth {
+            Truth::False if !self.is_defined() => Value::Falsy,
+            truth => truth.into(),
+        }
+    }
+}
+
+impl Expr {
+    /// A number whatever the file is. Sums may overflow, which YARA-X lets wrap.
+    fn is_defined(&self) -> bool {
+        match self {
+            Self::Int(_) | Self::Filesize | Self::Count(_) => true,
+            Self::Arithmetic(Operator::Add | Operator::Sub | Operator::Mul, operands) => {
+                operands.iter().all(Self::is_defined)
+            }
+            _ => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -184,7 +218,11 @@ impl Converter<'_> {
             | Ast::IEquals(b) => {
                 let (left, right) = (self.value(&b.lhs), self.value(&b.rhs));
                 let test = Expr::TextTest(Box::new(left), Box::new(right));
-                let text = required::of_version_info(&b.lhs, &b.rhs);
+                let ignores_case = !matches!(
+                    expr,
+                    Ast::Contains(_) | Ast::StartsWith(_) | Ast::EndsWith(_)
+                );
+                let text = required::of_version_info(&b.lhs, &b.rhs, ignores_case);
                 self.needing(text, test)
             }
             Ast::Ident(ident) => self.name(ident.name),
@@ -201,9 +239,20 @@ impl Converter<'_> {
                 named if count.range.is_none() => Expr::Count(named.index()),
                 named => {
                     self.hide(expr);
+                    let range = count.range.as_ref();
+                    let is_defined = range.is_none_or(|range| {
+                        [&range.lower_bound, &range.upper_bound]
+                            .iter()
+                            .all(|bound| {
+                                matches!(bound, Ast::LiteralInteger(_) | Ast::Filesize { .. })
+                            })
+                    });
                     Expr::Detail {
                         pattern: named.index(),
-                        counts: true,
+                        absent: match is_defined {
+                            true => Value::Int(0, 0),
+                            false => Value::Falsy,
+                        },
                     }
                 }
             },
@@ -213,7 +262,7 @@ impl Converter<'_> {
                     Named::Unknown => Expr::Opaque,
                     named => Expr::Detail {
                         pattern: named.index(),
-                        counts: false,
+                        absent: Value::Undefined,
                     },
                 }
             }
@@ -237,7 +286,7 @@ impl Converter<'_> {
             Ast::Shr(b) => self.bitwise(Operator::Shr, b),
             Ast::Eq(b) => {
                 let converted = self.compared(Comparison::Eq, b);
-                self.needing(required::of_version_info(&b.lhs, &b.rhs), converted)
+                self.needing(required::of_version_info(&b.lhs, &b.rhs, false), converted)
             }
             Ast::Ne(b) => self.compared(Comparison::Ne, b),
             Ast::Lt(b) => self.compared(Comparison::Lt, b),
@@ -317,11 +366,13 @@ impl Converter<'_> {
                     name if name.starts_with("is_") => ModuleItem::Flag,
                     _ => ModuleItem::Field,
                 };
-                let names = access.operands().skip(1).map(|part| match part {
+                // `pe.sections[0].characteristics` begins with a look-up: no name of it is told.
+                let names = access.operands().map(|part| match part {
                     Ast::Ident(ident) => Some(ident.name),
                     _ => None,
                 });
-                let path = names.collect::<Option<Vec<_>>>().unwrap_or_default();
+                let path = names.collect::<Option<Vec<_>>>();
+                let path = path.map_or_else(Vec::new, |names| names[1..].to_vec());
                 Expr::Module {
                     module,
                     path: path.join("."),

@@ -33,11 +33,21 @@ pub(crate) fn of_section_index(left: &Ast<'_>) -> Option<PatternInfo> {
 
 /// `pe.version_info["key"] contains "text"` and its kin: the module reads values that stand in
 /// the file in UTF-16.
-pub(crate) fn of_version_info(left: &Ast<'_>, right: &Ast<'_>) -> Option<PatternInfo> {
+pub(crate) fn of_version_info(
+    left: &Ast<'_>,
+    right: &Ast<'_>,
+    ignores_case: bool,
+) -> Option<PatternInfo> {
     let Ast::Lookup(lookup) = left else {
         return None;
     };
     match (&lookup.primary, right) {
+        // By Unicode the Kelvin sign is a k, and a dotted I an i: what is looked for knows ASCII.
+        (_, Ast::LiteralString(text))
+            if ignores_case && text.value.iter().any(|byte| b"kKiI".contains(byte)) =>
+        {
+            None
+        }
         (Ast::FieldAccess(access), Ast::LiteralString(text))
             if names(access.operands(), &["pe", "version_info"]) =>
         {

@@ -46,6 +46,12 @@ rule overlaid { strings: $a = { 6e 75 } condition: $a at pe.overlay.offset and p
 rule numbered { condition: pe.number_of_sections == 1 and pe.timestamp > 1000 }
 rule sized { strings: $a = "twice" condition: $a and (filesize < 60 or filesize >= 1000) }
 rule looked_twice { strings: $a = "number one" $b = "nr3" $c = { 6e 72 3? } condition: all of them }
+rule without_helper { strings: $a = "hidden helper" condition: not $a }
+rule not_without_helper { condition: not without_helper }
+rule section_of_its_own { condition: pe.sections[0].characteristics != pe.characteristics }
+rule undefined_anchor { strings: $a = "number one" $b = "nr3" condition: not (filesize > 0 and not $a at @b[1]) }
+rule undefined_range { strings: $a = "number one" $b = "nr3" condition: not (filesize > 0 and #a in (0..@b[1]) == 0) }
+rule none_anchored { strings: $a = "number one" $b = "nr3" condition: not (filesize > 0 and none of ($a) at @b[1]) }
 rule exported { strings: $a = "nr3" condition: $a or pe.exports("number two") }
 "#;
 
