@@ -78,6 +78,9 @@ impl Enroller {
                     );
                     let why = escape(chain(&error).as_bytes()).to_string();
                     if is_refused {
+                        // It may be the key that is refused: a certificate for it that was lost has
+                        // expired, say. The key of one that waits is that of its entry.
+                        key = waiting_key(&self.config);
                         (Asking::Refused(why), slow.next_delay())
                     } else {
                         (Asking::Failed(why), backoff.next_delay())
@@ -91,8 +94,8 @@ impl Enroller {
         }
     }
 
-    /// Asks once. The key stays the same whatever happens: a controller that has seen it before, and
-    /// whose answer was lost, knows it.
+    /// Asks once. The key stays the same unless it is refused: a controller that has seen it before,
+    /// and whose answer was lost, knows it.
     fn attempt(&self, key: &mut Option<GuestKey>) -> Result<Credentials, NotYet> {
         let config = &self.config;
         let injected = machine::injected(&config.sys_dir);

@@ -102,9 +102,14 @@ impl Session {
         let up = arrival.is_gate.then(|| arrival.guest_up());
         let (id, older) = shared.guests.enter(arrival);
         if let Some(up) = up {
-            shared
-                .fleet
-                .tell(Said::GuestsUp(v1::GuestsUp { guests: vec![up] }));
+            let mut guests = vec![up];
+            if older.is_some() {
+                // What is said of a guest's end counts for all its sessions here.
+                let guest = asker.guest;
+                shared.fleet.tell(Said::GuestDown(guest.0.to_vec()));
+                guests = shared.guests.gates_of(guest);
+            }
+            shared.fleet.tell(Said::GuestsUp(v1::GuestsUp { guests }));
         }
         if let Some(SessionHandle { outbox, .. }) = older {
             outbox.goodbye("a newer session of this guest has taken over");

@@ -97,9 +97,6 @@ pub enum Refusal {
     /// The key is in memory only, and its certificate is over.
     #[error("the certificate has expired: enrol again")]
     Expired,
-    /// It is a copy of another machine.
-    #[error("{0}")]
-    IsCopy(String),
     /// Too many copies of a guest asked for identities: a person is to approve it.
     #[error("too many copies of this guest ask for an identity: a person is to approve this one")]
     Waits,

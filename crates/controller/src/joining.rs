@@ -180,6 +180,26 @@ impl Authority {
         Ok(vec![cert])
     }
 
+    /// A certificate for a copy that has no identity of its own yet: it keeps what it has, and is
+    /// protected. It is written down nowhere, so that it is never in force: whoever shows it is the
+    /// copy still.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn renew_copy(
+        &self,
+        guest: GuestId,
+        csr_der: &[u8],
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, Refusal> {
+        let member = self.guest(guest).ok_or(Refusal::UnknownGuest)?;
+        if member.is_ended() {
+            return Err(Refusal::Revoked);
+        }
+        let (cert, _) = self.sign(guest, csr_der, member.ephemeral, now)?;
+        Ok(vec![cert])
+    }
+
     /// Machines that wait for a person's word, and those about which it was said, by pool.
     #[must_use]
     pub fn pending(&self, now: SystemTime) -> Vec<Pending> {

@@ -9,7 +9,7 @@ use model::{GuestId, Machine};
 use pki::{CertificateDer, KeyId};
 
 use crate::authority::{Authority, Refusal, end};
-use crate::fleet::StoreError;
+use crate::fleet::{Retirement, StoreError};
 use crate::members::{
     Decision, KeyRecord, MEMBER, Member, Members, PENDING, Pending, Put, TOKEN, has_room, is_over,
     may_wait, seconds, seen_with,
@@ -115,11 +115,11 @@ impl Authority {
     /// Members that are to be retired unless they have a session: their VM was deleted for so long,
     /// or nothing of theirs can be renewed any more.
     #[must_use]
-    pub(crate) fn may_retire(&self, deleted_for: Duration, now: SystemTime) -> Vec<GuestId> {
+    pub(crate) fn may_retire(&self, terms: &Retirement, now: SystemTime) -> Vec<GuestId> {
         let members = self.members();
         let may = members
             .active()
-            .filter(|member| retires(member, deleted_for, now).is_some());
+            .filter(|member| retires(member, terms, now).is_some());
         may.map(|member| member.id).collect()
     }
 
@@ -130,7 +130,7 @@ impl Authority {
     pub(crate) async fn retire(
         &self,
         guests: &[GuestId],
-        deleted_for: Duration,
+        terms: &Retirement,
         now: SystemTime,
     ) -> Result<(), StoreError> {
         if guests.is_empty() {
@@ -139,7 +139,7 @@ impl Authority {
         let retired = self.change(now, |members| {
             let puts = guests.iter().filter_map(|guest| {
                 let member = members.member(*guest).filter(|member| !member.is_ended())?;
-                let why = retires(member, deleted_for, now)?;
+                let why = retires(member, terms, now)?;
                 Some(end(member, false, why, now))
             });
             let puts: Vec<Put> = puts.collect();
@@ -167,7 +167,11 @@ impl Authority {
 }
 
 /// Why a member leaves, if it has no session.
-fn retires(member: &Member, deleted_for: Duration, now: SystemTime) -> Option<&'static str> {
+fn retires(member: &Member, terms: &Retirement, now: SystemTime) -> Option<&'static str> {
+    let deleted_for = match member.ephemeral {
+        true => terms.deleted_for,
+        false => terms.kept_deleted_for,
+    };
     let is_past = |at_s: u64, by: Duration| seconds(now) >= at_s.saturating_add(by.as_secs());
     if member
         .vm_gone_s

@@ -129,7 +129,8 @@ fn a_guest_without_identity_guards_by_policy_and_enrols_by_itself() {
     let asked = office.asked();
     let secret = office.token.secret.expose();
     assert!(asked.iter().all(|it| it.token == secret));
-    assert!(asked.iter().all(|it| it.csr == asked[0].csr), "other keys");
+    // What was refused may have been the key.
+    assert!(asked.iter().skip(1).all(|it| it.csr != asked[0].csr));
     let facts = asked[0].machine.as_ref().unwrap();
     assert_eq!(facts.system_uuid, uuid('1'));
     let hello = rig.shared().book().guests[0].1.clone();
@@ -283,7 +284,7 @@ fn an_expired_key_in_memory_is_given_up_for_another() {
     assert_eq!(rig.status()["identity"]["guest"], OTHER.to_string());
     rig.put("f", b"x");
     assert_eq!(rig.read("f"), Got::Content(b"x".to_vec()));
-    assert_eq!(office.asked().len(), 2);
+    assert!(office.asked().len() >= 2);
 }
 
 /// An enrolled agent whose state is then found by another machine.

@@ -56,8 +56,10 @@ pub struct Retirement {
     pub look_every: Duration,
     /// For the first time after a start. 120 s.
     pub after_start: Duration,
-    /// A VM has been deleted for so long. 60 s.
+    /// The VM of a member whose key is in memory has been deleted for so long. 60 s.
     pub deleted_for: Duration,
+    /// … whose key is on its disk: that may be registered or brought back. 7 days.
+    pub kept_deleted_for: Duration,
 }
 
 impl Default for Retirement {
@@ -66,6 +68,7 @@ impl Default for Retirement {
             look_every: Duration::from_secs(60),
             after_start: Duration::from_secs(120),
             deleted_for: Duration::from_secs(60),
+            kept_deleted_for: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }
@@ -479,17 +482,13 @@ impl Keeper {
         if term.retire_at > Instant::now() {
             return Ok(());
         }
-        let Retirement {
-            look_every,
-            deleted_for,
-            ..
-        } = self.config.retirement;
-        let mut due = members.may_retire(deleted_for, now);
+        let retirement = self.config.retirement;
+        let mut due = members.may_retire(&retirement, now);
         due.retain(|guest| !term.lead.core.has_session(*guest));
-        let retired = members.retire(&due, deleted_for, now).await;
+        let retired = members.retire(&due, &retirement, now).await;
         retired.map_err(CommitError::Store)?;
         members.tidy(now).await.map_err(CommitError::Store)?;
-        term.retire_at = Instant::now() + look_every;
+        term.retire_at = Instant::now() + retirement.look_every;
         Ok(())
     }
 

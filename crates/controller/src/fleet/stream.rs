@@ -302,7 +302,8 @@ impl Stream {
 }
 
 /// The next certificates of a guest: for the same identity, or for one of its own where it asks
-/// for that. A copy that asks for the same is told to re-key.
+/// for that. A copy that asks for the same is told to re-key, and renewed: its own may have to wait
+/// for a person.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -337,8 +338,8 @@ pub async fn renew_guest(
             judged
         });
         // Where another places, sessions are not known here.
-        if let Ok(Err(copy)) = judged.await {
-            return Err(Refusal::IsCopy(copy.to_string()));
+        if let Ok(Err(_copy)) = judged.await {
+            return authority.renew_copy(guest, &renew.csr, now);
         }
     }
     authority.renew(guest, key, &renew.csr, now).await

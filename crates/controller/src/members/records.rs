@@ -171,11 +171,14 @@ impl Member {
         self.ended.is_some()
     }
 
-    /// Whether a certificate of it may not be over: none of them is known, or clocks differ.
+    /// Whether a certificate of it may not be over: none of them is known, it has not ended so long
+    /// ago that the last one (a copy's is written down nowhere) would be, or clocks differ.
     pub(crate) fn may_be_certified(&self, now: SystemTime) -> bool {
         const CLOCKS_DIFFER: u64 = 3600;
         let until_s = self.certified_until_s();
-        until_s == 0 || until_s.saturating_add(CLOCKS_DIFFER) >= seconds(now)
+        let ended = self.ended.as_ref();
+        let last_s = ended.map_or(0, |it| it.at_s.saturating_add(pki::LIFETIME.as_secs()));
+        until_s == 0 || until_s.max(last_s).saturating_add(CLOCKS_DIFFER) >= seconds(now)
     }
 
     /// The last moment of any of its certificates, in seconds since 1970; 0: none is known.

@@ -140,6 +140,7 @@ pub(crate) async fn placer_with(dir: &Path, members: Option<Arc<Authority>>) -> 
             look_every: Duration::from_millis(50),
             after_start: Duration::from_millis(100),
             deleted_for: Duration::ZERO,
+            kept_deleted_for: Duration::ZERO,
         },
     };
     let fleet = Fleet::start(store, config).await.unwrap();

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testbed::{GuestImage, GuestTree, Server, ServerOptions, Vm, VmOptions, binary, samples};
+use testbed::{
+    Agent, AgentOptions, GuestImage, GuestTree, Server, ServerOptions, Vm, VmOptions, binary,
+    samples,
+};
 
 use crate::PATIENCE;
 
@@ -102,7 +105,12 @@ fn uuid(n: u8) -> String {
 
 /// The machine of that number.
 fn clone_of(dir: &Path, image: &GuestImage, n: u8, more: &[&str]) -> Result<Vm> {
-    let generation_id = format!("324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb{n:02x}");
+    twin_of(&dir.join(format!("vm{n}")), image, (n, n), more)
+}
+
+/// A machine of that number's UUID, and of another one's generation.
+fn twin_of(dir: &Path, image: &GuestImage, (n, generation): (u8, u8), more: &[&str]) -> Result<Vm> {
+    let generation_id = format!("324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb{generation:02x}");
     let mut args = vec![
         "-uuid".to_owned(),
         uuid(n),
@@ -116,7 +124,7 @@ fn clone_of(dir: &Path, image: &GuestImage, n: u8, more: &[&str]) -> Result<Vm> 
         args,
         ..VmOptions::default()
     };
-    Vm::boot(&dir.join(format!("vm{n}")), image, &options)
+    Vm::boot(dir, image, &options)
 }
 
 #[test]
@@ -202,5 +210,52 @@ fn a_desktop_waits_for_a_person_and_keeps_its_key_in_memory() -> Result<()> {
     let said = said(&mut desktop, "session", Said::is_up)?;
     ensure!(said.status["identity"]["kept"] == "runtime", "{said:?}");
     ensure!(said.keys == ",/run/agent/guest.pem,", "{said:?}");
+    Ok(())
+}
+
+/// An image that was made of a machine after that had enrolled.
+#[test]
+fn copies_of_an_enrolled_machine_become_guests_of_their_own() -> Result<()> {
+    let scratch = e2e::scratch("copies")?;
+    let dir = scratch.path();
+    let server = server(dir)?;
+    let options = AgentOptions {
+        guard: vec![dir.to_owned()],
+        system_uuid: uuid(1),
+        ..AgentOptions::default()
+    };
+    let original = Agent::enrol(&dir.join("original"), &server, &options, None)?;
+    let image = tree(dir, &server, "")?;
+    image.copy_folder(&original.state_dir(), "var/agent")?;
+    let image = image.pack()?;
+
+    let mut first = clone_of(dir, &image, 1, &[])?;
+    let before = said(&mut first, "session", Said::is_up)?;
+    // Another UUID: it knows by itself.
+    let rekeyed = |said: &Said| said.is_up() && said.guest() != before.guest();
+    let mut other = clone_of(dir, &image, 2, &[])?;
+    let own = said(&mut other, "identity of its own", rekeyed)?;
+    // The same UUID: only whoever sees both knows.
+    let mut twin = twin_of(&dir.join("twin"), &image, (1, 9), &[])?;
+    let came = said(&mut twin, "session", Said::is_up)?;
+    ensure!(came.guest() == before.guest(), "{came:?}");
+    let own_too = said(&mut twin, "identity of its own", rekeyed)?;
+    ensure!(own.guest() != own_too.guest(), "{own:?} {own_too:?}");
+    let events = e2e::fleet(&server, &["events"])?.to_string();
+    ensure!(events.contains("identity_conflict"), "{events}");
+    let now = said(&mut first, "session", Said::is_up)?;
+    ensure!(now.guest() == before.guest(), "{now:?}");
+
+    // They were protected all the time: what is malicious was not opened once there was a session.
+    for vm in [&first, &other, &twin] {
+        let text = vm.console();
+        let all = text.lines().filter_map(Said::of);
+        let since = all.skip_while(|said| !said.is_up());
+        let open = since.filter(|said| said.is_open).count();
+        ensure!(
+            open == 0,
+            "malicious files were opened {open} times: {text}"
+        );
+    }
     Ok(())
 }
