@@ -13,6 +13,7 @@ async fn refused_with(text: &str, sizes: &[usize]) -> (UnscannedReason, String) 
     let mut guest = rig.guest(A);
     for (n, size) in sizes.iter().enumerate() {
         guest.check(2 * n as u64 + 1, check(&vec![n as u8; *size]));
+        guest.settled().await;
     }
     let reply = guest.reply(2 * sizes.len() as u64 - 1).await;
     let model::Outcome::Unscanned { reason, detail } = rig::verdict(&reply).outcome else {
@@ -129,6 +130,7 @@ async fn waiters_of_one_scan_are_bounded() {
     let mut guest = rig.guest(A);
     for id in [1, 3, 5] {
         guest.check(id, check(b"same"));
+        guest.settled().await;
     }
     unscanned(&guest.reply(5).await, UnscannedReason::Overloaded);
     rig.double.gate.add_permits(10);

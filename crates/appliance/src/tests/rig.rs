@@ -237,6 +237,14 @@ impl Guest {
         self.send(request_id, Body::Check(check)).unwrap();
     }
 
+    /// Waits until no store is asked for it any more: stores answer in any order, and what comes
+    /// next comes after this.
+    pub(super) async fn settled(&self) {
+        while Arc::strong_count(&self.session.asker.unknown) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     pub(super) fn data(&self, request_id: u64, offset: u64, bytes: &[u8]) {
         let bytes = Bytes::copy_from_slice(bytes);
         let data = v1::Data {
