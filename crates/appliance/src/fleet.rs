@@ -112,7 +112,7 @@ impl Session {
 
     /// A guest asks whether it may work. Where nobody gives turns it may.
     pub(crate) fn ask_turn(&self, request_id: u64, ask: v1::AskTurn) {
-        if !self.may_speak_of_turns() {
+        if !self.is_within(|rates| &rates.turns) {
             return;
         }
         let outbox = self.asker.outbox.clone();
@@ -136,7 +136,7 @@ impl Session {
 
     /// One that is not told of ends by itself.
     pub(crate) fn turn_over(&self, turn_id: u64) {
-        if !self.may_speak_of_turns() {
+        if !self.is_within(|rates| &rates.turns) {
             return;
         }
         self.tell_fleet(Said::TurnOver(v1::GuestTurnOver {
@@ -145,22 +145,9 @@ impl Session {
         }));
     }
 
-    fn may_speak_of_turns(&self) -> bool {
-        let rates = self.shared.guests.rates(self.guest());
-        let now = std::time::Instant::now();
-        let may = rates.is_some_and(|rates| rates.turns.allow(now).is_some());
-        if !may {
-            self.shared.metrics.guests.frames_ignored.inc();
-        }
-        may
-    }
-
     /// A guest measured appliances; one frame in a while counts.
     pub(crate) fn nearness(&self, nearness: v1::Nearness) {
-        let rates = self.shared.guests.rates(self.guest());
-        let now = std::time::Instant::now();
-        if rates.is_none_or(|rates| rates.nearness.allow(now).is_none()) {
-            self.shared.metrics.guests.frames_ignored.inc();
+        if !self.is_within(|rates| &rates.nearness) {
             return;
         }
         for trip in nearness.round_trips.into_iter().take(ROUND_TRIPS_MAX) {
@@ -171,17 +158,15 @@ impl Session {
             }));
         }
     }
-}
 
-impl Session {
     /// A guest says what it reads from the channel to its host.
     pub(crate) fn attached(&self, attached: &v1::Attached) {
         let channel = ChannelId::from_slice(&attached.channel);
-        let rates = self.shared.guests.rates(self.guest());
-        let now = std::time::Instant::now();
-        let is_valid = channel.is_some() || attached.channel.is_empty();
-        if !is_valid || rates.is_none_or(|rates| rates.attached.allow(now).is_none()) {
+        if channel.is_none() && !attached.channel.is_empty() {
             self.shared.metrics.guests.frames_ignored.inc();
+            return;
+        }
+        if !self.is_within(|rates| &rates.attached) {
             return;
         }
         let guests = &self.shared.guests;

@@ -297,11 +297,19 @@ impl Session {
         );
     }
 
-    fn serve_piece(&self, rate: fn(&GuestRates) -> &RateLimit, piece: impl FnOnce() -> Body) {
+    /// Whether the guest may have this frame looked at, by a rate of its own; else it is ignored.
+    pub(crate) fn is_within(&self, rate: fn(&GuestRates) -> &RateLimit) -> bool {
         let rates = self.shared.guests.rates(self.guest());
         let now = std::time::Instant::now();
-        if rates.is_none_or(|rates| rate(&rates).allow(now).is_none()) {
+        let is_within = rates.is_some_and(|rates| rate(&rates).allow(now).is_some());
+        if !is_within {
             self.shared.metrics.guests.frames_ignored.inc();
+        }
+        is_within
+    }
+
+    fn serve_piece(&self, rate: fn(&GuestRates) -> &RateLimit, piece: impl FnOnce() -> Body) {
+        if !self.is_within(rate) {
             return;
         }
         let envelope = v1::Envelope {

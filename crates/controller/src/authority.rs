@@ -202,11 +202,15 @@ impl Authority {
                 .unwrap_or_else(PoisonError::into_inner)
                 .apply(rows)?
         };
+        self.tell_ended(ended);
+        Ok(())
+    }
+
+    fn tell_ended(&self, ended: impl IntoIterator<Item = GuestId>) {
         for guest in ended {
             // Nobody may listen.
             let _ = self.ended.send(guest);
         }
-        Ok(())
     }
 
     /// Takes what is newer in the database.
@@ -234,10 +238,7 @@ impl Authority {
             let members = self.members();
             members.member(member.id).is_none_or(Member::is_ended)
         });
-        for member in went {
-            // Nobody may listen.
-            let _ = self.ended.send(member.id);
-        }
+        self.tell_ended(went.map(|member| member.id));
         Ok(())
     }
 
@@ -355,7 +356,7 @@ impl Authority {
         }
         let read = self.refresh().await;
         if read.is_ok() && self.members().member(guest).is_none() {
-            let _ = self.ended.send(guest);
+            self.tell_ended([guest]);
         }
     }
 

@@ -100,7 +100,7 @@ impl Authority {
                 return Err(AuthorityError::Unknown { what, name });
             }
             let is_of_it = |pool: &Option<String>| pool.as_deref() == Some(name);
-            let left = members.active().filter(|it| is_of_it(&it.pool)).count();
+            let left = members.of_pool(name).count();
             if left > 0 {
                 let problem = format!("the pool {name:?} has {left} members");
                 return Err(AuthorityError::Pool(problem));
@@ -121,15 +121,9 @@ impl Authority {
     #[must_use]
     pub fn pools(&self) -> Vec<(Pool, usize)> {
         let members = self.members();
-        let count = |pool: &Pool| {
-            let of_it = members.active();
-            of_it
-                .filter(|member| member.pool.as_ref() == Some(&pool.name))
-                .count()
-        };
-        members
-            .pools()
-            .map(|pool| (pool.clone(), count(pool)))
+        let pools = members.pools();
+        pools
+            .map(|pool| (pool.clone(), members.of_pool(&pool.name).count()))
             .collect()
     }
 }

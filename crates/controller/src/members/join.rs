@@ -247,9 +247,7 @@ pub(crate) fn has_room(
     let Some(pool) = pool.filter(|pool| pool.guests_max > 0) else {
         return Ok(());
     };
-    let of_it = members
-        .active()
-        .filter(|member| member.pool.as_ref() == Some(&pool.name));
+    let of_it = members.of_pool(&pool.name);
     let staying = of_it.filter(|member| !replaced.contains(&member.id));
     let max = usize::try_from(pool.guests_max).unwrap_or(usize::MAX);
     if staying.count() < max {

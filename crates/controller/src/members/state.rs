@@ -1,6 +1,6 @@
 //! Everything of the fleet's identity, in memory, as the database had it at one change.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::SystemTime;
 
 use model::GuestId;
@@ -74,12 +74,12 @@ pub(crate) struct Members {
     pub(crate) seen: i64,
     members: HashMap<GuestId, Member>,
     /// In the order they joined, oldest first.
-    order: BTreeMap<(u64, GuestId), ()>,
+    order: BTreeSet<(u64, GuestId)>,
     by_key: HashMap<KeyId, GuestId>,
     tokens: BTreeMap<String, TokenInfo>,
     pools: BTreeMap<String, Pool>,
     pending: BTreeMap<String, Pending>,
-    journals: BTreeMap<String, ()>,
+    journals: BTreeSet<String>,
 }
 
 impl Members {
@@ -113,7 +113,7 @@ impl Members {
                     }
                 }
                 JOURNAL => {
-                    self.journals.insert(row.id.clone(), ());
+                    self.journals.insert(row.id.clone());
                 }
                 _ => return Err(senseless(row)),
             }
@@ -136,7 +136,7 @@ impl Members {
             return Ok(was_there.then_some(id));
         };
         let member = body.member(id);
-        self.order.insert((member.joined_s, id), ());
+        self.order.insert((member.joined_s, id));
         for key in member.key.iter().chain(&member.issued) {
             self.by_key.insert(key.id, id);
         }
@@ -156,12 +156,18 @@ impl Members {
 
     /// In the order they joined.
     pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
-        self.order.keys().filter_map(|(_, id)| self.members.get(id))
+        self.order.iter().filter_map(|(_, id)| self.members.get(id))
     }
 
     /// Those that have not ended.
     pub(crate) fn active(&self) -> impl Iterator<Item = &Member> {
         self.members.values().filter(|member| !member.is_ended())
+    }
+
+    /// Those of a pool that have not ended.
+    pub(crate) fn of_pool<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Member> {
+        self.active()
+            .filter(move |member| member.pool.as_deref() == Some(name))
     }
 
     /// Looks at every token, so that the time tells nothing of which one it was.
@@ -200,7 +206,7 @@ impl Members {
     }
 
     pub(crate) fn has_journal(&self, fingerprint: &str) -> bool {
-        self.journals.contains_key(fingerprint)
+        self.journals.contains(fingerprint)
     }
 }
 
