@@ -160,7 +160,7 @@ impl Agent {
             LedgerFile::open(&config.state_dir, config.limits.ledger_entries_max)?;
         let vault = open_vault(config.quarantine_dir(), config.limits.quarantine_bytes_max)?;
 
-        let (queues, hash_lanes, upload_lanes) = workers::queues(config.limits.in_flight_max);
+        let (queues, hash_lanes, upload_lanes) = workers::Queues::new(config.limits.in_flight_max);
         let shelf = allow::open(&config, true);
         let bell = Arc::new(Bell::new().map_err(system("the keeper's bell"))?);
         let standing = Standing::new().map_err(system("verdicts in the kernel"))?;

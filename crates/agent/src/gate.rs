@@ -8,6 +8,7 @@ pub(crate) mod deeds;
 mod delivery;
 mod filters;
 mod interpreter;
+pub(crate) mod lanes;
 mod listed;
 pub(crate) mod reader;
 mod reports;
@@ -329,6 +330,18 @@ impl Gate {
         content: Content,
         writer_free: bool,
     ) {
+        self.take_in_here(event, content, writer_free, None);
+    }
+
+    /// The same; with a buffer the caller hashes the content, where that takes no longer than to
+    /// hand it on.
+    pub(crate) fn take_in_here(
+        &self,
+        event: Option<PermissionEvent>,
+        content: Content,
+        writer_free: bool,
+        buffer: Option<&mut Vec<u8>>,
+    ) {
         let ticket = Ticket(self.next_ticket.fetch_add(1, Ordering::Relaxed));
         let opened = Opened {
             ticket,
@@ -346,7 +359,11 @@ impl Gate {
         };
         let mut state = self.lock();
         state.held.insert(ticket, held);
-        self.act(state, Input::Opened(opened), AtHand::default());
+        let at_hand = AtHand {
+            buffer,
+            ..AtHand::default()
+        };
+        self.act(state, Input::Opened(opened), at_hand);
     }
 
     /// Hands an input to the core and carries out what it decides.
@@ -381,7 +398,7 @@ impl Gate {
         self.act(state, Input::Needed { request_id }, at_hand);
     }
 
-    fn act(&self, mut state: MutexGuard<'_, State>, input: Input, at_hand: AtHand) {
+    fn act(&self, mut state: MutexGuard<'_, State>, input: Input, at_hand: AtHand<'_>) {
         let mut at_hand = at_hand;
         let mut deeds = self.decide(&mut state, input, &mut at_hand);
         drop(state);
@@ -391,7 +408,7 @@ impl Gate {
         while !deeds.is_empty() {
             let again: Vec<Input> = deeds
                 .drain(..)
-                .filter_map(|deed| self.do_deed(deed))
+                .filter_map(|deed| self.do_deed(deed, at_hand.buffer.as_deref_mut()))
                 .collect();
             for input in again {
                 let mut state = self.lock();
@@ -400,7 +417,7 @@ impl Gate {
         }
     }
 
-    fn decide(&self, state: &mut State, input: Input, at_hand: &mut AtHand) -> Vec<Deed> {
+    fn decide(&self, state: &mut State, input: Input, at_hand: &mut AtHand<'_>) -> Vec<Deed> {
         let State {
             core,
             held,
@@ -463,6 +480,7 @@ impl Gate {
             ride_along_max: least.map_or(ride_along_max, |least| ride_along_max.min(least - 1)),
             size_max,
             report: looked_for.filter(|_| !self.foresight.expects_known()),
+            in_memory_only: false,
         }
     }
 

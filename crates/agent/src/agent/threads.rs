@@ -16,9 +16,10 @@ use supervisor::Worker;
 
 use super::{Halt, StartError, system};
 use crate::credentials::boot_seed;
+use crate::gate::lanes::Lanes;
 use crate::gate::reader::{BATCH, Reader};
 use crate::gate::standing;
-use crate::gate::workers::{self, Lanes};
+use crate::gate::workers;
 use crate::gate::{Gate, timer};
 use crate::guard::everywhere;
 use crate::guard::marks::Marks;

@@ -16,6 +16,7 @@ use fanotify::lease::{LeaseRefused, ReadLease};
 use literal_filter::Pack;
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
+use rustix::io::ReadWriteFlags;
 
 use super::trace::Stages;
 use crate::transfer::{self, ReadAt, Reporter, Stopped};
@@ -88,6 +89,8 @@ pub(crate) struct Wanted {
     pub(crate) size_max: u64,
     /// What this filter finds, in content of at least so many bytes.
     pub(crate) report: Option<(u64, Arc<Pack>)>,
+    /// Content that would have to be waited for is not read.
+    pub(crate) in_memory_only: bool,
 }
 
 impl Wanted {
@@ -342,7 +345,7 @@ impl Content {
         }
         let pack = wanted.report_of(size);
         if let Some(mut reporter) = pack.and_then(|pack| Reporter::new(pack, size)) {
-            let size = self.stream(wanted.size_max, buffer, lease, |it| reporter.push(it))?;
+            let size = self.stream(wanted, buffer, lease, |it| reporter.push(it))?;
             let (digest, found) = reporter.finish();
             let (report, groups) = found.unzip();
             let along = Along {
@@ -355,23 +358,28 @@ impl Content {
         let take = |bytes: &[u8]| {
             hasher.update(bytes);
         };
-        let size = self.stream(wanted.size_max, buffer, lease, take)?;
+        let size = self.stream(wanted, buffer, lease, take)?;
         let digest = Digest(*hasher.finalize().as_bytes());
         Ok((digest, size, Along::default(), None))
     }
 
-    /// Reads it in pieces, and no further than one piece beyond `size_max`; how many bytes it has.
+    /// Reads it in pieces, and no further than one piece beyond the largest that is `wanted`; how many
+    /// bytes it has.
     fn stream(
         &self,
-        size_max: u64,
+        wanted: &Wanted,
         buffer: &mut Vec<u8>,
         lease: &mut Option<Lease>,
         mut take: impl FnMut(&[u8]),
     ) -> io::Result<u64> {
         buffer.resize(READ_BYTES, 0);
         let mut size = 0;
-        while size <= size_max {
-            let read = self.read_at(buffer, size)?;
+        while size <= wanted.size_max {
+            let read = if wanted.in_memory_only {
+                self.read_in_memory(buffer, size)?
+            } else {
+                self.read_at(buffer, size)?
+            };
             if read == 0 {
                 break;
             }
@@ -381,6 +389,16 @@ impl Content {
             lease.take_if(|lease| !lease.is_intact());
         }
         Ok(size)
+    }
+
+    /// # Errors
+    /// As `preadv2`: `EAGAIN` where it would wait, `EOPNOTSUPP` where the file system cannot tell.
+    fn read_in_memory(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let read = || {
+            let buffers = &mut [io::IoSliceMut::new(buffer)];
+            rustix::io::preadv2(&self.file, buffers, offset, ReadWriteFlags::NOWAIT)
+        };
+        Ok(rustix::io::retry_on_intr(read)?)
     }
 
     /// # Errors
@@ -453,7 +471,7 @@ mod tests {
         let wanted = Wanted {
             ride_along_max,
             size_max: 1 << 20,
-            report: None,
+            ..Wanted::default()
         };
         content.hash(&wanted, &mut Vec::new())
     }
@@ -495,8 +513,12 @@ mod tests {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK;
         let open = || rustix::fs::open(&path, flags, Mode::empty());
         assert_eq!(open().err(), Some(Errno::AGAIN), "asks for the lease");
+        let everything = Wanted {
+            size_max: u64::MAX,
+            ..Wanted::default()
+        };
         content
-            .stream(u64::MAX, &mut Vec::new(), &mut lease, |_| {})
+            .stream(&everything, &mut Vec::new(), &mut lease, |_| {})
             .unwrap();
         assert!(lease.is_none());
         assert!(open().is_ok());
@@ -530,6 +552,26 @@ mod tests {
         assert_eq!(content.listed(), None);
         let second = content.list().unwrap().unwrap();
         assert_eq!((first.size(), second.size()), (300_000, 400_000));
+    }
+
+    #[test]
+    fn what_would_be_waited_for_is_left_to_those_who_may_wait() {
+        let mount = testbed::LoopMount::new(testbed::FileSystem::Ext4, 32 << 20).unwrap();
+        let path = mount.path().join("f");
+        std::fs::write(&path, vec![7; 20_000]).unwrap();
+        let content = content(std::fs::File::open(&path).unwrap());
+        let wanted = Wanted {
+            size_max: 1 << 20,
+            in_memory_only: true,
+            ..Wanted::default()
+        };
+        let hashed = content.hash(&wanted, &mut Vec::new()).ok().unwrap();
+        assert_eq!(hashed.digest, Digest::of(&[7; 20_000]));
+        rustix::fs::fsync(&content.file).unwrap();
+        rustix::fs::fadvise(&content.file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let failed = content.hash(&wanted, &mut Vec::new()).err();
+        assert_eq!(failed, Some(UnscannedReason::ReadFailed));
+        assert!(hash(&content, 0).is_ok());
     }
 
     #[test]

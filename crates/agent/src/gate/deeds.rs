@@ -17,17 +17,19 @@ use proto::v1::{self, envelope::Body};
 use super::content::{Along, Content, key_of};
 use super::interpreter;
 use super::standing::Standing;
-use super::workers::{HashTask, UploadTask};
+use super::workers::{self, HashTask, UploadTask};
 use super::{Gate, Held};
 use crate::guard::container;
 
 /// What the caller of the core has at hand for its actions.
 #[derive(Default)]
-pub(super) struct AtHand {
+pub(super) struct AtHand<'a> {
     /// What goes along of a ticket's content, from its hashing.
     pub(super) along: Option<(Ticket, Along)>,
     /// What the appliance wants of a content.
     pub(super) need: v1::Need,
+    /// What a small file is read into, where the caller may hash it.
+    pub(super) buffer: Option<&'a mut Vec<u8>>,
 }
 
 /// Something to do, with all it needs.
@@ -79,13 +81,13 @@ pub(super) struct Question {
 }
 
 /// The files held, and what else actions need.
-pub(super) struct Preparation<'a> {
+pub(super) struct Preparation<'a, 'b> {
     pub(super) held: &'a mut HashMap<Ticket, Held>,
-    pub(super) at_hand: &'a mut AtHand,
+    pub(super) at_hand: &'a mut AtHand<'b>,
     pub(super) standing: &'a Standing,
 }
 
-impl Preparation<'_> {
+impl Preparation<'_, '_> {
     fn content(&self, ticket: Ticket) -> Option<Arc<Content>> {
         self.held.get(&ticket)?.content.clone()
     }
@@ -200,7 +202,7 @@ impl Preparation<'_> {
 
 impl Gate {
     /// Carries a deed out; what came of it may be an input again.
-    pub(super) fn do_deed(&self, deed: Deed) -> Option<Input> {
+    pub(super) fn do_deed(&self, deed: Deed, buffer: Option<&mut Vec<u8>>) -> Option<Input> {
         match deed {
             Deed::Answer {
                 event,
@@ -233,14 +235,7 @@ impl Gate {
                 self.suspect(pid, key, self.now().saturating_sub(opened_at));
                 None
             }
-            Deed::Hash(task) => {
-                let ticket = task.ticket;
-                let refused = self.queues.hash(task).is_err();
-                refused.then_some(Input::DigestFailed {
-                    ticket,
-                    reason: UnscannedReason::Overloaded,
-                })
-            }
+            Deed::Hash(task) => self.hash(task, buffer),
             Deed::Check {
                 check,
                 content,
@@ -369,6 +364,18 @@ impl Gate {
             suppressed,
             "opened without a verdict of now"
         );
+    }
+
+    fn hash(&self, task: HashTask, buffer: Option<&mut Vec<u8>>) -> Option<Input> {
+        if buffer.is_some_and(|buffer| workers::hash_at_once(self, &task, buffer)) {
+            return None;
+        }
+        let ticket = task.ticket;
+        let refused = self.queues.hash(task).is_err();
+        refused.then_some(Input::DigestFailed {
+            ticket,
+            reason: UnscannedReason::Overloaded,
+        })
     }
 
     fn ask(&self, check: &Question, content: &Content, along: Along) -> Option<Input> {

@@ -1,5 +1,6 @@
 //! The one thread that reads the kernel's events: it answers what needs no thought and hands on
-//! the rest. It opens no file, resolves no name and never waits for anybody.
+//! the rest. It opens no file, resolves no name and never waits for anybody. A small file that is in
+//! memory, and behind which no other event waits, it hashes itself.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,6 +40,8 @@ pub(crate) struct Reader<'a> {
     fine_kernel: bool,
     reserve: Reserve,
     shedding: bool,
+    /// What small files are read into.
+    buffer: Vec<u8>,
 }
 
 impl<'a> Reader<'a> {
@@ -58,6 +61,7 @@ impl<'a> Reader<'a> {
             fine_kernel: has_fine_stamps(),
             reserve,
             shedding: false,
+            buffer: Vec::new(),
         }
     }
 
@@ -67,10 +71,10 @@ impl<'a> Reader<'a> {
         let mut buffer = EventBuffer::new(BATCH);
         loop {
             match self.group.read(&mut buffer) {
-                Ok(events) => {
+                Ok(mut events) => {
                     let _work = progress.work();
-                    for event in events {
-                        self.look_at(event);
+                    while let Some(event) = events.next() {
+                        self.look_at(event, events.len() == 0);
                     }
                     self.recover();
                 }
@@ -88,7 +92,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn inherit(&mut self, left: Inherited) {
         let gate = self.gate;
         let (file, owed) = match left {
-            Inherited::Opener(event) => return self.look_at(event),
+            Inherited::Opener(event) => return self.look_at(event, false),
             Inherited::File { file, owed } => (file, owed),
         };
         if let Some((pid, age)) = owed {
@@ -125,11 +129,11 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A panic costs one event, which its drop answers.
-    fn look_at(&mut self, event: Event) {
+    /// A panic costs one event, which its drop answers. Behind the last nobody waits.
+    fn look_at(&mut self, event: Event, is_last: bool) {
         let gate = self.gate;
         let looked = catch_unwind(AssertUnwindSafe(|| match event {
-            Event::Permission(event) => self.opening(event),
+            Event::Permission(event) => self.opening(event, is_last),
             Event::CloseWrite(event) => self.closed(event),
             Event::Overflow => self.overflowed(),
         }));
@@ -138,7 +142,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn opening(&mut self, event: PermissionEvent) {
+    fn opening(&mut self, event: PermissionEvent, is_last: bool) {
         let tally = &self.gate.tally;
         let class = match event.kind {
             OpenKind::Open => AccessClass::Open,
@@ -176,7 +180,9 @@ impl<'a> Reader<'a> {
             return pass(event);
         };
         let writer_free = unwritten && content.medium.cacheable;
-        self.gate.take_in(Some(event), content, writer_free);
+        let buffer = is_last.then_some(&mut self.buffer);
+        self.gate
+            .take_in_here(Some(event), content, writer_free, buffer);
     }
 
     fn closed(&mut self, event: CloseEvent) {

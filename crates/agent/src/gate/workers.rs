@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::{Input, Ticket};
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use link::Priority;
 use model::{AccessClass, UnscannedReason};
 use proto::v1::{self, envelope::Body};
 
 use super::Gate;
-use super::content::Content;
+use super::content::{Content, Hashed, Wanted};
+use super::lanes::Lanes;
 use crate::transfer::{Sending, Stopped};
 
-/// How long the end waits for a place in a full queue.
-const END_WAIT_MAX: Duration = Duration::from_secs(1);
+/// What whoever reads the kernel's events hashes itself: it takes about as long as to wake a thread,
+/// bytes.
+const AT_ONCE_MAX_BYTES: u64 = 32 * 1024;
 
 /// A file to be hashed.
 pub(crate) struct HashTask {
@@ -36,76 +37,10 @@ pub(crate) struct UploadTask {
     pub(super) need: v1::Need,
 }
 
-/// A bounded queue of two urgencies.
-struct TwoLanes<T> {
-    urgent: Sender<Option<T>>,
-    others: Sender<Option<T>>,
-}
-
-/// The taking end.
-pub(crate) struct Lanes<T> {
-    urgent: Receiver<Option<T>>,
-    others: Receiver<Option<T>>,
-}
-
-impl<T> Clone for Lanes<T> {
-    fn clone(&self) -> Self {
-        Self {
-            urgent: self.urgent.clone(),
-            others: self.others.clone(),
-        }
-    }
-}
-
-fn two_lanes<T>(len_max: usize) -> (TwoLanes<T>, Lanes<T>) {
-    let (urgent, urgent_end) = bounded(len_max);
-    let (others, others_end) = bounded(len_max);
-    let lanes = Lanes {
-        urgent: urgent_end,
-        others: others_end,
-    };
-    (TwoLanes { urgent, others }, lanes)
-}
-
-impl<T> TwoLanes<T> {
-    fn put(&self, class: AccessClass, task: T) -> Result<(), T> {
-        let lane = if class.has_opener() {
-            &self.urgent
-        } else {
-            &self.others
-        };
-        match lane.try_send(Some(task)) {
-            Err(TrySendError::Full(Some(task)) | TrySendError::Disconnected(Some(task))) => {
-                Err(task)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Ends one worker, after what it has in hand.
-    fn end_one(&self) {
-        // Full: a worker takes from it before long.
-        let _ = self.urgent.send_timeout(None, END_WAIT_MAX);
-    }
-}
-
-impl<T> Lanes<T> {
-    /// The next task, urgent ones first; `None` when this worker shall end.
-    fn take(&self) -> Option<T> {
-        if let Ok(task) = self.urgent.try_recv() {
-            return task;
-        }
-        crossbeam_channel::select_biased! {
-            recv(self.urgent) -> task => task.ok().flatten(),
-            recv(self.others) -> task => task.ok().flatten(),
-        }
-    }
-}
-
-/// The giving ends.
+/// What waits for each kind of worker.
 pub(crate) struct Queues {
-    hash: TwoLanes<HashTask>,
-    upload: TwoLanes<UploadTask>,
+    hash: Lanes<HashTask>,
+    upload: Lanes<UploadTask>,
 }
 
 /// Tasks that a lane holds for each file in flight: files that the core gave up may still be queued
@@ -118,27 +53,30 @@ pub(crate) fn tasks_max(in_flight_max: usize) -> usize {
     in_flight_max.saturating_mul(LANES * TASKS_PER_FILE)
 }
 
-/// Queues, and what their workers take from.
-pub(crate) fn queues(in_flight_max: usize) -> (Queues, Lanes<HashTask>, Lanes<UploadTask>) {
-    let len_max = in_flight_max.saturating_mul(TASKS_PER_FILE);
-    let (hash, hash_end) = two_lanes(len_max);
-    let (upload, upload_end) = two_lanes(len_max);
-    (Queues { hash, upload }, hash_end, upload_end)
-}
-
 impl Queues {
+    /// Queues, and what their workers take from.
+    pub(crate) fn new(in_flight_max: usize) -> (Self, Lanes<HashTask>, Lanes<UploadTask>) {
+        let len_max = in_flight_max.saturating_mul(TASKS_PER_FILE);
+        let (hash, upload) = (Lanes::new(len_max), Lanes::new(len_max));
+        let queues = Self {
+            hash: hash.clone(),
+            upload: upload.clone(),
+        };
+        (queues, hash, upload)
+    }
+
     pub(super) fn hash(&self, task: HashTask) -> Result<(), HashTask> {
-        self.hash.put(task.class, task)
+        self.hash.put(task.class.has_opener(), task)
     }
 
     /// Ends so many workers of each kind.
     pub(crate) fn end(&self, hashing: usize, uploading: usize) {
-        (0..hashing).for_each(|_| self.hash.end_one());
-        (0..uploading).for_each(|_| self.upload.end_one());
+        self.hash.end(hashing);
+        self.upload.end(uploading);
     }
 
     pub(super) fn upload(&self, task: UploadTask) -> Result<(), UploadTask> {
-        self.upload.put(task.class, task)
+        self.upload.put(task.class.has_opener(), task)
     }
 }
 
@@ -146,29 +84,65 @@ impl Queues {
 pub(crate) fn hash_all(gate: &Gate, lanes: &Lanes<HashTask>) {
     let mut buffer = Vec::new();
     while let Some(task) = lanes.take() {
-        let ticket = task.ticket;
-        let hashing = AssertUnwindSafe(|| hash_one(gate, &task, &mut buffer));
-        if catch_unwind(hashing).is_err() {
-            gate.tally.panics.add(1);
-            let reason = UnscannedReason::Other;
-            gate.input(Input::DigestFailed { ticket, reason });
-        }
+        let wanted = gate.wanted_of_content();
+        let hashed = hash_one(gate, &task, &wanted, &mut buffer);
+        finish(gate, task.ticket, hashed);
     }
 }
 
-fn hash_one(gate: &Gate, task: &HashTask, buffer: &mut Vec<u8>) {
-    let wanted = gate.wanted_of_content();
-    let ticket = task.ticket;
-    task.content.stages.hashing(gate.now());
-    let hashed = task.content.hash(&wanted, buffer);
-    task.content.stages.hashed(gate.now());
-    match hashed {
+/// Hashes a small file whose content is in memory, in place of waking a thread for it. False: it is
+/// for the threads. Never waits for a disk, or for whoever serves a file system.
+pub(super) fn hash_at_once(gate: &Gate, task: &HashTask, buffer: &mut Vec<u8>) -> bool {
+    let size = task.content.key.size;
+    if size > AT_ONCE_MAX_BYTES {
+        return false;
+    }
+    let mut wanted = gate.wanted_of_content();
+    if size <= wanted.ride_along_max {
+        // It would have to be made smaller, too.
+        return false;
+    }
+    wanted.in_memory_only = true;
+    let hashed = hash_one(gate, task, &wanted, buffer);
+    let is_hashed = hashed.is_ok();
+    if is_hashed {
+        finish(gate, task.ticket, hashed);
+    }
+    is_hashed
+}
+
+fn hash_one(
+    gate: &Gate,
+    task: &HashTask,
+    wanted: &Wanted,
+    buffer: &mut Vec<u8>,
+) -> Result<Hashed, UnscannedReason> {
+    let hashing = || {
+        task.content.stages.hashing(gate.now());
+        let hashed = task.content.hash(wanted, buffer);
+        task.content.stages.hashed(gate.now());
+        hashed
+    };
+    catch_unwind(AssertUnwindSafe(hashing)).unwrap_or_else(|_| {
+        gate.tally.panics.add(1);
+        Err(UnscannedReason::Other)
+    })
+}
+
+/// A panic of what comes of it fails that one file.
+fn finish(gate: &Gate, ticket: Ticket, hashed: Result<Hashed, UnscannedReason>) {
+    let finishing = || match hashed {
         Ok(hashed) => {
             gate.tally.hashed_files.add(1);
             gate.tally.hashed_bytes.add(hashed.key.size);
             gate.hashed(ticket, hashed);
         }
         Err(reason) => gate.input(Input::DigestFailed { ticket, reason }),
+    };
+    if catch_unwind(AssertUnwindSafe(finishing)).is_err() {
+        gate.tally.panics.add(1);
+        let reason = UnscannedReason::Other;
+        gate.input(Input::DigestFailed { ticket, reason });
     }
 }
 
