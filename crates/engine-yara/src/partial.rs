@@ -1,6 +1,6 @@
 //! One job of which a part of the content is known.
 
-use engine::worker::{PartialInput, ask_for, ask_for_whole};
+use engine::worker::{PartialInput, ask_for, ask_for_layout, ask_for_whole};
 use proto::v1;
 
 use crate::planned::{Planned, Reported, Step, Stopped, Why};
@@ -25,6 +25,7 @@ impl FileScan<'_> {
             Ok(Led::To(Step::Ask(ranges))) => ask_for(&ranges),
             Ok(Led::To(Step::Whole(why))) => ask_for_whole(explain(planned, &why)),
             Ok(Led::Nowhere(why)) => ask_for_whole(why),
+            Ok(Led::ToParsers) => ask_for_layout(),
             Err(stopped) => return self.stopped(stopped),
         };
         self.report.partial = Some(led);
@@ -43,8 +44,11 @@ impl FileScan<'_> {
         };
         let left = self.left();
         let scanner = &mut self.worker.scanner;
-        let step = scanner.judge_reported(&view, &reported, &self.names, unpacks, &left)?;
-        Ok(Led::To(step))
+        let step = scanner.judge_reported(&view, &reported, &self.names, unpacks, &left);
+        if view.wants_layout() {
+            return Ok(Led::ToParsers);
+        }
+        Ok(Led::To(step?))
     }
 }
 
@@ -53,6 +57,8 @@ enum Led {
     To(Step),
     /// It cannot be looked at: why.
     Nowhere(String),
+    /// To parsers, which have to see it laid out.
+    ToParsers,
 }
 
 /// Why a file has to travel whole, for people.

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use engine::worker::{Input, PartialInput, Template, Worker, ask_for};
+use engine::worker::{Input, PartialInput, Template, Worker, ask_for, ask_for_layout};
 use engine::{Sandbox, SyscallRule};
 use prost::Message;
 use proto::v1;
@@ -142,7 +142,10 @@ impl Worker for Actor {
             "detect" => report.detections.push(detection(rest)),
             // Reads the pages that start here, known or not, and asks for what it was seen to read.
             "read" => {
-                let guarded = view.guarded().expect("it is mapped");
+                let Ok(guarded) = view.guarded() else {
+                    report.partial = Some(ask_for_layout());
+                    return;
+                };
                 for range in ranges(rest) {
                     let at = usize::try_from(range.offset).unwrap_or(0);
                     std::hint::black_box(guarded.get(at).copied());
@@ -163,6 +166,8 @@ impl Worker for Actor {
                 send_raw(&report.encode_to_vec());
                 std::thread::sleep(Duration::from_secs(3600));
             }
+            // However it comes.
+            "lay-out" => step.lay_out = true,
             "silent" => return,
             _ => misbehave(verb, rest),
         }

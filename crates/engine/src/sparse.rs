@@ -6,8 +6,11 @@
 //! and zeros elsewhere, which take no memory as long as nobody reads them. For parsers it maps the
 //! first part: the kernel makes a page of a hole that is read, and the file then has it, so the
 //! worker learns exactly which pages its parsers have read that are not known.
+//!
+//! Most reports are decided by little more than the head. That little is *packed* into the job's own
+//! packet, which costs no file; a worker whose parsers want to see it asks for the layout.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -19,7 +22,9 @@ use model::Ranges;
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek};
 use rustix::io::Errno;
 
-use crate::host::Content;
+use bytes::Bytes;
+
+use crate::host::{Content, INLINE_MAX_BYTES};
 use crate::sys::{Mapping, Zeros};
 
 /// What the kernel maps at once, at least.
@@ -60,6 +65,40 @@ pub fn lay_out(size: u64, known: &Ranges, read: ReadAt<'_>) -> io::Result<Conten
         fd: Arc::new(file.into()),
         size,
     })
+}
+
+/// Packs `known` of a file, which `read` reads, where it is small; lays it out where it is not.
+///
+/// # Errors
+/// As [`lay_out`].
+pub fn pack(size: u64, known: &Ranges, read: ReadAt<'_>) -> io::Result<Content> {
+    if known.bytes() > INLINE_MAX_BYTES as u64 {
+        return lay_out(size, known, read);
+    }
+    let mut packed = Vec::new();
+    for range in known.iter() {
+        let from = packed.len();
+        let len = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+        packed.resize(from + len, 0);
+        read(range.start, packed.get_mut(from..).unwrap_or_default())?;
+    }
+    Ok(Content::Inline(packed.into()))
+}
+
+/// Lays out what was packed.
+///
+/// # Errors
+/// As [`lay_out`].
+pub(crate) fn unpack(size: u64, known: &Ranges, packed: &Bytes) -> io::Result<Content> {
+    let mut rest = packed.clone();
+    // Read as it was packed, piece by piece in order.
+    let mut read = |_, buffer: &mut [u8]| {
+        let piece = rest.split_to(buffer.len().min(rest.len()));
+        let target = buffer.get_mut(..piece.len()).unwrap_or_default();
+        target.copy_from_slice(&piece);
+        Ok(())
+    };
+    lay_out(size, known, &mut read)
 }
 
 /// Where what is.
@@ -117,7 +156,10 @@ impl Layout {
 
 /// Content that was laid out, in a worker.
 pub struct SparseView {
-    file: File,
+    /// `None`: it came packed.
+    file: Option<File>,
+    /// A parser would have seen it.
+    wants_layout: Cell<bool>,
     /// Made when a parser first asks for it: most content is decided before.
     mapping: OnceCell<Mapping>,
     layout: Layout,
@@ -132,15 +174,48 @@ impl SparseView {
     /// # Errors
     /// For people: the file is too short, or larger than [`CONTENT_MAX_BYTES`] or than the memory.
     pub fn open(fd: OwnedFd, size: u64, known: Ranges) -> Result<Self, String> {
+        let mut view = Self::empty(size, known)?;
+        let stat = rustix::fs::fstat(&fd).map_err(|e| format!("content: {e}"))?;
+        if u64::try_from(stat.st_size) != Ok(view.layout.end) {
+            let (has, wanted) = (stat.st_size, view.layout.end);
+            return Err(format!("sparse content has {has} of {wanted} bytes"));
+        }
+        let file = File::from(fd);
+        let parts: Vec<_> = view.layout.parts().collect();
+        for (from, to) in parts {
+            let read = file.read_exact_at(view.part(from)?, to);
+            read.map_err(|error| format!("content: {error}"))?;
+        }
+        view.file = Some(file);
+        Ok(view)
+    }
+
+    /// Takes what [`pack`] packed of the same size and ranges.
+    ///
+    /// # Errors
+    /// For people: it has another length, or is larger than [`CONTENT_MAX_BYTES`] or than the memory.
+    pub fn of_packed(packed: &[u8], size: u64, known: Ranges) -> Result<Self, String> {
+        let mut view = Self::empty(size, known.clone())?;
+        if packed.len() as u64 != known.bytes() {
+            let (has, wanted) = (packed.len(), known.bytes());
+            return Err(format!("packed content has {has} of {wanted} bytes"));
+        }
+        let mut rest = packed;
+        for range in known.iter() {
+            let target = view.part(range.clone())?;
+            let (piece, after) = rest.split_at_checked(target.len()).unwrap_or_default();
+            target.copy_from_slice(piece);
+            rest = after;
+        }
+        Ok(view)
+    }
+
+    /// Zeros.
+    fn empty(size: u64, known: Ranges) -> Result<Self, String> {
         if size > CONTENT_MAX_BYTES {
             return Err(format!("{size} bytes are too many to be judged in part"));
         }
         let layout = Layout::new(size, &known);
-        let stat = rustix::fs::fstat(&fd).map_err(|e| format!("content: {e}"))?;
-        if u64::try_from(stat.st_size) != Ok(layout.end) {
-            let (has, wanted) = (stat.st_size, layout.end);
-            return Err(format!("sparse content has {has} of {wanted} bytes"));
-        }
         let length = |bytes: u64| usize::try_from(bytes).map_err(|e| e.to_string());
         let size = length(size)?;
         let bytes = match size {
@@ -149,30 +224,25 @@ impl SparseView {
                 Zeros::new(size).map_err(|error| format!("no memory for {size} bytes: {error}"))?,
             ),
         };
-        let mut view = Self {
-            file: fd.into(),
+        Ok(Self {
+            file: None,
+            wants_layout: Cell::new(false),
             mapping: OnceCell::new(),
             layout,
             size,
             known,
             bytes,
-        };
-        view.fill()?;
-        Ok(view)
+        })
     }
 
-    fn fill(&mut self) -> Result<(), String> {
+    /// Where this range of the content goes.
+    fn part(&mut self, range: Range<u64>) -> Result<&mut [u8], String> {
         let bytes = self.bytes.as_deref_mut().unwrap_or_default();
-        for (from, to) in self.layout.parts() {
-            let start = usize::try_from(from.start).ok();
-            let end = usize::try_from(from.end).ok();
-            let range = start.zip(end).map(|(start, end)| start..end);
-            let target = range.and_then(|range| bytes.get_mut(range));
-            let target = target.ok_or("sparse content is not as announced")?;
-            let read = self.file.read_exact_at(target, to);
-            read.map_err(|error| format!("content: {error}"))?;
-        }
-        Ok(())
+        let start = usize::try_from(range.start).ok();
+        let end = usize::try_from(range.end).ok();
+        let range = start.zip(end).map(|(start, end)| start..end);
+        let target = range.and_then(|range| bytes.get_mut(range));
+        target.ok_or_else(|| "sparse content is not as announced".to_owned())
     }
 
     /// As many bytes as the file has: what is known, and zeros.
@@ -191,15 +261,19 @@ impl SparseView {
     /// has been read of it.
     ///
     /// # Errors
-    /// For people: there is no room for it.
+    /// For people: there is no room for it, or it came packed. Then it is [wanted](Self::wants_layout).
     pub fn guarded(&self) -> Result<&[u8], String> {
         if self.size == 0 {
             return Ok(&[]);
         }
+        let Some(file) = &self.file else {
+            self.wants_layout.set(true);
+            return Err("the content is not laid out".to_owned());
+        };
         let mapping = match self.mapping.get() {
             Some(mapping) => mapping,
             None => {
-                let mapping = Mapping::new(self.file.as_fd(), self.size).map_err(|error| {
+                let mapping = Mapping::new(file.as_fd(), self.size).map_err(|error| {
                     format!("cannot map {} bytes of content: {error}", self.size)
                 })?;
                 self.mapping.get_or_init(|| mapping)
@@ -208,21 +282,30 @@ impl SparseView {
         Ok(mapping)
     }
 
+    /// A parser would have seen it, but it came packed: nothing is decided.
+    #[must_use]
+    pub fn wants_layout(&self) -> bool {
+        self.wants_layout.get()
+    }
+
     /// Pages read through [`Self::guarded`] so far that are not known.
     ///
     /// # Errors
     /// The kernel does not tell.
     pub fn touched(&self) -> io::Result<Ranges> {
         let mut there = Ranges::new();
+        let Some(file) = &self.file else {
+            return Ok(there);
+        };
         let mut at = 0;
         while at < self.layout.edges_at {
-            let data = match seek(&self.file, SeekFrom::Data(at)) {
+            let data = match seek(file, SeekFrom::Data(at)) {
                 Ok(data) => data,
                 // No more of it.
                 Err(Errno::NXIO) => break,
                 Err(errno) => return Err(errno.into()),
             };
-            let hole = seek(&self.file, SeekFrom::Hole(data))?;
+            let hole = seek(file, SeekFrom::Hole(data))?;
             there.add(data..hole.min(self.size as u64));
             at = hole.max(data + 1);
         }
@@ -276,6 +359,37 @@ mod tests {
         assert_eq!((guarded[5], guarded[30_000]), (0, 0));
         let expected: Ranges = [0..4096, 28_672..32_768].into_iter().collect();
         assert_eq!(view.touched().expect("told"), expected);
+    }
+
+    #[test]
+    fn what_is_packed_is_known_as_well_and_laid_out_where_parsers_ask() {
+        let content: Vec<u8> = (0..50_001u32).map(|i| (i % 251) as u8 | 1).collect();
+        let known: Ranges = [0..10, 100..9000, 48_000..50_001].into_iter().collect();
+        let size = content.len() as u64;
+        let mut read = |offset: u64, buffer: &mut [u8]| {
+            let from = usize::try_from(offset).expect("small");
+            buffer.copy_from_slice(&content[from..from + buffer.len()]);
+            Ok(())
+        };
+        let Content::Inline(packed) = pack(size, &known, &mut read).expect("packed") else {
+            panic!("laid out");
+        };
+        let whole = Ranges::of(0..size);
+        let more = pack(size * 2, &Ranges::of(0..size * 2), &mut |_, _| Ok(())).expect("laid out");
+        assert!(matches!(more, Content::Sealed { .. }));
+        assert!(SparseView::of_packed(&packed, size, whole).is_err());
+        let view = SparseView::of_packed(&packed, size, known.clone()).expect("taken");
+        assert!(view.touched().expect("told").is_empty() && !view.wants_layout());
+        assert!(view.guarded().is_err() && view.wants_layout());
+        let laid_out = unpack(size, &known, &packed).expect("laid out");
+        let Content::Sealed { fd, .. } = laid_out else {
+            panic!("inline");
+        };
+        let fd = fd.try_clone().expect("a descriptor");
+        let opened = SparseView::open(fd, size, known).expect("opened");
+        assert_eq!(opened.bytes(), view.bytes());
+        assert_eq!(opened.bytes()[48_000..], content[48_000..]);
+        assert!(opened.guarded().is_ok());
     }
 
     #[test]

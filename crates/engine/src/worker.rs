@@ -28,7 +28,7 @@ use crate::sys::{self, Forked};
 
 pub use filter::FILTER_MAX_BYTES;
 pub use input::Input;
-pub use partial::{PartialInput, ask_for, ask_for_whole};
+pub use partial::{PartialInput, ask_for, ask_for_layout, ask_for_whole};
 
 use filter::Filter;
 

@@ -110,6 +110,10 @@ impl Guarded {
     /// The entry under a key; `None` where there is none, where it is not one of ours, and where
     /// the store does not say in time.
     pub async fn get(&self, key: &CacheKey) -> Option<Entry> {
+        if self.store.surely_lacks(key) {
+            self.metrics.gets.with([self.store.name(), "miss"]).inc();
+            return None;
+        }
         let (result, entry) = match self.ask(*key).await {
             Err(none) => (none.name(), None),
             Ok(None) => ("miss", None),

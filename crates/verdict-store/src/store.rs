@@ -54,6 +54,11 @@ pub trait VerdictStore: Send + Sync + std::fmt::Debug {
     /// [`StoreError`]; what was found by then is lost.
     fn get<'a>(&'a self, keys: &'a [CacheKey]) -> StoreFuture<'a, Vec<Option<Sealed>>>;
 
+    /// Whether there is surely nothing under a key, told without waiting. False says nothing.
+    fn surely_lacks(&self, _key: &CacheKey) -> bool {
+        false
+    }
+
     /// Keeps entries; an entry that is there is replaced, the last of equal keys stays.
     ///
     /// # Errors

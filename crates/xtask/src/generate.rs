@@ -10,7 +10,9 @@ const FILES: [&str; 7] = [
 
 /// Generates the code; with `check`, only compares it with what is committed.
 pub(crate) fn run(check: bool) -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    // At run time: another checkout may have built this program.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").context("not run by cargo")?;
+    let root = Path::new(&package).join("../..");
     let committed = root.join("crates/proto/src/generated");
     let out = if check {
         std::env::temp_dir().join(format!("lazaret-gen-{}", std::process::id()))

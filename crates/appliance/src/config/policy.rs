@@ -38,9 +38,12 @@ pub struct PolicyConfig {
     /// Agents compress content where that pays. `true`.
     pub compress: bool,
     /// Content of so many bytes and more is reported on by the agent's filter, where all engines can
-    /// judge by that, and only what may matter is sent. Unset: all of it is.
-    pub report_min_bytes: Option<Ranged<1>>,
+    /// judge by that, and only what may matter is sent. `4096`. 0: all of it is.
+    pub report_min_bytes: Ranged<0>,
 }
+
+/// Less is sent: to ask about it may take as many bytes.
+const REPORT_MIN_BYTES: u64 = 4096;
 
 /// What an opener gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -113,7 +116,7 @@ impl Default for PolicyConfig {
             unscanned: BTreeMap::new(),
             scan_on_close: policy.scan_on_close,
             compress: policy.compress,
-            report_min_bytes: None,
+            report_min_bytes: Ranged::new(REPORT_MIN_BYTES),
         }
     }
 }
@@ -140,7 +143,7 @@ impl PolicyConfig {
             context_sensitive,
             scan_on_close: self.scan_on_close,
             compress: self.compress,
-            report_min_bytes: self.report_min_bytes.map(Ranged::get),
+            report_min_bytes: Some(self.report_min_bytes.get()).filter(|least| *least > 0),
         };
         let mut hasher = blake3::Hasher::new_derive_key("lazaret 1 policy revision");
         hasher.update(&v1::Policy::from(&policy).encode_to_vec());

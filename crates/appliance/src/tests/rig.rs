@@ -75,11 +75,13 @@ impl Double {
 
     /// A report is the offsets at which "EVIL" may begin, 8 bytes each.
     fn judge_places(&self, task: &PartialTask<Content>) -> PartialStep {
-        let Content::Sealed { fd, .. } = &task.content else {
-            panic!("partial content is laid out");
+        let view = match &task.content {
+            Content::Inline(packed) => SparseView::of_packed(packed, task.size, task.known.clone()),
+            Content::Sealed { fd, .. } => {
+                SparseView::open(fd.try_clone().unwrap(), task.size, task.known.clone())
+            }
         };
-        let fd = fd.try_clone().unwrap();
-        let view = SparseView::open(fd, task.size, task.known.clone()).unwrap();
+        let view = view.unwrap();
         let places = task.report.chunks_exact(8).map(|place| {
             let at = u64::from_be_bytes(place.try_into().unwrap());
             at..(at + 4).min(task.size)

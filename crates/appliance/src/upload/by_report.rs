@@ -149,7 +149,7 @@ impl Upload {
             return Ok(PartialStep::Whole("several engines".to_owned()));
         };
         let mut read = |offset, buffer: &mut [u8]| known.read(offset, buffer);
-        let content = sparse::lay_out(known.size, &known.ranges, &mut read);
+        let content = sparse::pack(known.size, &known.ranges, &mut read);
         let facts = engine.facts();
         let task = PartialTask {
             content: content.map_err(AssemblyError::Memory)?,

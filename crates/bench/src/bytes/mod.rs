@@ -21,7 +21,10 @@ const RULE_SETS: [(&str, &str); 2] = [
     ("reversinglabs", "../shared/rules/reversinglabs"),
 ];
 /// Neither compression nor chunks.
-const PLAIN: &str = "[policy]\ncompress = false\n[chunks]\nsize_min_bytes = 0\n";
+const PLAIN: &str =
+    "[policy]\nreport_min_bytes = 0\ncompress = false\n[chunks]\nsize_min_bytes = 0\n";
+/// All of what is unknown is sent.
+const SENT: &str = "[policy]\nreport_min_bytes = 0\n";
 /// The stage with everything, each guest's content compared with its own and the image's.
 const ALL: &str = "image_chunks";
 /// Nothing but very small files rides along: a slow link.
@@ -134,7 +137,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let stages = [
         stage("digest_cache", PLAIN, false, false, base),
         stage("allowlist", PLAIN, true, false, base),
-        stage("chunks", "", true, false, base),
+        stage("chunks", SENT, true, false, base),
         stage("plans", REPORTS, true, false, base),
         stage(ALL, REPORTS, true, true, base),
         stage("chunks_of_all_guests", SHARED, true, false, base),
@@ -149,7 +152,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             server: &format!("{}{}", stage.server, images),
             agents,
             clones,
-            filter: stage.server.contains("report_min_bytes"),
+            filter: !stage.server.contains("report_min_bytes = 0"),
         };
         eprintln!("bench: {}", stage.name);
         let dir = dir.path().join(stage.name);

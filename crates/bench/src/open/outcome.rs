@@ -15,10 +15,10 @@ pub(crate) enum Peer {
     Unguarded,
     /// A handler that says yes; warm: for good.
     Noop,
-    /// Lazaret with YARA-X.
+    /// Lazaret with YARA-X, as it comes: agents report on unknown content.
     Lazaret,
-    /// The same, where policy has agents report on unknown content instead of sending it.
-    LazaretReports,
+    /// The same, where policy has agents send all unknown content.
+    LazaretSends,
     /// Lazaret with clamd behind it: the same engine as clamonacc.
     LazaretClamd,
     /// clamonacc with a clamd on TCP.

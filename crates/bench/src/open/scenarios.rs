@@ -25,7 +25,7 @@ pub(crate) const ALL: [(&str, Scenario); 7] = [
     ("clamonacc", clamonacc),
     ("lazaret", lazaret),
     ("lazaret, four threads", lazaret_many),
-    ("lazaret that reports", lazaret_reports),
+    ("lazaret that sends", lazaret_sends),
     ("lazaret with clamd", lazaret_clamd),
 ];
 
@@ -153,8 +153,8 @@ fn lazaret_many(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
     peer.check(stage)
 }
 
-fn lazaret_reports(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
-    cold(stage, outcome, Peer::LazaretReports, Judge::YaraByReports)
+fn lazaret_sends(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
+    cold(stage, outcome, Peer::LazaretSends, Judge::YaraOfAll)
 }
 
 fn lazaret_clamd(stage: &Stage, outcome: &mut Outcome) -> Result<()> {
@@ -180,9 +180,10 @@ fn cold(stage: &Stage, outcome: &mut Outcome, name: Peer, judge: Judge) -> Resul
 /// What judges behind Lazaret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Judge {
+    /// By what the agent's filter finds.
     Yara,
-    /// By what the agent's filter finds, of content of any size.
-    YaraByReports,
+    /// Of all that is in a file.
+    YaraOfAll,
     Clamd,
 }
 
@@ -207,7 +208,7 @@ impl LazaretPeer {
         };
         let mut clamd = None;
         match judge {
-            Judge::Yara | Judge::YaraByReports => {
+            Judge::Yara | Judge::YaraOfAll => {
                 let rules = dir.join("planted.yar");
                 std::fs::write(&rules, yara_rules())?;
                 options.rules.push(rules);
@@ -226,9 +227,8 @@ impl LazaretPeer {
         // The measured appliance denies; it removes nothing, as clamonacc.
         options.extra = "[removal]\non_malicious = \"deny\"\n".to_owned();
         options.extra += &format!("[policy]\n{}\n", stage.policy.join("\n"));
-        let reports = judge == Judge::YaraByReports;
-        if reports {
-            options.extra += "report_min_bytes = 1\n";
+        if judge == Judge::YaraOfAll {
+            options.extra += "report_min_bytes = 0\n";
         }
         let start = || Server::start(&dir.join("server"), &options);
         let mut server = stage.appliance.apply(start)?;
@@ -250,7 +250,7 @@ impl LazaretPeer {
             status.is_ok_and(|status| status["reports"]["in_force"] == true)
         };
         anyhow::ensure!(
-            !reports || wait_until(FILTER_TIME_MAX, in_force),
+            judge != Judge::Yara || wait_until(FILTER_TIME_MAX, in_force),
             "the agent has no filter"
         );
         stage.check_denied()?;

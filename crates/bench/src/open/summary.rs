@@ -78,15 +78,9 @@ pub(crate) fn figures(outcome: &Outcome, report: &mut Report) -> Result<()> {
 fn ratios(outcome: &Outcome, report: &mut Report) -> Result<()> {
     report.ratio("cold_p50_vs_clamonacc", outcome.cold_ratio(Peer::Lazaret)?);
     report.ratio("opens4_vs_clamonacc", outcome.opens4_ratio(Peer::Lazaret)?);
-    let reports = Peer::LazaretReports;
-    report.ratio(
-        "cold_p50_reports_vs_clamonacc",
-        outcome.cold_ratio(reports)?,
-    );
-    report.ratio(
-        "opens4_reports_vs_clamonacc",
-        outcome.opens4_ratio(reports)?,
-    );
+    let sends = Peer::LazaretSends;
+    report.ratio("cold_p50_sends_vs_clamonacc", outcome.cold_ratio(sends)?);
+    report.ratio("opens4_sends_vs_clamonacc", outcome.opens4_ratio(sends)?);
     let same_engine = Peer::LazaretClamd;
     report.ratio(
         "cold_p50_same_engine_vs_clamonacc",
@@ -179,7 +173,7 @@ fn peer_name(peer: Peer) -> &'static str {
         Peer::Unguarded => "unguarded",
         Peer::Noop => "noop_handler",
         Peer::Lazaret => "lazaret",
-        Peer::LazaretReports => "lazaret_reports",
+        Peer::LazaretSends => "lazaret_sends",
         Peer::LazaretClamd => "lazaret_clamd",
         Peer::Clamonacc => "clamonacc",
     }

@@ -34,6 +34,8 @@ use pool::{Lease, Pool};
 use process::{Broken, SubmitError, Work};
 use template::Loaded;
 
+use crate::sparse;
+
 /// A running engine. Clones share it; it ends when the last clone is dropped or at [`stop`].
 ///
 /// [`stop`]: Engine::stop
@@ -129,13 +131,25 @@ impl Engine {
         }
     }
 
-    /// Judges one file by what is known of it, in the time and with the promises of
-    /// [`scan`](Self::scan).
-    pub async fn judge_partial(&self, job: PartialJob) -> PartialResult {
+    /// Judges one file by what is known of it, with the promises of [`scan`](Self::scan), and in twice
+    /// its time: what came packed is laid out and judged once more where a worker asks for that.
+    pub async fn judge_partial(&self, mut job: PartialJob) -> PartialResult {
         if let Some(why) = job.too_large() {
             return PartialResult::Whole(why);
         }
-        match self.ask(Work::Partial(&job)).await {
+        let mut answer = self.ask(Work::Partial(&job)).await;
+        if let Content::Inline(packed) = &job.content
+            && answer
+                .as_ref()
+                .is_ok_and(|(it, _)| report::wants_layout(it))
+        {
+            match sparse::unpack(job.size, &job.known, packed) {
+                Ok(content) => job.content = content,
+                Err(error) => return PartialResult::Whole(format!("no memory file: {error}")),
+            }
+            answer = self.ask(Work::Partial(&job)).await;
+        }
+        match answer {
             Ok((answer, ready)) => report::accept_partial(answer, &job, &ready),
             Err(result) => PartialResult::Failed(result),
         }

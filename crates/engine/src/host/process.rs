@@ -139,9 +139,9 @@ impl WorkerProcess {
         job: &PartialJob,
         message: v1::ScanJob,
     ) -> Result<(), SubmitError> {
-        let Content::Sealed { fd, .. } = &job.content else {
-            let error = "partial content is not laid out".to_owned();
-            return Err(SubmitError::Content(error));
+        let (inline, fd) = match &job.content {
+            Content::Inline(packed) => (Some(packed.clone()), None),
+            Content::Sealed { fd, .. } => (None, Some(fd.as_fd())),
         };
         let partial = v1::PartialContent {
             known: ranges::write(&job.known),
@@ -150,12 +150,13 @@ impl WorkerProcess {
         };
         let message = v1::ScanJob {
             size: job.size,
+            content: inline,
             context: job.context.clone(),
             unpack: job.unpack,
             partial: Some(partial),
             ..message
         };
-        self.send(&message, Some(fd.as_fd()))
+        self.send(&message, fd)
     }
 
     fn send(

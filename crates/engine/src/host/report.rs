@@ -4,7 +4,7 @@ use model::{DETECTIONS_MAX, Detection, Generation, Ranges};
 use proto::{ASK_RANGES_MAX, v1};
 
 use super::process::{Broken, Work};
-use super::spec::{JobResult, PartialJob, PartialResult};
+use super::spec::{Content, JobResult, PartialJob, PartialResult};
 use crate::packet::{PATH_COMPONENT_MAX_BYTES, PATH_COMPONENTS_MAX, TEXT_MAX_BYTES};
 use crate::ranges;
 
@@ -22,6 +22,10 @@ pub(super) fn fits(report: v1::ScanReport, work: Work<'_>) -> Result<v1::ScanRep
     let good = match (work, &report.partial) {
         (Work::Whole(_), step) => step.is_none(),
         (Work::Partial(_), None) => failed,
+        (Work::Partial(job), Some(step)) if step.lay_out => {
+            let is_alone = step.ask.is_empty() && step.whole.is_empty();
+            is_alone && report.detections.is_empty() && matches!(job.content, Content::Inline(_))
+        }
         (Work::Partial(job), Some(step)) => match asked(step, job) {
             // A verdict, or the whole.
             Some(None) => step.whole.is_empty() || report.detections.is_empty(),
@@ -47,6 +51,11 @@ fn asked(step: &v1::PartialStep, job: &PartialJob) -> Option<Option<Ranges>> {
     (1..=ASK_RANGES_MAX)
         .contains(&new.len())
         .then_some(Some(new))
+}
+
+/// Whether the worker wants the job once more, laid out.
+pub(super) fn wants_layout(report: &v1::ScanReport) -> bool {
+    report.partial.as_ref().is_some_and(|step| step.lay_out)
 }
 
 /// True for a worker's last report: it panicked over this file.

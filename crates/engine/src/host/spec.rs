@@ -160,7 +160,7 @@ pub struct Job {
 /// One file to judge by what is known of it.
 #[derive(Debug, Clone)]
 pub struct PartialJob {
-    /// What is known, as [`lay_out`](crate::sparse::lay_out) laid it out.
+    /// What is known, as [`pack`](crate::sparse::pack) or [`lay_out`](crate::sparse::lay_out) made it.
     pub content: Content,
     /// Size of the whole in bytes.
     pub size: u64,

@@ -13,7 +13,7 @@ use crate::sparse::SparseView;
 pub fn ask_for(ranges: &Ranges) -> v1::PartialStep {
     v1::PartialStep {
         ask: ranges::write(ranges),
-        whole: String::new(),
+        ..v1::PartialStep::default()
     }
 }
 
@@ -21,29 +21,50 @@ pub fn ask_for(ranges: &Ranges) -> v1::PartialStep {
 #[must_use]
 pub fn ask_for_whole(why: impl Into<String>) -> v1::PartialStep {
     v1::PartialStep {
-        ask: Vec::new(),
         whole: why.into(),
+        ..v1::PartialStep::default()
+    }
+}
+
+/// The step that asks for what is known once more, as parsers are to see it.
+#[must_use]
+pub fn ask_for_layout() -> v1::PartialStep {
+    v1::PartialStep {
+        lay_out: true,
+        ..v1::PartialStep::default()
     }
 }
 
 /// Content of which a part is known, and what an agent's filter found in all of it.
 pub struct PartialInput<'a> {
-    fd: OwnedFd,
+    bytes: Known<'a>,
     size: u64,
     known: Ranges,
     report: &'a [u8],
 }
 
+/// How what is known came.
+enum Known<'a> {
+    Packed(&'a [u8]),
+    LaidOut(OwnedFd),
+}
+
 impl<'a> PartialInput<'a> {
     /// Checks what the host says.
     pub(super) fn new(
-        job: &v1::ScanJob,
+        job: &'a v1::ScanJob,
         partial: &'a v1::PartialContent,
         fd: Option<OwnedFd>,
     ) -> Result<Self, String> {
         let known = ranges::read(&partial.known, job.size);
+        let bytes = match (&job.content, fd) {
+            (Some(packed), None) => Known::Packed(packed),
+            (None, Some(fd)) => Known::LaidOut(fd),
+            (None, None) => return Err("partial content did not come along".to_owned()),
+            (Some(_), Some(_)) => return Err("partial content came twice".to_owned()),
+        };
         Ok(Self {
-            fd: fd.ok_or_else(|| "partial content came without a descriptor".to_owned())?,
+            bytes,
             size: job.size,
             known: known.ok_or_else(|| "known ranges are out of order".to_owned())?,
             report: &partial.report,
@@ -65,8 +86,11 @@ impl<'a> PartialInput<'a> {
     /// What is known.
     ///
     /// # Errors
-    /// Those of [`SparseView::open`].
+    /// Those of [`SparseView::open`] and [`SparseView::of_packed`].
     pub fn view(self) -> Result<SparseView, String> {
-        SparseView::open(self.fd, self.size, self.known)
+        match self.bytes {
+            Known::Packed(packed) => SparseView::of_packed(packed, self.size, self.known),
+            Known::LaidOut(fd) => SparseView::open(fd, self.size, self.known),
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::host::{Content, Engine, KNOWN_RANGES_MAX, PartialJob, PartialResult};
-use engine::sparse::{CONTENT_MAX_BYTES, lay_out};
+use engine::sparse::{CONTENT_MAX_BYTES, ReadAt, lay_out, pack};
 use model::{Generation, Ranges, UnscannedReason};
 
 use crate::{assert_clean, eventually, scan, spec, start};
@@ -17,6 +17,19 @@ async fn with_filter() -> Engine {
 
 /// A file whose first line says what the engine is to do; the line and some more is known.
 fn partial(engine: &Engine, line: &str) -> PartialJob {
+    carried(engine, line, |known, read| lay_out(SIZE, known, read))
+}
+
+/// The same, packed into the job.
+fn packed(engine: &Engine, line: &str) -> PartialJob {
+    carried(engine, line, |known, read| pack(SIZE, known, read))
+}
+
+fn carried(
+    engine: &Engine,
+    line: &str,
+    carry: impl Fn(&Ranges, ReadAt<'_>) -> std::io::Result<Content>,
+) -> PartialJob {
     let known: Ranges = [0..512, 50_000..50_010].into_iter().collect();
     let text = format!("{line}\n");
     let mut read = |at: u64, buffer: &mut [u8]| {
@@ -27,7 +40,7 @@ fn partial(engine: &Engine, line: &str) -> PartialJob {
         Ok(())
     };
     PartialJob {
-        content: lay_out(SIZE, &known, &mut read).expect("laid out"),
+        content: carry(&known, &mut read).expect("carried"),
         size: SIZE,
         known,
         filter: engine.filter().map(|filter| filter.id).unwrap_or_default(),
@@ -124,6 +137,29 @@ async fn pages_that_are_read_are_seen() {
     let read = judge(&engine, "read 8192+1,50000+1,99999+1").await;
     let expected = [8192..12_288, 49_152..50_000, 50_010..53_248, 98_304..SIZE];
     assert_eq!(read, PartialResult::Ask(expected.into_iter().collect()));
+}
+
+/// What came packed is judged as what is laid out, and laid out where parsers want to see it.
+#[tokio::test]
+async fn what_is_packed_leads_as_far() {
+    let engine = with_filter().await;
+    for line in ["ask 100+500,60000+1", "detect Eicar", "clean"] {
+        let job = packed(&engine, line);
+        assert!(matches!(job.content, Content::Inline(_)));
+        assert_eq!(
+            engine.judge_partial(job).await,
+            judge(&engine, line).await,
+            "{line}"
+        );
+    }
+    assert_eq!(engine.stats().partial_total, 6);
+    let line = "read 8192+1,50000+1,99999+1";
+    let read = engine.judge_partial(packed(&engine, line)).await;
+    assert_eq!(read, judge(&engine, line).await);
+    assert_eq!(engine.stats().partial_total, 9, "asked for the layout once");
+    // Laid out, it is laid out: whoever asks again lies.
+    let lied = engine.judge_partial(packed(&engine, "lay-out")).await;
+    assert_failed(lied, UnscannedReason::EngineCrashed, "does not answer");
 }
 
 #[tokio::test]

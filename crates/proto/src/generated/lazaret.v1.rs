@@ -1452,8 +1452,8 @@ pub struct ScanJob {
     /// The engine's own time limit in milliseconds; the appliance kills later.
     #[prost(uint32, tag = "6")]
     pub timeout_ms: u32,
-    /// Only a part of the content is known. The descriptor is laid out as the crate `engine` says
-    /// (`sparse`), `content` is unset.
+    /// Only a part of the content is known. Where that is small, it is `content`: the known ranges one
+    /// after the other. Else the descriptor is laid out as the crate `engine` says (`sparse`).
     #[prost(message, optional, tag = "20")]
     pub partial: ::core::option::Option<PartialContent>,
 }
@@ -1480,6 +1480,10 @@ pub struct PartialStep {
     /// No ranges are known to suffice: why, for people. Unset: they do.
     #[prost(string, tag = "2")]
     pub whole: ::prost::alloc::string::String,
+    /// The job is wanted once more with a descriptor, as parsers are to see it. Only where what is known
+    /// came as `content`, and instead of all else.
+    #[prost(bool, tag = "3")]
+    pub lay_out: bool,
 }
 /// What the engine found.
 #[derive(Clone, PartialEq, ::prost::Message)]

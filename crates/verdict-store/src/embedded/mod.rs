@@ -3,6 +3,7 @@
 //!
 //! It is a cache: one that cannot be read is put aside and begun anew.
 
+mod absent;
 mod segments;
 mod sightings;
 
@@ -10,6 +11,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use model::Generation;
 use scan_core::CacheKey;
@@ -56,6 +59,41 @@ pub enum OpenError {
 #[derive(Debug)]
 pub struct Embedded {
     segments: Arc<Segments>,
+    _noting: Noting,
+}
+
+/// Reads what an earlier process left, so that what is absent can be told.
+#[derive(Debug)]
+struct Noting {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Noting {
+    fn begin(segments: &Arc<Segments>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (segments, stopped) = (Arc::clone(segments), Arc::clone(&stop));
+        let note = move || {
+            let noted = segments.note_what_is_there(|| stopped.load(Ordering::Relaxed));
+            if let Err(error) = noted {
+                // Each question is asked of the disk then.
+                tracing::warn!(?error, "cannot read the keys of the verdict store");
+            }
+        };
+        let thread = std::thread::Builder::new().name("verdict-keys".into());
+        Self {
+            stop,
+            thread: thread.spawn(note).ok(),
+        }
+    }
+}
+
+impl Drop for Noting {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Whoever opens the folder next must not find it in use.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 impl Embedded {
@@ -65,8 +103,12 @@ impl Embedded {
     /// # Errors
     /// [`OpenError`].
     pub fn open(dir: &Path, bytes_max: u64) -> Result<Self, OpenError> {
-        let segments = Arc::new(Segments::open(dir, bytes_max)?);
-        Ok(Self { segments })
+        let segments = Arc::new(Segments::open(dir, bytes_max, true)?);
+        let noting = Noting::begin(&segments);
+        Ok(Self {
+            segments,
+            _noting: noting,
+        })
     }
 
     /// Entries, roughly: replaced ones count until the disk is tidied.
@@ -120,6 +162,10 @@ impl VerdictStore for Embedded {
             });
             found.collect()
         })
+    }
+
+    fn surely_lacks(&self, key: &CacheKey) -> bool {
+        self.segments.surely_lack(key.generation, &place(key))
     }
 
     fn put<'a>(&'a self, entries: &'a [(CacheKey, Sealed)]) -> StoreFuture<'a, ()> {

@@ -12,6 +12,7 @@ use model::Generation;
 use parking_lot::{Mutex, RwLock};
 
 use super::OpenError;
+use super::absent::Absent;
 
 /// Version of the folder's layout, kept in the file `format`.
 const FORMAT: u32 = 2;
@@ -33,6 +34,8 @@ pub(super) struct Segments {
     segments: RwLock<Vec<Arc<Segment>>>,
     /// Held while a segment is added or dropped, so that it happens once.
     turning: Mutex<()>,
+    /// Tells what is absent.
+    tells: bool,
 }
 
 struct Segment {
@@ -41,6 +44,8 @@ struct Segment {
     keyspace: Keyspace,
     /// Of keys and values, replaced ones included.
     bytes: AtomicU64,
+    /// `None`: nobody asks.
+    absent: Option<Absent>,
 }
 
 impl std::fmt::Debug for Segments {
@@ -60,6 +65,7 @@ impl Segment {
             number,
             bytes: AtomicU64::new(keyspace.disk_space()),
             keyspace,
+            absent: None,
         })
     }
 
@@ -71,13 +77,50 @@ impl Segment {
 }
 
 impl Segments {
-    pub(super) fn open(path: &Path, bytes_max: u64) -> Result<Self, OpenError> {
-        let (database, segments) = open_or_begin_anew(path)?;
+    /// With `tells`, it [tells what is absent](Self::surely_lack) of what is put from now on, and of
+    /// the rest once that is [noted](Self::note_what_is_there).
+    pub(super) fn open(path: &Path, bytes_max: u64, tells: bool) -> Result<Self, OpenError> {
+        let (database, mut segments) = open_or_begin_anew(path)?;
+        let segment_bytes_max = (bytes_max / SEGMENTS_MAX as u64).max(1);
+        for segment in &mut segments {
+            segment.absent = tells.then(|| Absent::new(segment_bytes_max, false));
+        }
         Ok(Self {
             database,
-            segment_bytes_max: (bytes_max / SEGMENTS_MAX as u64).max(1),
-            segments: RwLock::new(segments),
+            segment_bytes_max,
+            segments: RwLock::new(segments.into_iter().map(Arc::new).collect()),
             turning: Mutex::new(()),
+            tells,
+        })
+    }
+
+    /// Reads the keys of all segments, so that what is absent can be told; until `stops` says so.
+    pub(super) fn note_what_is_there(&self, stops: impl Fn() -> bool) -> fjall::Result<()> {
+        let segments = self.segments.read().clone();
+        for segment in segments.iter().rev() {
+            let Some(absent) = &segment.absent else {
+                continue;
+            };
+            for item in segment.keyspace.iter() {
+                if stops() {
+                    return Ok(());
+                }
+                absent.note(&item.key()?);
+            }
+            absent.complete();
+        }
+        Ok(())
+    }
+
+    /// Whether there is surely nothing under a key; never waits for the disk.
+    pub(super) fn surely_lack(&self, generation: Generation, key: &[u8]) -> bool {
+        let segments = self.segments.read();
+        let mut fitting = segments
+            .iter()
+            .filter(|segment| segment.generation == generation);
+        fitting.all(|segment| {
+            let absent = segment.absent.as_ref();
+            absent.is_some_and(|absent| absent.is_sure_of(key))
         })
     }
 
@@ -128,6 +171,9 @@ impl Segments {
         let mut bytes = 0;
         for (key, value) in items {
             bytes += (key.len() + value.len()) as u64;
+            if let Some(absent) = &segment.absent {
+                absent.note(&key);
+            }
             batch.insert(&segment.keyspace, key, value);
         }
         batch.commit()?;
@@ -150,7 +196,10 @@ impl Segments {
             .last()
             .map_or(0, |newest| newest.number);
         let segment = Segment::open(&self.database, newest.wrapping_add(1), generation)?;
-        let segment = Arc::new(segment);
+        let absent = self
+            .tells
+            .then(|| Absent::new(self.segment_bytes_max, true));
+        let segment = Arc::new(Segment { absent, ..segment });
         let gone: Vec<_> = {
             let mut segments = self.segments.write();
             segments.push(Arc::clone(&segment));
@@ -209,7 +258,7 @@ enum OpenFailure {
 }
 
 /// Opens what is there; puts it aside where it is damaged, and begins anew.
-fn open_or_begin_anew(dir: &Path) -> Result<(Database, Vec<Arc<Segment>>), OpenError> {
+fn open_or_begin_anew(dir: &Path) -> Result<(Database, Vec<Segment>), OpenError> {
     check_format(dir)?;
     let path = dir.join(DATABASE);
     let damage = match open_database(&path) {
@@ -234,7 +283,7 @@ fn open_or_begin_anew(dir: &Path) -> Result<(Database, Vec<Arc<Segment>>), OpenE
 }
 
 /// The library reports most damage as an error and asserts on some; both are damage here.
-fn open_database(path: &Path) -> Result<(Database, Vec<Arc<Segment>>), OpenFailure> {
+fn open_database(path: &Path) -> Result<(Database, Vec<Segment>), OpenFailure> {
     let open = || -> fjall::Result<_> {
         let database = Database::builder(path)
             .cache_size(BLOCK_CACHE_BYTES)
@@ -243,8 +292,8 @@ fn open_database(path: &Path) -> Result<(Database, Vec<Arc<Segment>>), OpenFailu
             .open()?;
         let names = database.list_keyspace_names();
         let named = names.iter().filter_map(|name| Segment::parse(name));
-        let segments = named
-            .map(|(number, generation)| Segment::open(&database, number, generation).map(Arc::new));
+        let segments =
+            named.map(|(number, generation)| Segment::open(&database, number, generation));
         let mut segments = segments.collect::<fjall::Result<Vec<_>>>()?;
         segments.sort_by_key(|segment| segment.number);
         Ok((database, segments))
@@ -270,16 +319,39 @@ mod tests {
     }
 
     fn has(segments: &Segments, generation: Generation, n: u32) -> bool {
-        segments
-            .newest(generation, &n.to_be_bytes())
-            .unwrap()
-            .is_some()
+        let found = segments.newest(generation, &n.to_be_bytes()).unwrap();
+        let is_told_absent = segments.surely_lack(generation, &n.to_be_bytes());
+        assert!(found.is_none() || !is_told_absent);
+        found.is_some()
+    }
+
+    #[test]
+    fn what_is_absent_is_told_at_once_and_after_a_start_when_all_is_read() {
+        let key = |n: u8| blake3::hash(&[n]);
+        let put = |segments: &Segments, n| {
+            let item = (key(n).as_bytes().to_vec(), vec![7; 96]);
+            segments.insert(OLD, vec![item]).unwrap();
+        };
+        let lacks = |segments: &Segments, n| segments.surely_lack(OLD, key(n).as_bytes());
+        let dir = tempfile::tempdir().unwrap();
+        let segments = Segments::open(dir.path(), 1 << 20, true).unwrap();
+        assert!(lacks(&segments, 1), "there is no segment");
+        put(&segments, 1);
+        assert!(!lacks(&segments, 1) && lacks(&segments, 2));
+        drop(segments);
+        let segments = Segments::open(dir.path(), 1 << 20, true).unwrap();
+        assert!(!lacks(&segments, 2), "nothing is known yet");
+        put(&segments, 3);
+        segments.note_what_is_there(|| true).unwrap();
+        assert!(!lacks(&segments, 2), "it was stopped");
+        segments.note_what_is_there(|| false).unwrap();
+        assert!(!lacks(&segments, 1) && lacks(&segments, 2) && !lacks(&segments, 3));
     }
 
     #[test]
     fn it_is_bounded_and_forgets_the_oldest() {
         let dir = tempfile::tempdir().unwrap();
-        let segments = Segments::open(dir.path(), 8_000).unwrap();
+        let segments = Segments::open(dir.path(), 8_000, true).unwrap();
         for n in 0..500 {
             put(&segments, OLD, n);
         }
@@ -292,12 +364,12 @@ mod tests {
     #[test]
     fn generations_live_side_by_side() {
         let dir = tempfile::tempdir().unwrap();
-        let segments = Segments::open(dir.path(), 1 << 20).unwrap();
+        let segments = Segments::open(dir.path(), 1 << 20, true).unwrap();
         put(&segments, OLD, 1);
         put(&segments, NEW, 2);
         put(&segments, OLD, 3);
         drop(segments);
-        let segments = Segments::open(dir.path(), 1 << 20).unwrap();
+        let segments = Segments::open(dir.path(), 1 << 20, true).unwrap();
         assert!(has(&segments, OLD, 1) && has(&segments, OLD, 3) && !has(&segments, NEW, 1));
         assert!(has(&segments, NEW, 2));
     }
@@ -305,7 +377,7 @@ mod tests {
     #[test]
     fn many_generations_do_not_pile_up() {
         let dir = tempfile::tempdir().unwrap();
-        let segments = Segments::open(dir.path(), 1 << 20).unwrap();
+        let segments = Segments::open(dir.path(), 1 << 20, true).unwrap();
         for n in 0..30u8 {
             put(&segments, Generation([n; 16]), 1);
         }
@@ -316,21 +388,21 @@ mod tests {
     fn a_newer_format_is_refused_and_an_older_is_emptied() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("format"), "7\n").unwrap();
-        let error = Segments::open(dir.path(), 10).unwrap_err();
+        let error = Segments::open(dir.path(), 10, false).unwrap_err();
         assert!(matches!(error, OpenError::Newer { found: 7, .. }));
         assert!(!dir.path().join(DATABASE).exists());
         fs::write(dir.path().join("format"), "1\n").unwrap();
         fs::create_dir(dir.path().join(DATABASE)).unwrap();
         fs::write(dir.path().join(DATABASE).join("old"), "x").unwrap();
-        let _opened = Segments::open(dir.path(), 10).unwrap();
+        let _opened = Segments::open(dir.path(), 10, false).unwrap();
         assert!(!dir.path().join(DATABASE).join("old").exists());
     }
 
     #[test]
     fn a_store_in_use_is_not_taken_for_damaged() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = Segments::open(dir.path(), 10).unwrap();
-        let error = Segments::open(dir.path(), 10).unwrap_err();
+        let _first = Segments::open(dir.path(), 10, false).unwrap();
+        let error = Segments::open(dir.path(), 10, false).unwrap_err();
         assert!(matches!(error, OpenError::Locked(_)), "{error}");
     }
 }

@@ -39,7 +39,7 @@ impl EmbeddedSightings {
     /// [`OpenError`].
     pub fn open(dir: &Path, bytes_max: u64) -> Result<Self, OpenError> {
         let inner = Inner {
-            segments: Segments::open(dir, bytes_max)?,
+            segments: Segments::open(dir, bytes_max, false)?,
             recording: Mutex::new(()),
         };
         Ok(Self {
