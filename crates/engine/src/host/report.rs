@@ -196,11 +196,32 @@ mod tests {
         let step = v1::PartialStep {
             ask: ask.iter().map(range).collect(),
             whole: whole.to_owned(),
+            lay_out: false,
         };
         v1::ScanReport {
             partial: Some(step),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn a_layout_is_wanted_of_what_came_packed_and_instead_of_all_else() {
+        let wants = |report: &mut v1::ScanReport, change: &dyn Fn(&mut v1::ScanReport)| {
+            report.partial.as_mut().unwrap().lay_out = true;
+            change(report);
+            let mut job = partial_job();
+            let packed = Content::Inline(Bytes::new());
+            let laid_out = Content::seal(b"x").unwrap();
+            [packed, laid_out].map(|content| {
+                job.content = content;
+                fits(report.clone(), Work::Partial(&job)).is_ok_and(|it| wants_layout(&it))
+            })
+        };
+        assert_eq!(wants(&mut step(&[], ""), &|_| {}), [true, false]);
+        assert_eq!(wants(&mut step(&[(400, 1)], ""), &|_| {}), [false, false]);
+        assert_eq!(wants(&mut step(&[], "why"), &|_| {}), [false, false]);
+        let found = |report: &mut v1::ScanReport| report.detections.push(detection("a", 0));
+        assert_eq!(wants(&mut step(&[], ""), &found), [false, false]);
     }
 
     fn led(report: v1::ScanReport) -> Option<PartialResult> {

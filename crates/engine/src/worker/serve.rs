@@ -270,7 +270,7 @@ mod tests {
             };
             let step = v1::PartialStep {
                 ask: vec![far; ranges],
-                whole: String::new(),
+                ..v1::PartialStep::default()
             };
             capped(v1::ScanReport {
                 job_id: u64::MAX,

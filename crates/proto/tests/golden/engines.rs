@@ -81,6 +81,7 @@ fn step() -> v1::PartialStep {
     v1::PartialStep {
         ask: vec![range()],
         whole: "rule a: nothing bounds it".into(),
+        lay_out: true,
     }
 }
 
