@@ -90,12 +90,16 @@ pub fn pack(size: u64, known: &Ranges, read: ReadAt<'_>) -> io::Result<Content> 
 /// # Errors
 /// As [`lay_out`].
 pub(crate) fn unpack(size: u64, known: &Ranges, packed: &Bytes) -> io::Result<Content> {
-    let mut rest = packed.clone();
-    // Read as it was packed, piece by piece in order.
-    let mut read = |_, buffer: &mut [u8]| {
-        let piece = rest.split_to(buffer.len().min(rest.len()));
-        let target = buffer.get_mut(..piece.len()).unwrap_or_default();
-        target.copy_from_slice(&piece);
+    let mut read = |offset: u64, buffer: &mut [u8]| {
+        let mut at = 0;
+        let within = known.iter().find_map(|range| {
+            let here = at;
+            at += range.end - range.start;
+            range.contains(&offset).then(|| here + offset - range.start)
+        });
+        let from = within.and_then(|at| usize::try_from(at).ok());
+        let piece = from.and_then(|from| packed.get(from..from + buffer.len()));
+        buffer.copy_from_slice(piece.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     };
     lay_out(size, known, &mut read)
