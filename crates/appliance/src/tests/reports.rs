@@ -312,7 +312,7 @@ async fn only_where_policy_and_filter_say_so() {
         assert!(!guest.needed(id).await.report, "{id}");
         guest.send(id, Body::Cancel(v1::Cancel {})).unwrap();
     }
-    let off = rig_as("").await;
+    let off = rig_as("[policy]\nreport_min_bytes = 0\n").await;
     let mut guest = off.guest(A);
     guest.check(1, reporting(&bytes));
     assert!(!guest.needed(1).await.report);
