@@ -5,6 +5,7 @@
 //! and hands the rest to the core; a worker of `gate::workers` hashes the file and sends the
 //! question itself; `session` gets the reply and answers the kernel on the same thread.
 
+mod again;
 mod agent;
 mod allow;
 mod attached;

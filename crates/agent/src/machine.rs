@@ -1,5 +1,5 @@
 //! What the firmware and the kernel say of this machine: its facts, and what its hypervisor injected.
-//! All of it is below one folder, `/sys`, which tests replace.
+//! All of it but the boot's id is below one folder, `/sys`, which tests replace.
 
 use std::fs::File;
 use std::io::Read;
@@ -34,7 +34,14 @@ pub fn facts(sys: &Path) -> Machine {
         generation_id: generation_id(sys),
         system_uuid: read_uuid(&sys.join("class/dmi/id/product_uuid")),
         macs: macs(sys),
+        boot_id: boot_id(),
     }
+}
+
+/// The kernel's id of this boot, wherever the agent runs in it.
+#[must_use]
+pub fn boot_id() -> Option<[u8; 16]> {
+    read_uuid(Path::new("/proc/sys/kernel/random/boot_id"))
 }
 
 /// What the hypervisor injected: QEMU's fw_cfg, or else an OEM string of SMBIOS.
@@ -55,7 +62,7 @@ pub(crate) fn injected(sys: &Path) -> Injected {
 }
 
 /// A UUID of hexadecimal digits and dashes.
-pub(crate) fn read_uuid(path: &Path) -> Option<[u8; 16]> {
+fn read_uuid(path: &Path) -> Option<[u8; 16]> {
     let text = String::from_utf8(read(path)?).ok()?;
     let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
     GuestId::from_hex(&digits.to_ascii_lowercase()).map(|id| id.0)
@@ -187,6 +194,11 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_tells_its_boot() {
+        assert!(boot_id().is_some_and(|id| id != [0; 16]));
+    }
+
+    #[test]
     fn a_machine_that_tells_nothing_is_unknown() {
         let sys = sys(&[
             ("class/dmi/id/product_uuid", b"Not Settable\n"),
@@ -197,8 +209,12 @@ mod tests {
             ("class/net/eth0/address", b"52:54\n"),
             ("class/net/eth0/device/vendor", b""),
         ]);
-        assert_eq!(facts(sys.path()), Machine::default());
-        assert_eq!(facts(Path::new("/nonexistent")), Machine::default());
+        let unknown = Machine {
+            boot_id: boot_id(),
+            ..Machine::default()
+        };
+        assert_eq!(facts(sys.path()), unknown);
+        assert_eq!(facts(Path::new("/nonexistent")), unknown);
         assert_eq!(injected(sys.path()), Injected::default());
     }
 

@@ -11,12 +11,13 @@ use model::Machine;
 use pki::{GuestKey, Identity};
 use proto::v1::{self, envelope::Body};
 
+use crate::again::Again;
 use crate::bell::Bell;
 use crate::credentials::{Credentials, CredentialsError, Home};
 use crate::dialer::{DialError, Dialer};
 use crate::enroller::Enroller;
 use crate::gate::Gate;
-use crate::membership::Membership;
+use crate::membership::{Asking, Membership};
 use crate::orders::chain;
 use crate::placed::Placed;
 use crate::{AgentConfig, STACK_BYTES, machine, origin};
@@ -25,6 +26,8 @@ use crate::{AgentConfig, STACK_BYTES, machine, origin};
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// The first pause after an identity of its own was refused; it doubles up to `enrol.refused_retry_s`.
 const REKEY_PAUSE: Duration = Duration::from_secs(5);
+/// The first pause after an identity could not be used; it doubles up to `enrol.retry_max_s`.
+const ADOPT_PAUSE: Duration = Duration::from_secs(1);
 /// When nothing is due.
 const NEVER: Duration = Duration::from_secs(6 * 3600);
 
@@ -54,8 +57,24 @@ enum What {
 struct Copy {
     key: GuestKey,
     machine: Machine,
-    next: Instant,
-    pause: Duration,
+    again: Again,
+}
+
+/// An identity that is new, and not in use yet.
+struct Fresh {
+    credentials: Credentials,
+    again: Again,
+    has_failed: bool,
+}
+
+impl Fresh {
+    fn new(credentials: Credentials) -> Self {
+        Self {
+            credentials,
+            again: Again::at_once(ADOPT_PAUSE),
+            has_failed: false,
+        }
+    }
 }
 
 /// What the keeper keeps of this guest's identity.
@@ -72,6 +91,7 @@ pub(crate) struct Member {
     is_enrolling: bool,
     asked: Option<Asked>,
     copy: Option<Copy>,
+    fresh: Option<Fresh>,
     /// `None`: lists of appliances are not followed, or there is no link yet.
     placed: Option<Placed>,
 }
@@ -101,6 +121,7 @@ impl Member {
             is_enrolling: false,
             asked: None,
             copy: None,
+            fresh: None,
             placed: None,
         };
         match Credentials::load(config) {
@@ -124,12 +145,10 @@ impl Member {
         let before = self.credentials.as_ref().map(|it| it.guest);
         while let Ok(credentials) = self.enrolled.1.try_recv() {
             self.is_enrolling = false;
-            if let Err(error) = self.adopt(gate, credentials) {
-                tracing::error!(error = chain(&error), "the new identity cannot be used");
-            }
+            self.fresh = Some(Fresh::new(credentials));
         }
-        if self.are_over()
-            && !self.is_enrolling
+        self.adopt_fresh(gate);
+        if self.needs_identity()
             && let Err(error) = self.enrol()
         {
             tracing::error!(error = chain(&error), "cannot enrol");
@@ -149,15 +168,18 @@ impl Member {
 
     /// How long nothing is to do, unless the bell rings.
     pub(crate) fn pause(&self, gate: &Gate) -> Duration {
+        let mut pause = self
+            .fresh
+            .as_ref()
+            .map_or(NEVER, |fresh| fresh.again.left());
         let Some(credentials) = &self.credentials else {
-            return NEVER;
+            return pause;
         };
-        let mut pause = NEVER;
         if let Some(validity) = credentials.validity()
             && credentials.home != Home::Disk
             && !self.is_enrolling
         {
-            pause = until(validity.not_after);
+            pause = pause.min(until(validity.not_after));
         }
         if !gate.is_link_up() {
             return pause;
@@ -166,14 +188,16 @@ impl Member {
             return pause.min(ANSWER_WITHIN.saturating_sub(asked.at.elapsed()));
         }
         if let Some(copy) = &self.copy {
-            pause = pause.min(copy.next.saturating_duration_since(Instant::now()));
+            pause = pause.min(copy.again.left());
         }
         self.renewal_due()
             .map_or(pause, |due| pause.min(until(due)))
     }
 
-    fn are_over(&self) -> bool {
-        self.credentials.as_ref().is_some_and(Credentials::are_over)
+    /// There is none that can be used, none that is new, and nobody asks for one.
+    fn needs_identity(&self) -> bool {
+        let has_one = self.credentials.as_ref().is_some_and(|it| !it.are_over());
+        !has_one && self.fresh.is_none() && !self.is_enrolling
     }
 
     /// Begins to enrol. The thread is not waited for when the agent ends: it may be asking.
@@ -189,6 +213,37 @@ impl Member {
         let thread = thread.stack_size(STACK_BYTES).spawn(|| enroller.run());
         self.is_enrolling = thread.is_ok();
         thread.map(drop).map_err(DialError::Thread)
+    }
+
+    /// Takes an identity that is new. What failed once is read anew, as at a restart: somebody may have
+    /// put right what is kept of it.
+    fn adopt_fresh(&mut self, gate: &Gate) {
+        let Some(mut fresh) = self.fresh.take_if(|fresh| fresh.again.is_due()) else {
+            return;
+        };
+        if fresh.has_failed
+            && fresh.credentials.home != Home::Process
+            && let Ok(credentials) = Credentials::load(&self.config)
+        {
+            fresh.credentials = credentials;
+        }
+        if fresh.credentials.are_over() {
+            return;
+        }
+        if let Err(error) = self.adopt(gate, fresh.credentials.clone()) {
+            self.adopt_later(fresh, &error);
+        }
+    }
+
+    fn adopt_later(&mut self, mut fresh: Fresh, error: &DialError) {
+        let error = chain(error);
+        tracing::error!(error, "the new identity cannot be used; it is tried again");
+        self.membership.asking(Asking::Failed(error));
+        fresh.has_failed = true;
+        fresh
+            .again
+            .put_off(Duration::from_secs(self.config.enrol.retry_max_s));
+        self.fresh = Some(fresh);
     }
 
     /// Shows these from now on, of a guest that it was not before.
@@ -243,8 +298,7 @@ impl Member {
         self.copy = Some(Copy {
             key,
             machine: machine::facts(&self.config.sys_dir),
-            next: Instant::now(),
-            pause: REKEY_PAUSE,
+            again: Again::at_once(REKEY_PAUSE),
         });
     }
 
@@ -267,9 +321,8 @@ impl Member {
     }
 
     fn next_request(&mut self) -> Option<(v1::Renew, What)> {
-        let now = Instant::now();
-        if let Some(copy) = self.copy.as_mut().filter(|copy| now >= copy.next) {
-            copy.next = now + ANSWER_WITHIN;
+        if let Some(copy) = self.copy.as_mut().filter(|copy| copy.again.is_due()) {
+            copy.again.wait(ANSWER_WITHIN);
             let renew = v1::Renew {
                 csr: copy.key.csr().to_vec(),
                 rekey: true,
@@ -336,9 +389,8 @@ impl Member {
 
     fn rekey_later(&mut self) {
         if let Some(copy) = &mut self.copy {
-            copy.next = Instant::now() + copy.pause;
             let longest = Duration::from_secs(self.config.enrol.refused_retry_s);
-            copy.pause = (copy.pause * 2).min(longest);
+            copy.again.put_off(longest);
         }
     }
 
@@ -389,7 +441,10 @@ impl Member {
         // What was said to the one that it was.
         while self.from_fleet.rekey.try_recv().is_ok() {}
         self.membership.has_become_another();
-        self.show(gate, own, true, true).map_err(|e| chain(&e))
+        if let Err(error) = self.show(gate, own.clone(), true, true) {
+            self.adopt_later(Fresh::new(own), &error);
+        }
+        Ok(())
     }
 
     /// Shows these from now on: from the next connection, or `at_once`.

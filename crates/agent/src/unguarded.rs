@@ -18,10 +18,10 @@ use model::UnscannedReason;
 use supervisor::Unguarded;
 
 use crate::AgentConfig;
-use crate::credentials::boot_id;
 use crate::gate::Gate;
 use crate::guard::mountinfo;
 use crate::guard::scope::Scope;
+use crate::machine::boot_id;
 
 /// There while somebody guards, and after that if the end was not in order. Holds the boot.
 const MARK: &str = "guarding";

@@ -42,15 +42,22 @@ pub(crate) struct SessionHandle {
 
 impl SessionHandle {
     /// Whether a gate on this machine takes its place: the machine has come back. A copy of the
-    /// machine has a gate of its own until it has an identity of its own.
+    /// machine has a gate of its own until it has an identity of its own, and so has one of another
+    /// boot: which of both it is shows when the link ends dead ones.
     fn is_gate_on(&self, machine: &Machine) -> bool {
-        let agree = |one: Option<[u8; 16]>, other: Option<[u8; 16]>| {
-            one.is_none() || other.is_none() || one == other
-        };
+        self.is_gate_of_any_boot(machine) && agree(self.machine.boot_id, machine.boot_id)
+    }
+
+    fn is_gate_of_any_boot(&self, machine: &Machine) -> bool {
         self.is_gate
             && agree(self.machine.system_uuid, machine.system_uuid)
             && agree(self.machine.generation_id, machine.generation_id)
     }
+}
+
+/// They are not known to differ.
+fn agree(one: Option<[u8; 16]>, other: Option<[u8; 16]>) -> bool {
+    one.is_none() || other.is_none() || one == other
 }
 
 /// Alerts of one guest that are logged in a minute.
@@ -219,11 +226,14 @@ impl Guests {
         up.collect()
     }
 
-    /// The gate of a guest.
+    /// The gate of a guest: of several the first machine's, and of that the latest boot's.
     pub(crate) fn gate(&self, guest: GuestId) -> Option<Arc<dyn Outbox>> {
         let guests = self.guests.lock();
-        let mut sessions = guests.get(&guest)?.sessions.iter();
-        sessions.find(|s| s.is_gate).map(|s| s.outbox.clone())
+        let sessions = &guests.get(&guest)?.sessions;
+        let first = sessions.iter().find(|session| session.is_gate)?;
+        let is_it = |session: &&SessionHandle| session.is_gate_of_any_boot(&first.machine);
+        let latest = sessions.iter().rev().find(is_it);
+        latest.map(|session| session.outbox.clone())
     }
 
     /// The rates of a guest that is connected.

@@ -153,6 +153,9 @@ pub(crate) enum FleetCommand {
         /// Its id.
         #[arg(value_parser = guest)]
         guest: GuestId,
+        /// With every guest that came of it by re-keying, and of those.
+        #[arg(long)]
+        with_copies: bool,
         /// Why, for the record.
         #[arg(long)]
         reason: String,

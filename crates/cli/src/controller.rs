@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use appliance::{Appliance, RenewAnswer};
-use controller::fleet::{Fleet, renew_guest};
+use controller::fleet::Fleet;
 use controller::{Authority, TokenTerms, VmRef};
 use model::GuestId;
 use proto::v1;
@@ -12,21 +12,21 @@ use proto::v1::fleet_order::Body as Told;
 use tokio::runtime::Handle;
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::stream::Port;
+
 /// Answers the appliance from the fleet's authority.
 pub(crate) struct InProcess {
     pub(crate) authority: Arc<Authority>,
     pub(crate) fleet: Fleet,
+    pub(crate) port: Arc<Port>,
     pub(crate) runtime: Handle,
 }
 
 impl appliance::Identity for InProcess {
+    /// By the stream, as of any appliance: it leads to the controller that places, which may be another,
+    /// and which has heard of the session by then.
     fn renew(&self, ask: v1::RenewGuest, answer: RenewAnswer) {
-        let (authority, fleet) = (self.authority.clone(), self.fleet.clone());
-        self.runtime.spawn(async move {
-            let renewed = renew_guest(&authority, &fleet, &ask).await;
-            let chain = renewed.map_err(|refusal| refusal.to_string());
-            answer(chain.map(|chain| chain.iter().map(|cert| cert.to_vec()).collect()));
-        });
+        self.port.renew(ask, answer);
     }
 
     fn is_revoked(&self, guest: GuestId) -> bool {

@@ -43,13 +43,21 @@ pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
             let json = members.iter().map(member_json).collect();
             Ok((member_table(&members), json))
         }),
-        FleetCommand::Revoke { guest, reason } => {
+        FleetCommand::Revoke {
+            guest,
+            with_copies,
+            reason,
+        } => {
             let revoke = v1::FleetRevoke {
                 guest_id: guest.0.to_vec(),
                 reason: reason.clone(),
+                with_copies: *with_copies,
             };
-            ask(place, Ask::Revoke(revoke))?;
-            println!("{guest}: revoked");
+            let revoked = ask(place, Ask::Revoke(revoke))?.revoked;
+            match with_copies {
+                true => println!("{guest}: revoked; {revoked} guests with its copies"),
+                false => println!("{guest}: revoked"),
+            }
             Ok(())
         }
         // The others are about where things are.

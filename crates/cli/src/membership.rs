@@ -93,11 +93,13 @@ async fn revoke(
     if revoke.reason.len() > REASON_MAX_BYTES {
         return Err(format!("a reason has at most {REASON_MAX_BYTES} bytes"));
     }
-    let known = authority.revoke(guest, &revoke.reason, now).await;
-    match known.map_err(|error| error.to_string())? {
-        true => Ok(v1::FleetReply::default()),
-        false => Err(format!("no guest {guest}")),
-    }
+    let revoked = authority.revoke(guest, revoke.with_copies, &revoke.reason, now);
+    let revoked = revoked.await.map_err(|error| error.to_string())?;
+    let revoked = revoked.ok_or_else(|| format!("no guest {guest}"))?;
+    Ok(v1::FleetReply {
+        revoked: revoked.len() as u64,
+        ..v1::FleetReply::default()
+    })
 }
 
 fn pool(pool: &Pool, members: usize) -> v1::FleetPool {

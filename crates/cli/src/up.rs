@@ -58,6 +58,7 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
         identity: Arc::new(InProcess {
             authority: authority.clone(),
             fleet: fleet.clone(),
+            port: port.clone(),
             runtime: tokio::runtime::Handle::current(),
         }),
         fleet: port.clone(),

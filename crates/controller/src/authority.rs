@@ -1,6 +1,6 @@
 //! Who belongs to the fleet, and for how long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,7 @@ use tokio::sync::{Mutex, MutexGuard, broadcast, oneshot};
 
 use crate::fleet::{STALE_AFTER, Store, StoreError};
 use crate::journal::{self, JournalError};
-use crate::members::{Ended, Member, Members, Put, Renewal, renewed, seconds};
+use crate::members::{Ended, Member, Members, PENDING, Pending, Put, Renewal, renewed, seconds};
 use crate::terms::TOKENS_MAX;
 
 /// What other controllers have changed is looked for so often.
@@ -97,9 +97,12 @@ pub enum Refusal {
     /// The key is in memory only, and its certificate is over.
     #[error("the certificate has expired: enrol again")]
     Expired,
-    /// Too many copies of a guest asked for identities: a person is to approve it.
-    #[error("too many copies of this guest ask for an identity: a person is to approve this one")]
+    /// A copy that nobody told that it is one, or one of too many.
+    #[error("a person is to approve an identity of its own for this machine")]
     Waits,
+    /// Sessions are known to the placer alone, and this controller is not the placer.
+    #[error("this controller does not place: try again")]
+    NotPlacer,
     /// Something of ours failed.
     #[error("the controller could not do it")]
     Internal,
@@ -360,22 +363,38 @@ impl Authority {
         }
     }
 
-    /// Revokes a guest; `false` where it is not known.
+    /// Revokes a guest, and with it all that came of it by re-keying, if these are to go, too: in one
+    /// change. Those that are revoked by it; `None` where the guest is not known.
     ///
     /// # Errors
     /// [`AuthorityError`]; nothing has changed.
     pub async fn revoke(
         &self,
         guest: GuestId,
+        with_copies: bool,
         why: &str,
         now: SystemTime,
-    ) -> Result<bool, AuthorityError> {
-        self.change(now, |members| match members.member(guest) {
-            None => Ok((false, Vec::new())),
-            Some(member) if member.ended.as_ref().is_some_and(|it| it.revoked) => {
-                Ok((true, Vec::new()))
+    ) -> Result<Option<Vec<GuestId>>, AuthorityError> {
+        self.change(now, |members| {
+            if members.member(guest).is_none() {
+                return Ok((None, Vec::new()));
             }
-            Some(member) => Ok((true, vec![end(member, true, why, now)])),
+            let meant = match with_copies {
+                true => members.with_copies(guest),
+                false => BTreeSet::from([guest]),
+            };
+            let is_revoked = |member: &&Member| member.ended.as_ref().is_some_and(|it| it.revoked);
+            let known = meant.iter().filter_map(|id| members.member(*id));
+            let revoked: Vec<&Member> = known.filter(|member| !is_revoked(member)).collect();
+            let mut puts: Vec<Put> = revoked
+                .iter()
+                .map(|member| end(member, true, why, now))
+                .collect();
+            // Their copies get nothing any more.
+            let is_of_them = |entry: &&Pending| entry.copy_of.is_some_and(|it| meant.contains(&it));
+            let waiting = members.all_pending().filter(is_of_them);
+            puts.extend(waiting.map(|entry| Put::gone(PENDING, entry.id.clone())));
+            Ok((Some(revoked.iter().map(|member| member.id).collect()), puts))
         })
         .await
     }

@@ -286,7 +286,7 @@ fn puts(
             let mut puts = vec![Put::member(&member)];
             puts.extend(token.iter().map(Put::token));
             // It waits no more, whether a person said so or what it lacked has come.
-            let waited = asked.key.to_string();
+            let waited = asked.waits_as();
             if members.pending(&waited).is_some() {
                 puts.push(Put::gone(PENDING, waited));
             }
@@ -317,6 +317,7 @@ fn new_member(asked: &Asked, pool: Option<&Pool>, (id, key): (GuestId, KeyRecord
         copy_of: None,
         origin: None,
         vm_gone_s: None,
+        told: Vec::new(),
         ended: None,
     }
 }

@@ -209,6 +209,7 @@ fn take(
                 copy_of: None,
                 origin: None,
                 vm_gone_s: None,
+                told: Vec::new(),
                 ended: None,
             };
             joined.insert(id, member);

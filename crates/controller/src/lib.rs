@@ -10,6 +10,7 @@ mod joining;
 mod journal;
 mod keeping;
 mod members;
+mod rekeying;
 mod terms;
 mod visitors;
 
@@ -17,8 +18,10 @@ pub use authority::{Authority, AuthorityError, Refusal};
 pub use enrolment::{Enrolment, EnrolmentLimits, EnrolmentStats};
 pub use joining::{EPHEMERAL_LIFETIME, Enrolled};
 pub use journal::JournalError;
-pub use keeping::REKEYS_PER_HOUR;
-pub use members::{Decision, Ended, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, VmRef};
+pub use members::{
+    Decision, Ended, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, ToldCopy, VmRef,
+};
+pub use rekeying::{REKEYS_PER_HOUR, Rekey};
 pub use terms::{POOLS_MAX, TOKENS_MAX, TokenTerms};
 
 /// An error with its causes on one line.

@@ -70,7 +70,7 @@ impl Core {
             self.event(clock, kind, stored.name.clone());
         } else {
             // A newer stream took the older one's place: it tells all of its guests anew.
-            self.sessions_ended_via(id);
+            self.sessions_ended_via(clock.now, id);
         }
         let to = if stored.draining {
             Availability::Draining
@@ -86,7 +86,7 @@ impl Core {
         if !self.connected.remove(&id) {
             return;
         }
-        self.sessions_ended_via(id);
+        self.sessions_ended_via(clock.now, id);
         for guest in self.guests.values_mut() {
             if guest.via == Some(id) {
                 guest.via = None;

@@ -11,8 +11,9 @@ use placement::{
 
 use crate::channels::Channels;
 use crate::guests::Guest;
-use crate::identity::{Key, Note, Sessions};
+use crate::identity::{Key, Note};
 use crate::rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
+use crate::sessions::Sessions;
 use crate::sites::SiteRules;
 use crate::turns::{TurnAnswer, Turns};
 

@@ -9,7 +9,7 @@ use placement::{ApplianceId, VmId};
 use crate::core::{Clock, Core};
 use crate::identity::{Key, KnownGuest, Note};
 use crate::inventory::{Power, VmRecord};
-use crate::rows::Row;
+use crate::rows::{Row, StoredVm};
 
 /// The connector of VMs that no connector knows: their agents alone tell of them. No connector
 /// has this name.
@@ -91,7 +91,7 @@ impl Core {
 
     /// A guest's session on an appliance is over. It may have another one by now.
     pub fn guest_down(&mut self, clock: Clock, via: ApplianceId, id: GuestId) {
-        let elsewhere = self.session_ended(via, id);
+        let elsewhere = self.session_ended(clock.now, via, id);
         let Some(guest) = self.guests.get_mut(&id) else {
             return;
         };
@@ -143,7 +143,8 @@ impl Core {
         }
     }
 
-    /// The VM that a guest is in: the one that the inventory shows, else one of its own.
+    /// The VM that a guest is in: the one that the inventory shows, else one of its own until the
+    /// evidence agrees with one.
     fn vm_for(&mut self, clock: Clock, id: GuestId, facts: &GuestFacts) -> VmId {
         let known = self.vm_of_guest.get(&id).copied();
         let is_real = known
@@ -187,22 +188,23 @@ impl Core {
         is_free.then_some(id)
     }
 
-    /// The one VM of the inventory with this uuid; among several (a hypervisor that gives clones
-    /// one uuid) the one with this address. One that has an agent already is no candidate.
+    /// The one VM of the inventory that agrees with what a guest shows: it runs, has this uuid and this
+    /// address, and no other guest is in it. Anybody can say a uuid; an address cannot be said. Where
+    /// no address is known of any VM with this uuid (most connectors do not read them), the uuid of one
+    /// VM alone has to do, and whoever comes first has it.
     fn matching(&self, uuid: Option<[u8; 16]>, address: IpAddr) -> Option<VmId> {
-        let vms = self.by_uuid.get(&uuid?)?;
-        let free = vms.iter().filter_map(|id| Some((id, self.vms.get(id)?)));
-        let free: Vec<_> = free.filter(|(_, vm)| vm.guest.is_none()).collect();
-        match free[..] {
-            [(only, _)] => Some(*only),
-            _ => {
-                let mut there = free
-                    .iter()
-                    .filter(|(_, vm)| vm.record.addresses.contains(&address));
-                let (found, _) = there.next()?;
-                there.next().is_none().then_some(**found)
-            }
-        }
+        let with_uuid = self.by_uuid.get(&uuid?)?.iter();
+        let with_uuid = with_uuid.filter_map(|id| Some((*id, self.vms.get(id)?)));
+        let all: Vec<(VmId, &StoredVm)> = with_uuid.collect();
+        let is_unread = all.iter().all(|(_, vm)| vm.record.addresses.is_empty());
+        let mut agreeing = all
+            .into_iter()
+            .filter(|(_, vm)| vm.state.is_awake())
+            .filter(|(_, vm)| is_unread || vm.record.addresses.contains(&address));
+        let (Some((id, vm)), None) = (agreeing.next(), agreeing.next()) else {
+            return None;
+        };
+        vm.guest.is_none().then_some(id)
     }
 
     /// `epoch`: of the list that the guest follows.
@@ -246,15 +248,20 @@ impl Core {
         let Some(uuid) = stored.record.uuid else {
             return;
         };
-        let mut own = self.guests.iter().filter(|(id, guest)| {
+        let is_without = |id: &GuestId| {
             let of = self.vm_of_guest.get(id).and_then(|vm| self.vms.get(vm));
-            guest.facts.uuid == Some(uuid) && of.is_none_or(|vm| vm.connector == NO_CONNECTOR)
-        });
-        let Some((id, facts)) = own.next().map(|(id, guest)| (*id, guest.facts.clone())) else {
-            return;
+            of.is_none_or(|vm| vm.connector == NO_CONNECTOR)
         };
-        if self.matching(facts.uuid, facts.address) == Some(vm) {
-            self.bind(clock, id, vm, facts.epoch);
+        let mut agreeing = self.guests.iter().filter(|(id, guest)| {
+            let facts = &guest.facts;
+            facts.uuid == Some(uuid)
+                && is_without(id)
+                && self.matching(facts.uuid, facts.address) == Some(vm)
+        });
+        // Of several that say so none is known to be it.
+        if let (Some((id, guest)), None) = (agreeing.next(), agreeing.next()) {
+            let (id, epoch) = (*id, guest.facts.epoch);
+            self.bind(clock, id, vm, epoch);
         }
     }
 

@@ -1,11 +1,10 @@
-//! Which session is the guest's own, and which is a copy's: by keys in their order, and by what
-//! machines say of themselves.
+//! Which session is the guest's own, and which is a copy's: by keys in their order, by boot ids, and
+//! by what machines say of themselves.
 //!
 //! A session is judged when it begins. What another machine shows (another SMBIOS UUID) is a copy
 //! at once. What could be the same machine, moved, restarted or restored, is one only if both
 //! sessions are still there when the first must have been noticed to be dead.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use model::{GuestId, Machine};
@@ -13,17 +12,13 @@ use placement::ApplianceId;
 
 use crate::core::{Clock, Core, Order};
 use crate::guests::GuestFacts;
+use crate::sessions::{Boot, Doubt, Session, Suspect, differ};
 
 /// A key, as the first 16 bytes of the hash of its public half.
 pub type Key = [u8; 16];
 
 /// Two sessions of one machine may overlap for so long: the link ends silent ones after 60 s.
 const OVERLAP: Duration = Duration::from_secs(75);
-/// Sessions of one guest that are looked at; the oldest is forgotten for the next.
-const SESSIONS_MAX: usize = 16;
-/// Conflicts of one guest that make an event within an hour.
-const CONFLICTS_TOLD_MAX: usize = 20;
-const HOUR: Duration = Duration::from_secs(3600);
 /// A machine is taken for restored at most so often.
 const RESTORED_EVERY: Duration = Duration::from_secs(60);
 
@@ -58,87 +53,29 @@ pub enum Note {
     KeySeen(GuestId, Key),
     /// What its machine says of itself now.
     MachineIs(GuestId, Machine),
+    /// A copy of it is told to ask for an identity of its own.
+    CopyTold(CopyOf),
     /// A connector says that the VM it was in is deleted.
     VmDeleted(GuestId),
     /// A connector knows the VM that it is in.
     VmFound(GuestId),
 }
 
-/// A session of a guest, as an appliance tells of it.
+/// A copy of a guest that is told to ask for an identity of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct SessionSeen {
-    via: ApplianceId,
-    key: Option<Key>,
-    machine: Machine,
-    /// Why it is a copy's.
-    copy: Option<String>,
-    /// It is one if another session is still there then.
-    suspect: Option<Suspect>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Suspect {
-    due: Duration,
-    why: &'static str,
-    /// If it is none, what its machine says of itself is to be noted.
-    is_later: bool,
-}
-
-const OLD_KEY: &str = "its key was replaced, and the guest uses the newer one";
-const LATER: &str = "the hypervisor has copied the machine, and the first still runs";
-
-/// Sessions of a guest and what was made of them.
-#[derive(Debug, Default)]
-pub(crate) struct Sessions {
-    seen: Vec<SessionSeen>,
-    /// The newest key that was shown.
-    in_force: Option<Key>,
-    told: VecDeque<(Duration, Option<Key>, Machine)>,
-    restored_at: Option<Duration>,
-}
-
-impl Sessions {
-    /// Every session through an appliance is over.
-    pub(crate) fn end_via(&mut self, via: ApplianceId) {
-        self.seen.retain(|session| session.via != via);
-    }
-
-    /// An appliance that has a session of the guest itself, the latest.
-    pub(crate) fn own(&self) -> Option<ApplianceId> {
-        let own = self.seen.iter().rev().find(|it| it.copy.is_none());
-        own.map(|session| session.via)
-    }
-
-    /// Nothing of it is needed: the keys that were seen are written down, and nobody made events.
-    fn is_forgettable(&self) -> bool {
-        self.seen.is_empty() && self.told.is_empty() && self.restored_at.is_none()
-    }
-
-    fn find(&self, via: ApplianceId, key: Option<Key>, machine: &Machine) -> Option<usize> {
-        let is_it = |session: &SessionSeen| {
-            session.via == via && session.key == key && session.machine == *machine
-        };
-        self.seen.iter().position(is_it)
-    }
-
-    /// Whether the guest itself has a session besides this one.
-    fn has_other(&self, at: usize) -> bool {
-        let others = self.seen.iter().enumerate();
-        others
-            .filter(|(other, _)| *other != at)
-            .any(|(_, session)| session.copy.is_none() && session.suspect.is_none())
-    }
+pub struct CopyOf {
+    /// Of whom it is a copy.
+    pub guest: GuestId,
+    /// The key that it shows. `None`: its appliance does not say.
+    pub key: Option<Key>,
+    /// What its machine says of itself.
+    pub machine: Machine,
 }
 
 /// Why a certificate is not renewed for the same identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("this machine is a copy and needs an identity of its own: {0}")]
 pub struct IsCopy(pub String);
-
-/// Both are known and differ.
-fn differ<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
-    matches!((one, other), (Some(one), Some(other)) if one != other)
-}
 
 fn hex(bytes: [u8; 16]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -166,22 +103,7 @@ impl Core {
         facts: &GuestFacts,
     ) -> bool {
         let sessions = self.sessions.entry(id).or_default();
-        let at = match sessions.find(via, facts.key, &facts.machine) {
-            Some(at) => at,
-            None => {
-                if sessions.seen.len() >= SESSIONS_MAX {
-                    sessions.seen.remove(0);
-                }
-                sessions.seen.push(SessionSeen {
-                    via,
-                    key: facts.key,
-                    machine: facts.machine.clone(),
-                    copy: None,
-                    suspect: None,
-                });
-                sessions.seen.len() - 1
-            }
-        };
+        let at = sessions.enter(clock.now, via, facts);
         if let Some(known) = &facts.known {
             self.judge_machine(clock, id, at, facts, known);
         }
@@ -207,28 +129,50 @@ impl Core {
         if !is_old {
             self.suspect_older(clock, id, at);
         }
-        if !is_old && !is_later {
-            self.first_facts(id, facts, known);
-            return;
-        }
-        let why = if is_old { OLD_KEY } else { LATER };
-        if self.sessions.get(&id).is_some_and(|it| it.has_other(at)) {
-            self.suspect(clock, id, at, why, is_later);
+        let sessions = self.sessions.entry(id).or_default();
+        let boot = sessions.boots.standing(facts.machine.boot_id);
+        let doubt = match boot {
+            _ if is_old => Doubt::OldKey,
+            _ if is_later => Doubt::Copied,
+            Boot::Returned => Doubt::Returned,
+            Boot::Next => Doubt::Booted,
+            Boot::Same => {
+                sessions.boots.take(facts.machine.boot_id);
+                self.first_facts(id, facts, known);
+                return;
+            }
+        };
+        // From the same address it may be a snapshot that was resumed: what it was until then has a
+        // session that nobody has noticed to be dead.
+        if boot == Boot::Returned && sessions.is_beside_another_address(at, Doubt::Returned) {
+            let why = Doubt::Returned.text().to_owned();
+            self.conflict(clock, id, at, why);
+        } else if sessions.together_since(at, doubt).is_some() {
+            self.suspect(clock, id, at, doubt, is_later);
         } else {
             let machine = is_later.then(|| merged(&known.machine, &facts.machine));
-            self.restored(clock, id, machine);
+            self.is_same(clock, id, doubt, facts.machine.boot_id, machine);
         }
     }
 
-    fn suspect(&mut self, clock: Clock, id: GuestId, at: usize, why: &'static str, is_later: bool) {
-        let due = clock.now + OVERLAP;
+    fn suspect(&mut self, clock: Clock, id: GuestId, at: usize, doubt: Doubt, is_later: bool) {
+        let suspect = Suspect {
+            due: clock.now + OVERLAP,
+            doubt,
+            is_later,
+        };
+        self.suspect_until(id, at, suspect);
+    }
+
+    /// Unless it is one already, or known to be a copy.
+    fn suspect_until(&mut self, id: GuestId, at: usize, suspect: Suspect) {
         let sessions = self.sessions.entry(id).or_default();
         if let Some(session) = sessions.seen.get_mut(at)
             && session.suspect.is_none()
             && session.copy.is_none()
         {
-            session.suspect = Some(Suspect { due, why, is_later });
-            self.suspects.insert((due, id));
+            session.suspect = Some(suspect);
+            self.suspects.insert((suspect.due, id));
         }
     }
 
@@ -243,7 +187,7 @@ impl Core {
         });
         let older: Vec<usize> = older.map(|(other, _)| other).collect();
         for other in older {
-            self.suspect(clock, id, other, OLD_KEY, false);
+            self.suspect(clock, id, other, Doubt::OldKey, false);
         }
     }
 
@@ -284,15 +228,27 @@ impl Core {
         }
     }
 
-    /// The same machine, as it was once: nobody else is there. What it says of itself is noted
-    /// where it is given.
-    fn restored(&mut self, clock: Clock, id: GuestId, machine: Option<Machine>) {
+    /// The same machine, restarted or as it was once: nobody else is there. What it says of itself
+    /// is noted where it is given.
+    fn is_same(
+        &mut self,
+        clock: Clock,
+        id: GuestId,
+        doubt: Doubt,
+        boot: Option<[u8; 16]>,
+        machine: Option<Machine>,
+    ) {
         let sessions = self.sessions.entry(id).or_default();
-        let before = sessions.restored_at;
-        if before.is_some_and(|at| clock.now.saturating_sub(at) < RESTORED_EVERY) {
+        sessions.boots.take(boot);
+        let restored = &mut sessions.restored;
+        let is_soon = |at: Duration| clock.now.saturating_sub(at) < RESTORED_EVERY;
+        // That it was restarted is no news.
+        if doubt == Doubt::Booted
+            || restored.last().is_some_and(is_soon)
+            || !restored.admit(clock.now, ())
+        {
             return;
         }
-        sessions.restored_at = Some(clock.now);
         let note = machine.map(|machine| Note::MachineIs(id, machine));
         self.notes.extend(note);
         let text = format!("guest {id}: its machine was restored, or shows an older key");
@@ -315,25 +271,31 @@ impl Core {
             machine: machine.clone(),
             reason: why.clone(),
         });
-        let told = &mut sessions.told;
-        while told
-            .front()
-            .is_some_and(|(at, ..)| clock.now.saturating_sub(*at) >= HOUR)
-        {
-            told.pop_front();
+        let told = CopyOf {
+            guest: id,
+            key,
+            machine,
+        };
+        self.note_copy(clock, told, &why);
+    }
+
+    /// Notes a copy, and makes an event of it where it is news. A liar fills neither the events nor
+    /// the database: beyond a number of copies in an hour a person is to look.
+    fn note_copy(&mut self, clock: Clock, told: CopyOf, why: &str) {
+        let id = told.guest;
+        let sessions = self.sessions.entry(id).or_default();
+        let copy = (told.key, told.machine.clone());
+        if !sessions.told.has(&copy) {
+            if !sessions.told.admit(clock.now, copy) {
+                return;
+            }
+            self.conflicts += 1;
+            let guest = self.guests.get(&id);
+            let name = guest.map_or("", |guest| guest.facts.hostname.as_str());
+            let text = format!("guest {id} ({name}): {why}");
+            self.event(clock, "identity_conflict", text);
         }
-        let is_told = told
-            .iter()
-            .any(|(_, its, on)| *its == key && *on == machine);
-        if is_told || told.len() >= CONFLICTS_TOLD_MAX {
-            return;
-        }
-        told.push_back((clock.now, key, machine));
-        self.conflicts += 1;
-        let guest = self.guests.get(&id);
-        let name = guest.map_or("", |guest| guest.facts.hostname.as_str());
-        let text = format!("guest {id} ({name}): {why}");
-        self.event(clock, "identity_conflict", text);
+        self.notes.push(Note::CopyTold(told));
     }
 
     /// Sessions that could have been of one machine, and are still there beside another.
@@ -352,50 +314,64 @@ impl Core {
             let Some(sessions) = self.sessions.get_mut(&id) else {
                 return;
             };
-            let is_due = |session: &SessionSeen| {
+            let is_due = |session: &Session| {
                 let suspect = session.suspect.as_ref();
                 suspect.is_some_and(|suspect| suspect.due <= clock.now)
             };
             let Some(at) = sessions.seen.iter().position(is_due) else {
                 return;
             };
-            let has_other = sessions.has_other(at);
-            let session = sessions.seen.get_mut(at);
-            let Some((suspect, machine)) = session
-                .and_then(|session| Some((session.suspect.take()?, session.machine.clone())))
-            else {
+            let Some(session) = sessions.seen.get_mut(at) else {
                 return;
             };
-            if has_other {
-                self.conflict(clock, id, at, suspect.why.to_owned());
-            } else {
+            let (Some(suspect), machine) = (session.suspect.take(), session.machine.clone()) else {
+                return;
+            };
+            let together = sessions.together_since(at, suspect.doubt);
+            match together.map(|since| since + OVERLAP) {
+                Some(due) if due <= clock.now => {
+                    self.conflict(clock, id, at, suspect.doubt.text().to_owned());
+                }
+                // It may be the dead one itself: its machine has just come back elsewhere.
+                Some(due) => self.suspect_until(id, at, Suspect { due, ..suspect }),
                 // The first one is gone: it was this machine.
-                self.restored(clock, id, suspect.is_later.then_some(machine));
+                None => {
+                    let known = suspect
+                        .is_later
+                        .then(|| merged(&Machine::default(), &machine));
+                    self.is_same(clock, id, suspect.doubt, machine.boot_id, known);
+                }
             }
         }
     }
 
     /// A guest's sessions through an appliance are over; an appliance where it has another one.
-    pub(crate) fn session_ended(&mut self, via: ApplianceId, id: GuestId) -> Option<ApplianceId> {
+    pub(crate) fn session_ended(
+        &mut self,
+        now: Duration,
+        via: ApplianceId,
+        id: GuestId,
+    ) -> Option<ApplianceId> {
         let sessions = self.sessions.get_mut(&id)?;
         sessions.end_via(via);
         let own = sessions.own();
-        if sessions.is_forgettable() {
+        if sessions.is_forgettable(now) {
             self.sessions.remove(&id);
         }
         own
     }
 
     /// Every session through an appliance is over.
-    pub(crate) fn sessions_ended_via(&mut self, via: ApplianceId) {
+    pub(crate) fn sessions_ended_via(&mut self, now: Duration, via: ApplianceId) {
         self.sessions.retain(|_, sessions| {
             sessions.end_via(via);
-            !sessions.is_forgettable()
+            !sessions.is_forgettable(now)
         });
     }
 
-    /// Whether a guest that shows this key on this machine may have its next certificate. One
-    /// without a session (its certificate has expired) is judged by those that others have.
+    /// Whether a guest that shows this key on this machine may have its next certificate; if not, it
+    /// may have one of its own. One without a session (its certificate has expired) is judged by those
+    /// that others have.
     ///
     /// # Errors
     /// It is a copy.
@@ -407,24 +383,33 @@ impl Core {
         machine: &Machine,
         known: &KnownGuest,
     ) -> Result<(), IsCopy> {
+        let told = CopyOf {
+            guest: id,
+            key,
+            machine: machine.clone(),
+        };
         if let Some(why) = other_machine(&known.machine, machine) {
+            self.note_copy(clock, told, &why);
             return Err(IsCopy(why));
         }
         let is_old = key.is_some_and(|key| self.is_old(id, &key, known));
         let sessions = self.sessions.entry(id).or_default();
-        let is_it = |session: &SessionSeen| session.key == key && session.machine == *machine;
+        let is_it = |session: &Session| session.key == key && session.machine == *machine;
         let own = sessions.seen.iter().position(is_it);
         if let Some(why) = own.and_then(|at| sessions.seen.get(at)?.copy.clone()) {
+            self.note_copy(clock, told, &why);
             return Err(IsCopy(why));
         }
-        let is_another = |session: &SessionSeen| session.copy.is_none() && session.key != key;
+        let is_another = |session: &Session| session.copy.is_none() && session.key != key;
         if !is_old || !sessions.seen.iter().any(is_another) {
             return Ok(());
         }
-        if let Some(at) = own {
-            self.conflict(clock, id, at, OLD_KEY.to_owned());
+        let why = Doubt::OldKey.text().to_owned();
+        match own {
+            Some(at) => self.conflict(clock, id, at, why.clone()),
+            None => self.note_copy(clock, told, &why),
         }
-        Err(IsCopy(OLD_KEY.to_owned()))
+        Err(IsCopy(why))
     }
 
     /// Guests that have a session.
@@ -447,11 +432,12 @@ impl Core {
     }
 }
 
-/// What is known, with what is shown.
+/// What is known, with what is shown; boots are not written down.
 fn merged(known: &Machine, shown: &Machine) -> Machine {
     Machine {
         generation_id: shown.generation_id.or(known.generation_id),
         system_uuid: shown.system_uuid.or(known.system_uuid),
         macs: shown.macs.clone(),
+        boot_id: None,
     }
 }

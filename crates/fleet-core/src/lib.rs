@@ -14,13 +14,14 @@ mod inventory;
 mod look;
 mod orders;
 mod rows;
+mod sessions;
 mod sites;
 mod turns;
 
 pub use appliances::ApplianceHello;
 pub use core::{Clock, Core, CoreSettings, Loaded, Order, SilenceLimits};
 pub use guests::GuestFacts;
-pub use identity::{IsCopy, Key, KnownGuest, Note};
+pub use identity::{CopyOf, IsCopy, Key, KnownGuest, Note};
 pub use inventory::{HostRecord, InventoryChange, MovePhase, Power, VmRecord, VmState};
 pub use look::{ApplianceRow, HostRow, VmRow, VmSeen, Why, WhyAppliance};
 pub use rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};

@@ -13,4 +13,7 @@ pub struct Machine {
     pub system_uuid: Option<[u8; 16]>,
     /// MAC addresses of its network cards, rising, at most [`MACS_MAX`].
     pub macs: Vec<[u8; 6]>,
+    /// The kernel's id of the present boot: a machine that restarts never comes back to an earlier
+    /// one. `None`: unknown.
+    pub boot_id: Option<[u8; 16]>,
 }

@@ -11,6 +11,7 @@ impl From<&Machine> for v1::MachineFacts {
             generation_id: id(machine.generation_id),
             system_uuid: id(machine.system_uuid),
             macs: machine.macs.iter().map(|mac| mac.to_vec()).collect(),
+            boot_id: id(machine.boot_id),
         }
     }
 }
@@ -27,6 +28,7 @@ impl TryFrom<&v1::MachineFacts> for Machine {
             generation_id: id(&facts.generation_id, "generation_id")?,
             system_uuid: id(&facts.system_uuid, "system_uuid")?,
             macs: macs.map_err(|_| ConvertError::Invalid("macs"))?,
+            boot_id: id(&facts.boot_id, "boot_id")?,
         })
     }
 }
@@ -50,6 +52,7 @@ mod tests {
             generation_id: Some([1; 16]),
             system_uuid: None,
             macs: vec![[2; 6], [3; 6]],
+            boot_id: Some([4; 16]),
         };
         let facts = v1::MachineFacts::from(&machine);
         assert_eq!(Machine::try_from(&facts), Ok(machine));
@@ -68,6 +71,7 @@ mod tests {
                 refused(&|it| it.generation_id.truncate(15)),
             ),
             ("system_uuid", refused(&|it| it.system_uuid = vec![0; 17])),
+            ("boot_id", refused(&|it| it.boot_id.truncate(1))),
             ("macs", refused(&|it| it.macs[0] = vec![0; 5])),
             ("macs", refused(&|it| it.macs.reverse())),
             ("macs", refused(&|it| it.macs = vec![vec![0; 6]; 17])),

@@ -370,6 +370,7 @@ impl World {
             system_uuid: Some(uuid),
             generation_id: Some(uuid),
             macs: Vec::new(),
+            boot_id: Some(uuid),
         };
         let facts = GuestFacts {
             uuid: Some(uuid),

@@ -9,7 +9,7 @@ use proto::v1::{self, envelope::Body};
 
 use crate::office::{Office, Says};
 use crate::puppet::{Book, Renewing};
-use crate::rig::{GUEST, Got, Rig};
+use crate::rig::{GUEST, Got, Rig, identity_of};
 
 const OTHER: GuestId = GuestId([8; 16]);
 const UUID: &str = "5d1c7a52-8f0e-4a5a-9d0b-3f6f2b7e000";
@@ -256,6 +256,36 @@ fn a_runtime_directory_on_a_disk_gets_no_key_either() {
     rig.stop();
     rig.start();
     assert_eq!(office.asked().len(), 2);
+}
+
+#[test]
+fn an_identity_that_cannot_be_used_is_tried_again_until_it_can() {
+    let Joining {
+        mut rig,
+        office,
+        in_memory: _in_memory,
+    } = Joining::in_memory(Says::No);
+    rig.start_only();
+    office.wait(1);
+    // Enrolled by hand, with an anchor that is none.
+    let dir = &rig.config.state_dir;
+    std::fs::create_dir_all(dir).unwrap();
+    let anchors = dir.join("anchors.pem");
+    pki::save_anchors(&anchors, &[b"no certificate".to_vec().into()]).unwrap();
+    let identity = identity_of(&rig.fleet, GUEST, pki::LIFETIME);
+    Credentials::save_identity(dir, &identity).unwrap();
+    let attempts = |status: &serde_json::Value| status["identity"]["attempts"].as_u64();
+    rig.wait_for("the failure", |status| {
+        status["identity"]["state"] == "failed"
+    });
+    let before = attempts(&rig.status());
+    rig.wait_for("another try", |status| attempts(status) > before);
+    assert_eq!(rig.status()["identity"]["guest"], "");
+    pki::save_anchors(&anchors, &[rig.fleet.ca.cert().clone()]).unwrap();
+    rig.wait_for_link();
+    assert_eq!(rig.status()["identity"]["state"], "enrolled");
+    rig.put("f", b"x");
+    assert_eq!(rig.read("f"), Got::Content(b"x".to_vec()));
 }
 
 #[test]

@@ -181,15 +181,20 @@ pub(crate) fn read(path: PathBuf) -> Got {
 }
 
 fn enrol(fleet: &Fleet, config: &AgentConfig, guest: GuestId, left: Duration) {
+    let identity = identity_of(fleet, guest, left);
+    std::fs::create_dir_all(&config.state_dir).unwrap();
+    agent::credentials::Credentials::save_identity(&config.state_dir, &identity).unwrap();
+    let anchors = config.state_dir.join("anchors.pem");
+    pki::save_anchors(&anchors, &[fleet.ca.cert().clone()]).unwrap();
+}
+
+/// A guest's, with a certificate of which so much remains.
+pub(crate) fn identity_of(fleet: &Fleet, guest: GuestId, left: Duration) -> pki::Identity {
     let key = GuestKey::generate().unwrap();
     let validity = Validity {
         not_before: SystemTime::now() + left - LIFETIME,
         not_after: SystemTime::now() + left,
     };
     let cert = fleet.ca.sign_guest(key.csr(), guest, validity).unwrap();
-    let identity = key.certified(vec![cert]).unwrap();
-    std::fs::create_dir_all(&config.state_dir).unwrap();
-    agent::credentials::Credentials::save_identity(&config.state_dir, &identity).unwrap();
-    let anchors = config.state_dir.join("anchors.pem");
-    pki::save_anchors(&anchors, &[fleet.ca.cert().clone()]).unwrap();
+    key.certified(vec![cert]).unwrap()
 }

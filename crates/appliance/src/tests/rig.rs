@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::appliance::build;
 use crate::config::Config;
 use crate::engines::{EngineSet, SharedEngine};
-use crate::fleet::NoFleet;
+use crate::fleet::{FleetPort, NoFleet};
 use crate::guests::Arrival;
 use crate::identity::{Identity, RenewAnswer};
 use crate::session::{Breach, Outbox, Session};
@@ -328,6 +328,20 @@ impl Rig {
     }
 
     pub(super) fn at(dir: tempfile::TempDir, text: &str, double: Double) -> Self {
+        Self::build(dir, text, double, Arc::new(NoFleet))
+    }
+
+    /// What it tells the fleet goes there.
+    pub(super) fn in_fleet(fleet: Arc<dyn FleetPort>) -> Self {
+        Self::build(tempfile::tempdir().unwrap(), "", Double::new(), fleet)
+    }
+
+    fn build(
+        dir: tempfile::TempDir,
+        text: &str,
+        double: Double,
+        fleet: Arc<dyn FleetPort>,
+    ) -> Self {
         let config: Config = daemon::config::parse(text, "test.toml").unwrap();
         let state = StateDir::open(dir.path()).unwrap();
         let double = Arc::new(double);
@@ -336,7 +350,7 @@ impl Rig {
             settings: config.unpack.settings(),
         };
         let registry = Registry::new();
-        let controller = (Arc::new(NoController) as _, Arc::new(NoFleet) as _);
+        let controller = (Arc::new(NoController) as _, fleet);
         let shared = build(&config, &state, engines, controller, &registry).unwrap();
         Self {
             shared,

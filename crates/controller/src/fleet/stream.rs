@@ -14,10 +14,11 @@ use placement::{ApplianceId, LeaseId, WorkKind};
 use proto::v1;
 use proto::v1::fleet_order::Body as Told;
 use proto::v1::fleet_said::Body as Said;
+use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::mpsc;
 
 use super::service::{Fleet, NotLeading, Standing};
-use crate::{Authority, Refusal};
+use crate::{Authority, Refusal, Rekey};
 
 /// An appliance says who it is within this.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -244,8 +245,11 @@ impl Stream {
         }
     }
 
-    /// Welcomes the appliance, with who is revoked: what one frame cannot hold comes one by one.
+    /// Welcomes the appliance, with who is revoked: what one frame cannot hold comes one by one. It
+    /// knows these alone from then on. So whoever is revoked between the look and the welcome is told
+    /// again after it.
     async fn welcome(&self) {
+        let mut ended = self.authority.ended();
         let revoked = self.authority.revoked(SystemTime::now());
         let mut revoked = revoked.iter().map(|guest| guest.0.to_vec());
         let first = revoked.by_ref().take(WELCOME_REVOKED_MAX).collect();
@@ -254,6 +258,23 @@ impl Stream {
         for guest in revoked {
             if self.told.send(Told::Revoked(guest)).await.is_err() {
                 return;
+            }
+        }
+        loop {
+            let guests = match ended.try_recv() {
+                Ok(guest) => vec![guest],
+                Err(TryRecvError::Lagged(_)) => self.authority.revoked(SystemTime::now()),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+            };
+            for guest in guests {
+                if self
+                    .told
+                    .send(Told::Revoked(guest.0.to_vec()))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
             }
         }
     }
@@ -301,9 +322,9 @@ impl Stream {
     }
 }
 
-/// The next certificates of a guest: for the same identity, or for one of its own where it asks
-/// for that. A copy that asks for the same is told to re-key, and renewed: its own may have to wait
-/// for a person.
+/// The next certificates of a guest, from the controller that places: for the same identity, or for
+/// one of its own where it asks for that. A copy that asks for the same is told to re-key, and
+/// renewed: its own may have to wait for a person.
 ///
 /// # Errors
 /// [`Refusal`].
@@ -317,32 +338,43 @@ pub async fn renew_guest(
     let machine = renew.machine.as_ref().map(Machine::try_from).transpose();
     let machine = machine.map_err(|_| Refusal::Field("machine"))?;
     let machine = machine.unwrap_or_default();
-    if renew.rekey {
-        return authority.rekey(guest, &renew.csr, &machine, now).await;
-    }
     let key = KeyId::from_slice(&renew.key_id);
-    if let Some(known) = authority.guest(guest).map(|member| member.known()) {
-        let order = v1::RekeyGuest {
-            guest_id: renew.guest_id.clone(),
-            key_id: renew.key_id.clone(),
-            machine: renew.machine.clone(),
-            reason: String::new(),
-        };
-        let judged = fleet.with(move |lead, clock| {
+    // A guest is judged by its sessions and by those of its copies, which the placer alone knows.
+    authority.know(vec![guest]).await;
+    let known = authority.guest(guest).ok_or(Refusal::UnknownGuest)?.known();
+    let judged = {
+        let (machine, asks) = (machine.clone(), renew.clone());
+        fleet.with(move |lead, clock| {
             let key = key.map(|key| key.0);
             let judged = lead.core.may_renew(clock, guest, key, &machine, &known);
-            if let Err(copy) = &judged {
+            if let Err(copy) = &judged
+                && !asks.rekey
+            {
                 let reason = copy.0.clone();
-                lead.send_all(&Told::Rekey(v1::RekeyGuest { reason, ..order }));
+                lead.send_all(&Told::Rekey(v1::RekeyGuest {
+                    guest_id: asks.guest_id,
+                    key_id: asks.key_id,
+                    machine: asks.machine,
+                    reason,
+                }));
             }
             judged
-        });
-        // Where another places, sessions are not known here.
-        if let Ok(Err(_copy)) = judged.await {
-            return authority.renew_copy(guest, &renew.csr, now);
-        }
+        })
+    };
+    let judged = judged.await.map_err(|NotLeading(_)| Refusal::NotPlacer)?;
+    if renew.rekey {
+        let asks = Rekey {
+            of: guest,
+            shown: key,
+            machine: &machine,
+            is_seen: judged.is_err(),
+        };
+        return authority.rekey(asks, &renew.csr, now).await;
     }
-    authority.renew(guest, key, &renew.csr, now).await
+    match judged {
+        Ok(()) => authority.renew(guest, key, &renew.csr, now).await,
+        Err(_copy) => authority.renew_copy(guest, &renew.csr, now),
+    }
 }
 
 /// `None`: not a kind of work that this version knows.

@@ -34,6 +34,17 @@ pub(crate) struct Asked {
     pub(crate) now: SystemTime,
 }
 
+impl Asked {
+    /// What its request is called while it waits: of this key and this token, so that whoever comes
+    /// with another token has a request of its own.
+    pub(crate) fn waits_as(&self) -> String {
+        let what = [&self.key.0[..], self.token.to_string().as_bytes()].concat();
+        let mut id = pki::Fingerprint::of(&what).to_string();
+        id.truncate(2 * self.key.0.len());
+        id
+    }
+}
+
 /// What is to become of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Plan {
@@ -63,8 +74,8 @@ pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
     if let Some(member) = members.with_key(asked.key) {
         return again(member, &hash, asked);
     }
-    let entry = members.pending(&asked.key.to_string());
-    let entry = entry.filter(|entry| entry.token == hash && !is_over(entry, asked.now));
+    let entry = members.pending(&asked.waits_as());
+    let entry = entry.filter(|entry| !is_over(entry, asked.now));
     let approved = entry.is_some_and(|entry| entry.decision == Decision::Approved);
     if !approved && !token.is_good(asked.now) {
         return Err(Refusal::Token);
@@ -104,7 +115,7 @@ pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
         Shown::TooLittle(_) if entry.is_some() => Ok(Plan::Wait),
         Shown::TooLittle(why) => {
             let waiting = Pending {
-                id: asked.key.to_string(),
+                id: asked.waits_as(),
                 pool: token.pool.clone(),
                 token: hash,
                 copy_of: None,

@@ -72,7 +72,7 @@ pub(crate) fn seen_with(member: &Member, key: KeyId) -> Option<Member> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use model::{GuestId, Machine};
     use std::time::Duration;
@@ -84,7 +84,7 @@ mod tests {
         }
     }
 
-    fn member() -> Member {
+    pub(crate) fn member() -> Member {
         Member {
             id: GuestId([1; 16]),
             hostname: String::new(),
@@ -101,6 +101,7 @@ mod tests {
             copy_of: None,
             origin: None,
             vm_gone_s: None,
+            told: Vec::new(),
             ended: None,
         }
     }

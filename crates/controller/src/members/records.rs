@@ -116,6 +116,17 @@ pub struct KeyRecord {
     pub until_s: u64,
 }
 
+/// A copy of a member that was told to ask for an identity of its own, and has none yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToldCopy {
+    /// The key that it shows. `None`: its appliance does not say.
+    pub key: Option<KeyId>,
+    /// What its machine says of itself, without cards.
+    pub machine: Machine,
+    /// When, in seconds since 1970.
+    pub at_s: u64,
+}
+
 /// Why a member has no certificate and no session any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
@@ -160,6 +171,8 @@ pub struct Member {
     pub origin: Option<GuestId>,
     /// Its connector said that its VM is deleted, in seconds since 1970.
     pub vm_gone_s: Option<u64>,
+    /// Copies of it that were told so, the latest last.
+    pub told: Vec<ToldCopy>,
     /// It has left the fleet.
     pub ended: Option<Ended>,
 }
@@ -203,7 +216,7 @@ pub enum Decision {
 /// A machine that waits for a person's word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pending {
-    /// Which: of a machine that joins, the id of the key that it asks with.
+    /// Which: made of the key and the token that it asks with; a copy's, of the machine.
     pub id: String,
     /// The pool that it wants to join.
     pub pool: Option<String>,
@@ -324,6 +337,7 @@ impl From<MachineBody> for Machine {
             generation_id: body.generation_id.map(|id| id.0),
             system_uuid: body.system_uuid.map(|id| id.0),
             macs: body.macs.into_iter().map(|mac| mac.0).collect(),
+            boot_id: None,
         }
     }
 }
@@ -348,6 +362,42 @@ impl From<KeyBody> for KeyRecord {
         Self {
             id: KeyId(body.id.0),
             until_s: body.until_s,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct ToldBody {
+    key: Option<Hex<16>>,
+    system_uuid: Option<Hex<16>>,
+    generation_id: Option<Hex<16>>,
+    boot_id: Option<Hex<16>>,
+    at_s: u64,
+}
+
+impl From<&ToldCopy> for ToldBody {
+    fn from(told: &ToldCopy) -> Self {
+        Self {
+            key: told.key.map(|key| Hex(key.0)),
+            system_uuid: told.machine.system_uuid.map(Hex),
+            generation_id: told.machine.generation_id.map(Hex),
+            boot_id: told.machine.boot_id.map(Hex),
+            at_s: told.at_s,
+        }
+    }
+}
+
+impl From<ToldBody> for ToldCopy {
+    fn from(body: ToldBody) -> Self {
+        Self {
+            key: body.key.map(|key| KeyId(key.0)),
+            machine: Machine {
+                system_uuid: body.system_uuid.map(|id| id.0),
+                generation_id: body.generation_id.map(|id| id.0),
+                boot_id: body.boot_id.map(|id| id.0),
+                macs: Vec::new(),
+            },
+            at_s: body.at_s,
         }
     }
 }
@@ -400,6 +450,8 @@ pub(super) struct MemberBody {
     copy_of: Option<Hex<16>>,
     origin: Option<Hex<16>>,
     vm_gone_s: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    told: Vec<ToldBody>,
     ended: Option<Ended>,
 }
 
@@ -420,6 +472,7 @@ impl From<&Member> for MemberBody {
             copy_of: member.copy_of.map(|guest| Hex(guest.0)),
             origin: member.origin.map(|guest| Hex(guest.0)),
             vm_gone_s: member.vm_gone_s,
+            told: member.told.iter().map(Into::into).collect(),
             ended: member.ended.clone(),
         }
     }
@@ -443,6 +496,7 @@ impl MemberBody {
             copy_of: self.copy_of.map(|hex| GuestId(hex.0)),
             origin: self.origin.map(|hex| GuestId(hex.0)),
             vm_gone_s: self.vm_gone_s,
+            told: self.told.into_iter().map(Into::into).collect(),
             ended: self.ended,
         }
     }

@@ -164,6 +164,26 @@ impl Members {
         self.members.values().filter(|member| !member.is_ended())
     }
 
+    /// A member, and those that came of it by re-keying, and of those. A record between may have been
+    /// forgotten: the first of all is known to each.
+    pub(crate) fn with_copies(&self, guest: GuestId) -> BTreeSet<GuestId> {
+        let mut copies: BTreeMap<GuestId, Vec<GuestId>> = BTreeMap::new();
+        let mut found = BTreeSet::new();
+        let mut next = vec![guest];
+        for member in self.members.values() {
+            if let Some(of) = member.copy_of {
+                copies.entry(of).or_default().push(member.id);
+            }
+            next.extend((member.origin == Some(guest)).then_some(member.id));
+        }
+        while let Some(one) = next.pop() {
+            if found.insert(one) {
+                next.extend(copies.get(&one).into_iter().flatten());
+            }
+        }
+        found
+    }
+
     /// Those of a pool that have not ended.
     pub(crate) fn of_pool<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Member> {
         self.active()

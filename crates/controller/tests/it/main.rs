@@ -121,7 +121,7 @@ async fn an_answer_that_was_lost_costs_no_second_use() {
     // Whoever knows the key alone is not that guest.
     let refused = authority.enrol(&ask(&other), LOCAL, None, now).await;
     assert_eq!(refused.unwrap_err(), Refusal::Token);
-    authority.revoke(guest, "", now).await.unwrap();
+    authority.revoke(guest, false, "", now).await.unwrap();
     let refused = authority.enrol(&ask(&token), LOCAL, None, now).await;
     assert_eq!(refused.unwrap_err(), Refusal::Revoked);
 }
@@ -202,10 +202,22 @@ async fn a_guest_is_renewed_until_it_is_revoked() {
     let unknown = first.renew(stranger, None, &csr, now).await;
     assert_eq!(unknown.unwrap_err(), Refusal::UnknownGuest);
     assert!(first.is_revoked(stranger));
-    assert!(!first.revoke(stranger, "", now).await.unwrap());
+    assert!(
+        first
+            .revoke(stranger, false, "", now)
+            .await
+            .unwrap()
+            .is_none()
+    );
 
     let mut ended = first.ended();
-    assert!(first.revoke(guest, "stolen", now).await.unwrap());
+    assert!(
+        first
+            .revoke(guest, false, "stolen", now)
+            .await
+            .unwrap()
+            .is_some()
+    );
     assert_eq!(ended.try_recv().unwrap(), guest);
     drop(first);
     let second = authority(dir.path()).await;

@@ -48,7 +48,7 @@ async fn a_pool_of_tokens_is_bounded_and_takes_its_ranges_alone() {
     assert_eq!(authority.pools(), [(desktops, 2)]);
     let busy = authority.remove_pool("desktops", now).await.unwrap_err();
     assert!(busy.to_string().contains("2 members"), "{busy}");
-    authority.revoke(guest, "", now).await.unwrap();
+    authority.revoke(guest, false, "", now).await.unwrap();
     joined(Joiner::new(3).ask(&authority, &made, None).await);
     assert_eq!(authority.tokens(now)[0].uses_left, 7);
 }
@@ -122,6 +122,33 @@ async fn a_person_approves_and_only_then_a_use_is_spent() {
     assert_eq!(left[0].decision, Decision::Waiting);
     let unknown = authority.decide("00", true, now).await;
     assert!(matches!(unknown, Err(AuthorityError::Unknown { .. })));
+}
+
+#[tokio::test]
+async fn who_comes_with_another_token_has_another_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = embedded(dir.path()).await;
+    let mut tokens = Vec::new();
+    for name in ["office", "desktops"] {
+        let set = authority.set_pool(pool(name, Proof::Approval), now).await;
+        set.unwrap();
+        tokens.push(token(&authority, Some(name), 1).await);
+    }
+    let machine = Joiner::new(1);
+    waits(machine.ask(&authority, &tokens[0], None).await);
+    let id = authority.pending(now)[0].id.clone();
+    authority.decide(&id, true, now).await.unwrap();
+    waits(machine.ask(&authority, &tokens[1], None).await);
+    let waiting = authority.pending(now);
+    assert_eq!(waiting.len(), 2);
+    let approved = waiting.iter().find(|entry| entry.id == id).unwrap();
+    assert_eq!(approved.decision, Decision::Approved, "it was overwritten");
+    let guest = joined(machine.ask(&authority, &tokens[0], None).await);
+    assert_eq!(authority.guest(guest).unwrap().pool.unwrap(), "office");
+    let left = authority.pending(now);
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].pool.as_deref(), Some("desktops"));
 }
 
 #[tokio::test]

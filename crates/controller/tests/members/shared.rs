@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use controller::fleet::Store;
-use controller::{Authority, Proof, Refusal};
+use controller::fleet::{Fleet, FleetConfig, Retirement, Standing, Store, renew_guest};
+use controller::{Authority, Proof, Refusal, Rekey};
+use fleet_core::{CoreSettings, SiteRules};
 use model::GuestId;
 use pki::GuestKey;
+use proto::v1;
 use testbed::Postgres;
 
 use crate::scene::{HOUR, Joiner, PATIENCE, joined, pool, sharing, token, waits};
+use crate::site::{attach, guest_of, machine, member, until, up};
 
 struct Two {
     a: Arc<Authority>,
@@ -53,12 +56,63 @@ async fn what_one_does_counts_at_the_other() {
     // A revocation of one ends it at the other.
     let mut ended = b.ended();
     tokio::spawn(b.clone().follow());
-    a.revoke(guest, "", now).await.unwrap();
+    a.revoke(guest, false, "", now).await.unwrap();
     let heard = tokio::time::timeout(PATIENCE, ended.recv()).await;
     assert_eq!(heard.unwrap().unwrap(), guest);
     assert!(b.is_revoked(guest));
     let refused = b.renew(guest, None, next.csr(), now).await;
     assert_eq!(refused.unwrap_err(), Refusal::Revoked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_one_told_may_ask_at_the_other_and_the_placer_alone_judges() {
+    let two = Two::start().await;
+    let mut fleets = Vec::new();
+    for (holder, members) in [("a", &two.a), ("b", &two.b)] {
+        let store = Store::postgres(&two.postgres.url()).await.unwrap();
+        let config = FleetConfig {
+            holder: holder.into(),
+            address: format!("{holder}:7445"),
+            settings: CoreSettings::default(),
+            sites: SiteRules::default(),
+            members: Some(members.clone()),
+            retirement: Retirement::default(),
+        };
+        fleets.push(Fleet::start(store, config).await.unwrap());
+    }
+    assert_eq!(fleets[1].standing(), Standing::Follows("a:7445".into()));
+    let _told = attach(&fleets[0]).await;
+    let made = token(&two.a, None, 1).await;
+    let guest = joined(Joiner::new(1).ask(&two.a, &made, None).await);
+    let its = member(&two.a, guest);
+    let key = its.key.unwrap().id;
+    up(&fleets[0], its.clone(), key, 1).await;
+    up(&fleets[0], its, key, 2).await;
+    until("it is not written down", || {
+        !member(&two.a, guest).told.is_empty()
+    })
+    .await;
+    let next = GuestKey::generate().unwrap();
+    for rekey in [false, true] {
+        let renew = v1::RenewGuest {
+            guest_id: guest.0.to_vec(),
+            ticket: 1,
+            csr: next.csr().to_vec(),
+            key_id: key.0.to_vec(),
+            rekey,
+            machine: Some((&machine(2)).into()),
+        };
+        let refused = renew_guest(&two.b, &fleets[1], &renew).await;
+        assert_eq!(refused.unwrap_err(), Refusal::NotPlacer);
+    }
+    let asks = Rekey {
+        of: guest,
+        shown: Some(key),
+        machine: &machine(2),
+        is_seen: false,
+    };
+    let own = two.b.rekey(asks, next.csr(), SystemTime::now()).await;
+    assert_ne!(guest_of(&own.unwrap()), guest);
 }
 
 #[tokio::test(flavor = "multi_thread")]

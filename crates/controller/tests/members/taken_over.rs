@@ -59,7 +59,7 @@ async fn a_journal_is_taken_over_once_and_set_aside() {
     assert!(!pki.join("members.journal").exists());
     assert!(pki.join("members.journal.taken-over").exists());
     let now = SystemTime::now();
-    first.revoke(guest, "", now).await.unwrap();
+    first.revoke(guest, false, "", now).await.unwrap();
     joined(Joiner::new(1).ask(&first, &token, None).await);
     joined(Joiner::new(2).ask(&first, &token, None).await);
     drop(first);

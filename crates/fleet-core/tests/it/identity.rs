@@ -1,6 +1,6 @@
 //! Whose session is a copy's: each case of decision 0020.
 
-use fleet_core::{Core, GuestFacts, InventoryChange, Key, KnownGuest, Note, Order};
+use fleet_core::{CopyOf, Core, GuestFacts, InventoryChange, Key, KnownGuest, Note, Order};
 use model::{GuestId, Machine};
 use placement::ApplianceId;
 
@@ -15,6 +15,7 @@ fn machine(uuid: u8, generation: u8) -> Machine {
         generation_id: Some([generation; 16]),
         system_uuid: Some([uuid; 16]),
         macs: Vec::new(),
+        boot_id: None,
     }
 }
 
@@ -25,6 +26,22 @@ fn known() -> KnownGuest {
         issued: vec![K2],
         machine: machine(7, 1),
     }
+}
+
+/// The guest's machine, in its boot of that number.
+fn boot(number: u8) -> Machine {
+    Machine {
+        boot_id: Some([number; 16]),
+        ..machine(7, 1)
+    }
+}
+
+fn told(key: Key, machine: Machine) -> Note {
+    Note::CopyTold(CopyOf {
+        guest: Scene::id(),
+        key: Some(key),
+        machine,
+    })
 }
 
 /// Two appliances and a guest.
@@ -50,9 +67,14 @@ impl Scene {
     }
 
     fn up(&mut self, seconds: u64, via: ApplianceId, key: Key, machine: Machine) {
+        self.up_from(seconds, via, 1, key, machine);
+    }
+
+    /// From the address of this number.
+    fn up_from(&mut self, seconds: u64, via: ApplianceId, from: u8, key: Key, machine: Machine) {
         let facts = GuestFacts {
             uuid: Some([7; 16]),
-            address: [10, 0, 0, 1].into(),
+            address: [10, 0, 0, from].into(),
             hostname: "v7".into(),
             epoch: 0,
             channel: None,
@@ -106,6 +128,7 @@ fn another_uuid_is_a_copy_at_once_and_takes_nothing_of_the_guest() {
     scene.up(0, a, K1, machine(7, 1));
     scene.up(1, b, K1, machine(8, 2));
     assert_eq!(scene.rekeyed(1), [(b, K1)]);
+    assert_eq!(scene.core.take_notes(), [told(K1, machine(8, 2))]);
     assert_eq!(scene.events("identity_conflict"), 1);
     assert!(scene.may_renew(2, K1, &machine(7, 1)));
     assert!(!scene.may_renew(2, K1, &machine(8, 2)));
@@ -125,7 +148,7 @@ fn another_uuid_is_a_copy_though_the_guest_is_off() {
     // With the newest key, too: it is not in force by that.
     scene.up(0, b, K2, machine(8, 1));
     assert_eq!(scene.rekeyed(0), [(b, K2)]);
-    assert!(scene.core.take_notes().is_empty());
+    assert_eq!(scene.core.take_notes(), [told(K2, machine(8, 1))]);
 }
 
 #[test]
@@ -138,6 +161,7 @@ fn the_next_key_is_in_force_when_it_is_shown() {
     assert_eq!(scene.core.take_notes(), [Note::KeySeen(Scene::id(), K2)]);
     // What was known may be from before that.
     assert!(!scene.may_renew(2, K1, &machine(9, 1)));
+    assert_eq!(scene.core.take_notes(), [told(K1, machine(9, 1))]);
     scene.up(3, a, K2, machine(7, 1));
     assert!(scene.core.take_notes().is_empty());
 }
@@ -229,7 +253,105 @@ fn another_generation_is_a_copy_while_the_first_runs() {
     scene.up(0, a, K1, machine(7, 1));
     scene.up(10, b, K1, machine(7, 2));
     assert_eq!(scene.rekeyed(86), [(b, K1)]);
+    assert_eq!(scene.core.take_notes(), [told(K1, machine(7, 2))]);
+}
+
+#[test]
+fn a_machine_that_is_restarted_is_no_copy_and_no_news() {
+    let mut scene = Scene::new();
+    let (a, b) = (scene.a, scene.b);
+    scene.up(0, a, K1, boot(1));
+    scene.down(10, a);
+    scene.up(30, a, K1, boot(2));
+    // Again, at once: the session of the boot before is not noticed to be dead.
+    scene.up(40, b, K1, boot(3));
+    scene.up(50, b, K1, boot(4));
+    scene.down(100, a);
+    assert_eq!(scene.rekeyed(116), [], "all of them may be dead but one");
+    scene.down(117, b);
+    scene.up(117, b, K1, boot(4));
+    assert_eq!(scene.rekeyed(600), []);
     assert!(scene.core.take_notes().is_empty());
+    for kind in ["identity_conflict", "machine_restored"] {
+        assert_eq!(scene.events(kind), 0, "{kind}");
+    }
+    assert!(scene.may_renew(601, K1, &boot(4)));
+}
+
+#[test]
+fn another_boot_beside_the_first_is_a_copy_when_both_stay() {
+    let mut scene = Scene::new();
+    let a = scene.a;
+    scene.up(0, a, K1, boot(1));
+    scene.up(10, a, K1, boot(2));
+    assert_eq!(scene.rekeyed(84), [], "it may be the same machine");
+    assert_eq!(scene.rekeyed(86), [(a, K1)]);
+    assert_eq!(scene.core.take_notes(), [told(K1, boot(2))]);
+    assert_eq!(scene.events("identity_conflict"), 1);
+    assert!(!scene.may_renew(87, K1, &boot(2)));
+    assert!(scene.may_renew(87, K1, &boot(1)));
+}
+
+#[test]
+fn a_boot_that_was_replaced_is_a_copy_at_once_from_another_address() {
+    let mut scene = Scene::new();
+    let (a, b) = (scene.a, scene.b);
+    scene.up_from(0, a, 1, K1, boot(1));
+    scene.up_from(10, b, 2, K1, boot(2));
+    scene.down(11, a);
+    assert_eq!(scene.rekeyed(86), [], "so far it was restarted");
+    scene.up_from(87, a, 1, K1, boot(1));
+    assert_eq!(scene.rekeyed(87), [(a, K1)]);
+    assert_eq!(scene.core.take_notes(), [told(K1, boot(1))]);
+    assert!(scene.may_renew(88, K1, &boot(2)), "it goes on as the guest");
+}
+
+#[test]
+fn a_snapshot_that_is_resumed_with_its_memory_is_no_copy() {
+    let mut scene = Scene::new();
+    let (a, b) = (scene.a, scene.b);
+    scene.up(0, a, K1, boot(1));
+    scene.down(10, a);
+    scene.up(20, a, K1, boot(2));
+    scene.up(21, b, K1, boot(2));
+    scene.down(22, a);
+    // The session that the machine had is not noticed to be dead.
+    scene.up(100, a, K1, boot(1));
+    scene.down(150, b);
+    assert_eq!(scene.rekeyed(300), []);
+    assert!(scene.core.take_notes().is_empty());
+    // Nor is one that is back where nobody else is.
+    scene.down(301, a);
+    scene.up(302, a, K1, boot(2));
+    assert_eq!(scene.rekeyed(500), []);
+    assert_eq!(scene.events("identity_conflict"), 0);
+}
+
+#[test]
+fn a_boot_that_was_replaced_beside_the_later_one_is_a_copy_when_both_stay() {
+    let mut scene = Scene::new();
+    let (a, b) = (scene.a, scene.b);
+    scene.up(0, a, K1, boot(1));
+    scene.up(10, b, K1, boot(2));
+    scene.down(11, a);
+    assert_eq!(scene.rekeyed(86), []);
+    scene.up(90, a, K1, boot(1));
+    assert_eq!(scene.rekeyed(164), [], "the same address");
+    assert_eq!(scene.rekeyed(166), [(a, K1)]);
+}
+
+#[test]
+fn restored_machines_make_few_events_within_an_hour() {
+    let mut scene = Scene::new();
+    let a = scene.a;
+    for minute in 0..60 {
+        scene.up(minute * 60, a, K1, machine(7, 2));
+        scene.down(minute * 60 + 1, a);
+    }
+    assert_eq!(scene.events("machine_restored"), 20);
+    assert_eq!(scene.core.take_notes().len(), 20);
+    scene.up(3700, a, K1, machine(7, 2));
+    assert_eq!(scene.events("machine_restored"), 21, "an hour later");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The controller's picture of the fleet, seen from outside.
 
+mod binding;
 mod channels;
 mod identity;
 mod inventory;

@@ -182,6 +182,9 @@ pub struct MachineFacts {
     /// MAC addresses of its network cards, 6 bytes each, rising, at most 16.
     #[prost(bytes = "vec", repeated, tag = "3")]
     pub macs: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The kernel's id of the present boot, 16 bytes. Unset: unknown.
+    #[prost(bytes = "vec", tag = "4")]
+    pub boot_id: ::prost::alloc::vec::Vec<u8>,
 }
 /// Why the content is looked at; decides deadline and priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1937,6 +1940,9 @@ pub struct FleetRevoke {
     /// Why, for the record.
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
+    /// With all that came of it by re-keying.
+    #[prost(bool, tag = "3")]
+    pub with_copies: bool,
 }
 /// One kind of thing, in pages.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1998,6 +2004,9 @@ pub struct FleetReply {
     pub pending: ::prost::alloc::vec::Vec<FleetPending>,
     #[prost(message, repeated, tag = "62")]
     pub members: ::prost::alloc::vec::Vec<FleetMember>,
+    /// Guests that were revoked now.
+    #[prost(uint64, tag = "63")]
+    pub revoked: u64,
 }
 /// A host.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

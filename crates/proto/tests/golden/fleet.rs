@@ -245,6 +245,7 @@ fn replies(golden: &mut Golden) {
         pools: vec![membership::pool()],
         pending: vec![membership::pending()],
         members: vec![membership::member()],
+        revoked: 3,
     };
     golden.add("FleetReply", &reply);
     let body = Some(admin_reply::Body::Fleet(reply));

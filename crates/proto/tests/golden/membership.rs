@@ -70,6 +70,7 @@ pub(crate) fn revoke() -> v1::FleetRevoke {
     v1::FleetRevoke {
         guest_id: vec![0x99; 16],
         reason: "stolen".into(),
+        with_copies: true,
     }
 }
 

@@ -92,6 +92,7 @@ pub(crate) fn machine_facts() -> v1::MachineFacts {
         generation_id: vec![0x77; 16],
         system_uuid: vec![0x88; 16],
         macs: vec![vec![0x52, 0x54, 0, 0, 0, 1]],
+        boot_id: vec![0x99; 16],
     }
 }
 
