@@ -115,6 +115,9 @@ pub(crate) enum FleetCommand {
         #[arg(long)]
         undo: bool,
     },
+    /// Say whether somebody works at VMs, as a desktop broker knows: background work of those comes
+    /// after that of others.
+    Session(SessionArgs),
     /// What happened, oldest first.
     Events {
         /// At most so many, the latest.
@@ -165,6 +168,32 @@ pub(crate) enum FleetCommand {
         /// The appliance's name.
         name: String,
     },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SessionArgs {
+    /// The VMs: each by its name, the hypervisor's id, our number, or its guest's id.
+    #[arg(required = true, num_args = 1..=1000)]
+    pub(crate) vms: Vec<String>,
+    #[command(flatten)]
+    pub(crate) state: SessionState,
+    /// How long that counts, such as 90s, 30m, 2h, 7d. Unset: `controller.session_valid_s`.
+    #[arg(long = "for", value_name = "TIME", value_parser = duration, conflicts_with = "clear")]
+    pub(crate) valid: Option<Duration>,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct SessionState {
+    /// Somebody works at them.
+    #[arg(long)]
+    pub(crate) on: bool,
+    /// Nobody does.
+    #[arg(long)]
+    pub(crate) off: bool,
+    /// Nobody says any more.
+    #[arg(long)]
+    pub(crate) clear: bool,
 }
 
 #[derive(Debug, Subcommand)]

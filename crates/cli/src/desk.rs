@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use appliance::FleetDesk;
 use controller::Authority;
 use controller::fleet::Fleet;
-use fleet_core::{ApplianceRow, Core, HostRow, TurnRow, VmRow, Why, WhyAppliance};
+use fleet_core::{ApplianceRow, Clock, Core, HostRow, TurnRow, VmRow, Why, WhyAppliance};
 use pki::Validity;
-use placement::Availability;
+use placement::{Availability, VmId};
 use proto::v1;
 use proto::v1::fleet_request::Ask;
 
@@ -17,16 +17,24 @@ use proto::v1::fleet_request::Ask;
 const PAGE: usize = 1000;
 /// Appliances weighed that are shown besides those of the list.
 const CONSIDERED_MAX: usize = 12;
+/// Nothing that is said of a session counts longer.
+const SESSION_VALID_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 const EVENTS_DEFAULT: u32 = 100;
 const EVENTS_MAX: u32 = 5000;
 
 type Answer = Pin<Box<dyn Future<Output = Result<v1::FleetReply, String>> + Send>>;
 
-/// Answers for a controller in this process.
-pub(crate) fn of(fleet: Fleet, authority: Arc<Authority>) -> Arc<FleetDesk> {
+/// Answers for a controller in this process, where what is said of somebody working at a VM counts
+/// so long.
+pub(crate) fn of(
+    fleet: Fleet,
+    authority: Arc<Authority>,
+    session_valid: Duration,
+) -> Arc<FleetDesk> {
     Arc::new(move |request| {
         let (fleet, authority) = (fleet.clone(), authority.clone());
-        let answer: Answer = Box::pin(async move { answer(fleet, authority, request).await });
+        let answer = answer(fleet, authority, session_valid, request);
+        let answer: Answer = Box::pin(answer);
         answer
     })
 }
@@ -44,6 +52,7 @@ pub(crate) fn elsewhere() -> Arc<FleetDesk> {
 async fn answer(
     fleet: Fleet,
     authority: Arc<Authority>,
+    session_valid: Duration,
     request: v1::FleetRequest,
 ) -> Result<v1::FleetReply, String> {
     let ask = request
@@ -64,7 +73,9 @@ async fn answer(
             let skip = usize::try_from(list.skip).unwrap_or(usize::MAX);
             // One more than is shown: whether there are more.
             let rows = lead.core.vm_rows(only, skip, PAGE + 1);
-            Ok(page(&rows, 0, |reply, row| reply.vms.push(vm(row))))
+            Ok(page(&rows, 0, |reply, row| {
+                reply.vms.push(vm(row, clock));
+            }))
         }
         Ask::Appliances(list) => Ok(page(
             &lead.core.appliance_rows(),
@@ -80,7 +91,8 @@ async fn answer(
                 reply.turns.push(turn(row))
             }))
         }
-        Ask::Why(text) => why(&lead.core, &text),
+        Ask::Why(text) => why(&lead.core, clock, &text),
+        Ask::InSession(said) => in_session(&mut lead.core, clock, &said, session_valid),
         Ask::Drain(drain) => self::drain(&mut lead.core, clock, &drain),
         Ask::Events(events) => Ok(events_after(&lead.core, &events)),
         _ => Err("answered before".to_owned()),
@@ -137,8 +149,14 @@ fn host(row: &HostRow) -> v1::FleetHost {
     }
 }
 
-fn vm(row: &VmRow) -> v1::FleetVm {
+fn vm(row: &VmRow, clock: Clock) -> v1::FleetVm {
     let record = &row.stored.record;
+    let said = row.stored.in_session_at(clock.wall_ms);
+    let session = match said {
+        Some(said) if said.is_so => "in_session",
+        Some(_) => "idle",
+        None => "",
+    };
     v1::FleetVm {
         number: row.stored.id,
         name: record.name.clone(),
@@ -155,6 +173,8 @@ fn vm(row: &VmRow) -> v1::FleetVm {
         cause: row.cause.to_owned(),
         tier: row.tier.map(u32::from),
         connected_to: row.connected_to.clone().unwrap_or_default(),
+        session: session.to_owned(),
+        session_until_ms: said.map_or(0, |said| said.until_ms),
     }
 }
 
@@ -190,16 +210,47 @@ fn appliance_row(row: &ApplianceRow) -> v1::FleetAppliance {
     }
 }
 
-fn why(core: &Core, text: &str) -> Result<v1::FleetReply, String> {
-    let id = match core.find_vms(text)[..] {
-        [only] => only,
-        [] => return Err(format!("no VM {text:?}")),
-        _ => {
-            return Err(format!(
-                "several VMs are called {text:?}; use the number of one"
-            ));
-        }
+/// The one VM of those that are meant by a text.
+fn the_only(text: &str, found: &[VmId]) -> Result<VmId, String> {
+    match found {
+        [only] => Ok(*only),
+        [] => Err(format!("no VM {text:?}")),
+        _ => Err(format!(
+            "several VMs are called {text:?}; use the number of one"
+        )),
+    }
+}
+
+/// Of all the VMs that are named, or of none.
+fn in_session(
+    core: &mut Core,
+    clock: Clock,
+    said: &v1::FleetInSession,
+    valid: Duration,
+) -> Result<v1::FleetReply, String> {
+    let valid = match said.valid_s {
+        0 => valid,
+        seconds => Duration::from_secs(seconds.into()).min(SESSION_VALID_MAX),
     };
+    let is_so = match said.state.as_str() {
+        "in_session" => Some((true, valid)),
+        "idle" => Some((false, valid)),
+        "unknown" => None,
+        _ => return Err("a session is in_session, idle or unknown".to_owned()),
+    };
+    if said.vms.is_empty() || said.vms.len() > PAGE {
+        return Err(format!("name 1 to {PAGE} VMs"));
+    }
+    let texts: Vec<&str> = said.vms.iter().map(String::as_str).collect();
+    let found = core.find_each_vm(&texts);
+    let vms = texts.iter().zip(&found);
+    let vms: Result<Vec<VmId>, String> = vms.map(|(text, found)| the_only(text, found)).collect();
+    core.order_in_session(clock, &vms?, is_so);
+    Ok(v1::FleetReply::default())
+}
+
+fn why(core: &Core, clock: Clock, text: &str) -> Result<v1::FleetReply, String> {
+    let id = the_only(text, &core.find_vms(text))?;
     let Why {
         vm: row,
         measured_host,
@@ -222,7 +273,7 @@ fn why(core: &Core, text: &str) -> Result<v1::FleetReply, String> {
                 standing: considered.standing.name().to_owned(),
             });
     let why = v1::FleetWhy {
-        vm: Some(vm(&row)),
+        vm: Some(vm(&row, clock)),
         measured_host: measured_host.unwrap_or_default(),
         attached: attached.unwrap_or_default(),
         rule: rule.unwrap_or_default(),
@@ -235,11 +286,7 @@ fn why(core: &Core, text: &str) -> Result<v1::FleetReply, String> {
     })
 }
 
-fn drain(
-    core: &mut Core,
-    clock: fleet_core::Clock,
-    drain: &v1::FleetDrain,
-) -> Result<v1::FleetReply, String> {
+fn drain(core: &mut Core, clock: Clock, drain: &v1::FleetDrain) -> Result<v1::FleetReply, String> {
     let on = !drain.undo;
     if !drain.appliance.is_empty() {
         let id = core.find_appliance(&drain.appliance);
@@ -278,5 +325,93 @@ fn events_after(core: &Core, ask: &v1::FleetEvents) -> v1::FleetReply {
     v1::FleetReply {
         events: events.collect(),
         ..v1::FleetReply::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fleet_core::{CoreSettings, InventoryChange, Loaded, Power, SiteRules, VmRecord};
+
+    fn at(seconds: u64) -> Clock {
+        Clock {
+            now: Duration::from_secs(seconds),
+            wall_ms: 1_000_000 + seconds * 1000,
+        }
+    }
+
+    fn core() -> Core {
+        let settings = CoreSettings::default();
+        let loaded = Loaded::default();
+        let mut core = Core::new(at(0), settings, SiteRules::default(), (1, 1), loaded);
+        for id in ["v1", "v2", "v3"] {
+            let record = VmRecord {
+                id: id.into(),
+                name: id.replace("v3", "v2"),
+                host: None,
+                power: Power::Running,
+                migrating: false,
+                uuid: None,
+                addresses: Default::default(),
+                tags: Default::default(),
+                pool: None,
+            };
+            core.inventory(at(0), "kvm", InventoryChange::Vm(record));
+        }
+        core
+    }
+
+    fn said(vms: &[&str], state: &str, valid_s: u32) -> v1::FleetInSession {
+        v1::FleetInSession {
+            vms: vms.iter().map(|vm| (*vm).to_owned()).collect(),
+            state: state.into(),
+            valid_s,
+        }
+    }
+
+    #[test]
+    fn a_broker_says_who_works_and_it_counts_until_it_is_over() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let mut core = core();
+        let session = |core: &Core, seconds| {
+            let reply = why(core, at(seconds), "v1").unwrap();
+            let vm = reply.why.unwrap().vm.unwrap();
+            (vm.session, vm.session_until_ms)
+        };
+        assert_eq!(session(&core, 0), (String::new(), 0));
+        in_session(&mut core, at(0), &said(&["v1"], "in_session", 0), HOUR).unwrap();
+        assert_eq!(session(&core, 3599), ("in_session".into(), 4_600_000));
+        assert_eq!(session(&core, 3600), (String::new(), 0));
+        in_session(&mut core, at(10), &said(&["v1", "v3"], "idle", 60), HOUR).unwrap();
+        assert_eq!(session(&core, 11), ("idle".into(), 1_070_000));
+        in_session(&mut core, at(12), &said(&["v1"], "unknown", 0), HOUR).unwrap();
+        assert_eq!(session(&core, 13), (String::new(), 0));
+        let events = core.events_after(0, 100);
+        let told = events.iter().filter(|event| event.kind == "vm_in_session");
+        let told: Vec<&str> = told.map(|event| event.text.as_str()).collect();
+        assert_eq!(
+            told[..2],
+            ["v1: in session for 3600 s", "v1, v2: idle for 60 s"]
+        );
+        assert_eq!(told.len(), 3);
+    }
+
+    #[test]
+    fn where_one_name_is_wrong_nothing_is_said_of_any() {
+        let mut core = core();
+        let wrong = [
+            said(&["v1", "v9"], "in_session", 0),
+            // Two are called so.
+            said(&["v1", "v2"], "in_session", 0),
+            said(&["v1"], "asleep", 0),
+            said(&[], "idle", 0),
+            said(&["v1"; PAGE + 1], "idle", 0),
+        ];
+        for said in wrong {
+            let valid = Duration::from_secs(60);
+            assert!(in_session(&mut core, at(0), &said, valid).is_err());
+        }
+        let rows = core.vm_rows(None, 0, 10);
+        assert!(rows.iter().all(|row| row.stored.in_session.is_none()));
     }
 }

@@ -11,7 +11,7 @@ use proto::v1::admin_request::Body as Request;
 use proto::v1::fleet_request::Ask;
 use serde_json::{Value, json};
 
-use crate::args::{FleetCommand, Live};
+use crate::args::{FleetCommand, Live, SessionArgs, SessionState};
 use crate::members;
 use crate::place::Place;
 use crate::show::{hex, time};
@@ -68,6 +68,7 @@ pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
             println!("{}: {done}", escape(name.unwrap_or_default().as_bytes()));
             Ok(())
         }
+        FleetCommand::Session(args) => session(place, args),
         FleetCommand::Events { limit, live } => events(place, *limit, *live),
         FleetCommand::Pools(_)
         | FleetCommand::Pool(_)
@@ -82,6 +83,23 @@ pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+fn session(place: &Place, args: &SessionArgs) -> anyhow::Result<()> {
+    let (state, done) = match &args.state {
+        SessionState { on: true, .. } => ("in_session", "in session"),
+        SessionState { off: true, .. } => ("idle", "idle"),
+        SessionState { .. } => ("unknown", "nobody says any more"),
+    };
+    let valid = args.valid.map_or(0, |valid| valid.as_secs());
+    let said = v1::FleetInSession {
+        vms: args.vms.clone(),
+        state: state.to_owned(),
+        valid_s: u32::try_from(valid).unwrap_or(u32::MAX),
+    };
+    ask(place, Ask::InSession(said))?;
+    println!("{} VMs: {done}", args.vms.len());
+    Ok(())
 }
 
 pub(crate) fn ask(place: &Place, ask: Ask) -> anyhow::Result<v1::FleetReply> {
@@ -256,6 +274,7 @@ fn vm_table(vms: &[v1::FleetVm]) -> String {
             safe(&vm.appliances.join(" ")),
             tier_name(vm.tier).to_owned(),
             safe(&vm.connected_to),
+            safe(&vm.session.replace('_', " ")),
         ]
     });
     let head = [
@@ -266,6 +285,7 @@ fn vm_table(vms: &[v1::FleetVm]) -> String {
         "APPLIANCES",
         "NEARNESS",
         "CONNECTED",
+        "SESSION",
     ];
     table(&head, rows.collect())
 }
@@ -372,6 +392,18 @@ fn why_text(why: &v1::FleetWhy) -> String {
         vm.epoch,
         vm.cause
     );
+    let until = || time(vm.session_until_ms / 1000);
+    match vm.session.as_str() {
+        "" => {}
+        "in_session" => text.push_str(&format!(
+            "somebody works at it, as is said until {}: its background work comes last\n",
+            until()
+        )),
+        _ => text.push_str(&format!(
+            "nobody works at it, as is said until {}\n",
+            until()
+        )),
+    }
     if !why.measured_host.is_empty() {
         let host = safe(&why.measured_host);
         text.push_str(&format!("measured round trips say that it is on {host}\n"));
@@ -429,7 +461,8 @@ fn vm_json(vm: &v1::FleetVm) -> Value {
         "number": vm.number, "name": vm.name, "id": vm.id, "connector": vm.connector,
         "host": vm.host, "state": vm.state, "guest_id": hex(&vm.guest_id),
         "appliances": vm.appliances, "epoch": vm.epoch, "cause": vm.cause, "tier": vm.tier,
-        "connected_to": vm.connected_to,
+        "connected_to": vm.connected_to, "session": vm.session,
+        "session_until_ms": vm.session_until_ms,
     })
 }
 

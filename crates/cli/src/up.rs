@@ -90,7 +90,8 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
 
     // 6. Administrators may ask, collectors may look; our own certificate stays fresh.
     let reload = reload_of(&place, &appliance);
-    let desk = desk::of(fleet.clone(), authority.clone());
+    let session_valid = Duration::from_secs(config.controller.session_valid_s.get());
+    let desk = desk::of(fleet.clone(), authority.clone(), session_valid);
     let admin = AdminServer::start(
         &place.admin_socket(),
         appliance.clone(),

@@ -25,7 +25,7 @@ pub(crate) const WEIGHT: u64 = 1000;
 pub struct Clock {
     /// Since any fixed moment, never going back: for every decision.
     pub now: Duration,
-    /// Milliseconds since 1970 UTC: for people only.
+    /// Milliseconds since 1970 UTC: for people, and for what was said to count until then.
     pub wall_ms: u64,
 }
 

@@ -360,6 +360,7 @@ impl Core {
             record,
             state,
             guest: old.and_then(|old| old.guest),
+            in_session: old.and_then(|old| old.in_session),
         };
         self.tell_of_vm(
             clock,

@@ -8,6 +8,7 @@
 mod appliances;
 mod channels;
 mod core;
+mod desktops;
 mod guests;
 mod identity;
 mod inventory;
@@ -24,6 +25,6 @@ pub use guests::GuestFacts;
 pub use identity::{CopyOf, IsCopy, Key, KnownGuest, Note};
 pub use inventory::{HostRecord, InventoryChange, MovePhase, Power, VmRecord, VmState};
 pub use look::{ApplianceRow, HostRow, VmRow, VmSeen, Why, WhyAppliance};
-pub use rows::{Event, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
+pub use rows::{Event, InSession, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
 pub use sites::{Area, SiteRules, SiteRulesError};
 pub use turns::{TurnAnswer, TurnAsk, TurnRow};

@@ -1,6 +1,6 @@
 //! What people and programs look at.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use model::GuestId;
@@ -284,16 +284,30 @@ impl Core {
     /// The VMs that people may mean: by our number, the connector's id, the guest's id or the name.
     #[must_use]
     pub fn find_vms(&self, text: &str) -> Vec<VmId> {
-        let guest = GuestId::from_hex(text);
-        let by_guest = guest.and_then(|guest| self.vm_of_guest.get(&guest));
-        if let Some(id) = by_guest {
-            return vec![*id];
+        self.find_each_vm(&[text]).pop().unwrap_or_default()
+    }
+
+    /// The same of many texts, in one look at the VMs.
+    #[must_use]
+    pub fn find_each_vm(&self, texts: &[&str]) -> Vec<Vec<VmId>> {
+        let mut found = vec![Vec::new(); texts.len()];
+        let mut asked = BTreeMap::<&str, Vec<usize>>::new();
+        for (at, (text, found)) in texts.iter().zip(&mut found).enumerate() {
+            let guest = GuestId::from_hex(text);
+            match guest.and_then(|guest| self.vm_of_guest.get(&guest)) {
+                Some(id) => found.push(*id),
+                None => asked.entry(text).or_default().push(at),
+            }
         }
-        let fits = |vm: &StoredVm| {
-            vm.record.name == text || vm.record.id == text || vm.id.to_string() == text
-        };
-        let found = self.vms.iter().filter(|(_, vm)| fits(vm));
-        found.map(|(id, _)| *id).collect()
+        for (id, vm) in &self.vms {
+            let number = vm.id.to_string();
+            let texts = BTreeSet::from([&*vm.record.name, &*vm.record.id, &*number]);
+            let meant = texts.into_iter().filter_map(|text| asked.get(text));
+            for at in meant.flatten() {
+                found.get_mut(*at).into_iter().for_each(|it| it.push(*id));
+            }
+        }
+        found
     }
 
     /// An appliance by its name.

@@ -34,6 +34,26 @@ pub struct StoredVm {
     /// The agent in it.
     #[serde(with = "guest_hex")]
     pub guest: Option<GuestId>,
+    /// Whether somebody works at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_session: Option<InSession>,
+}
+
+impl StoredVm {
+    /// Whether somebody works at it, as far as that still counts. `None`: nobody says.
+    #[must_use]
+    pub fn in_session_at(&self, wall_ms: u64) -> Option<InSession> {
+        self.in_session.filter(|said| wall_ms < said.until_ms)
+    }
+}
+
+/// Whether somebody works at a VM, as an administrator or a desktop broker says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InSession {
+    /// Somebody does.
+    pub is_so: bool,
+    /// It counts until then, in milliseconds since 1970 UTC.
+    pub until_ms: u64,
 }
 
 /// An appliance.

@@ -352,6 +352,7 @@ impl Core {
             takes,
             not_before: clock.now,
             deadline: clock.now.saturating_add(within),
+            yields: self.is_in_session(clock, vm),
         }
     }
 

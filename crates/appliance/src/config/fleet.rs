@@ -63,6 +63,9 @@ pub struct ControllerConfig {
     pub joins_burst: Ranged<1, 1_000_000>,
     /// Attempts to join that one address may make each minute after that. 120.
     pub joins_per_minute: Ranged<1, 1_000_000>,
+    /// What is said of somebody working at a VM (`lazaret fleet session`) counts so long, in seconds,
+    /// unless it is said how long. 43,200.
+    pub session_valid_s: Ranged<60, 604_800>,
     /// Which clusters are on which site. Unset: each connector is a site.
     pub site: Vec<AreaConfig>,
     /// Which clusters' disks lie on which datastore. Unset: nobody says, and none is spared.
@@ -82,6 +85,7 @@ impl Default for ControllerConfig {
             advertise: None,
             joins_burst: Ranged::new(32),
             joins_per_minute: Ranged::new(120),
+            session_valid_s: Ranged::new(43_200),
             site: Vec::new(),
             datastore: Vec::new(),
             storm: StormConfig::default(),

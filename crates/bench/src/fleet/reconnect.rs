@@ -215,6 +215,7 @@ fn vm(id: u64, number: usize, scale: Scale) -> StoredVm {
     let mut uuid = [0; 16];
     uuid[..4].copy_from_slice(&octets);
     StoredVm {
+        in_session: None,
         id,
         connector: CONNECTOR.to_owned(),
         record: VmRecord {

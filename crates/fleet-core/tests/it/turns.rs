@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use fleet_core::{Core, InventoryChange, MovePhase, Order, Row, TurnAnswer, TurnAsk, TurnRow};
+use fleet_core::{
+    Core, InSession, InventoryChange, MovePhase, Order, Row, TurnAnswer, TurnAsk, TurnRow,
+};
 use model::GuestId;
 use placement::{ApplianceId, LeaseId, Refused, WorkKind};
 
@@ -52,6 +54,62 @@ fn waits(answer: TurnAnswer) -> (LeaseId, Duration) {
         TurnAnswer::Wait { turn, wait } => (turn, wait),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn at_whom_somebody_works_the_others_go_first() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let mut core = fleet(1, 8);
+    let desks: Vec<_> = (1..=4)
+        .flat_map(|n| core.find_vms(&format!("v{n}")))
+        .collect();
+    core.order_in_session(at(0), &desks, Some((true, HOUR)));
+    let begins = |core: &mut Core, at_s: u64, number: u8| {
+        let answer = core.ask_turn(at(at_s), guest(number), ask(WorkKind::Scan, 1000));
+        match answer {
+            TurnAnswer::Wait { wait, .. } => wait,
+            _ => Duration::ZERO,
+        }
+    };
+    // Whoever asks first.
+    let busy: Vec<Duration> = (1..=4).map(|n| begins(&mut core, 0, n)).collect();
+    let idle: Vec<Duration> = (5..=8).map(|n| begins(&mut core, 0, n)).collect();
+    let deadline = Duration::from_secs(1000);
+    assert!(
+        busy.iter().all(|wait| *wait + TAKES <= deadline),
+        "{busy:?}"
+    );
+    assert!(busy.iter().min() > idle.iter().max(), "{busy:?} {idle:?}");
+    // It counts so long, and no longer; a person may say so before.
+    core.order_in_session(at(0), &desks[..1], Some((false, HOUR)));
+    core.order_in_session(at(0), &desks[1..2], None);
+    let late = begins(&mut core, 3599, 3);
+    for (at_s, number) in [(3599, 1), (3599, 2), (3600, 4)] {
+        let wait = begins(&mut core, at_s, number);
+        assert!(wait < late, "{number}: {wait:?} {late:?}");
+    }
+}
+
+#[test]
+fn who_works_where_is_written_down_with_the_vm() {
+    let mut core = fleet(1, 1);
+    let desk = core.find_vms("v1");
+    let _before = core.take_writes();
+    core.order_in_session(at(5), &desk, Some((true, Duration::from_secs(60))));
+    let rows = core.take_writes();
+    let said = rows.iter().find_map(|row| match row {
+        Row::Vm(vm) => vm.in_session,
+        _ => None,
+    });
+    let wanted = InSession {
+        is_so: true,
+        until_ms: 65_000,
+    };
+    assert_eq!(said, Some(wanted));
+    // What its connector tells later takes nothing of that.
+    core.inventory(at(6), CONNECTOR, vm(1, "h2"));
+    let row = core.why(desk[0], 1).unwrap().vm;
+    assert_eq!(row.stored.in_session, Some(wanted));
 }
 
 #[test]

@@ -23,8 +23,27 @@ impl Calendar {
         needs: Resources,
         limit: Resources,
     ) -> Option<u64> {
-        let mut steps = self.steps.range(range).rev();
-        let blocked = steps.find(|(_, used)| !used.plus(needs).fits(limit));
+        self.blocked(range, needs, limit).next_back()
+    }
+
+    /// The first one.
+    pub(crate) fn first_blocked(
+        &self,
+        range: Range<u64>,
+        needs: Resources,
+        limit: Resources,
+    ) -> Option<u64> {
+        self.blocked(range, needs, limit).next()
+    }
+
+    fn blocked(
+        &self,
+        range: Range<u64>,
+        needs: Resources,
+        limit: Resources,
+    ) -> impl DoubleEndedIterator<Item = u64> {
+        let steps = self.steps.range(range);
+        let blocked = steps.filter(move |(_, used)| !used.plus(needs).fits(limit));
         blocked.map(|(step, _)| *step)
     }
 

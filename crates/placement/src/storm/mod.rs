@@ -193,6 +193,8 @@ pub struct Job {
     pub not_before: Duration,
     /// When it must have ended.
     pub deadline: Duration,
+    /// It comes after the work of others: it begins as late as its deadline allows.
+    pub yields: bool,
 }
 
 /// Names a lease; never used twice.
@@ -421,6 +423,9 @@ impl Admission {
         let first = soonest.max(self.steps_in(self.quiet_until));
         let found = (first < past)
             .then(|| {
+                if job.yields {
+                    return self.last_free(&uses, first, past - 1, length);
+                }
                 let spread = mix(self.seed ^ mix(job.vm.0) ^ (job.kind as u64));
                 let from = first + spread % (past - first);
                 let found = self.first_free(&uses, from, past - 1, length);
@@ -452,6 +457,28 @@ impl Admission {
             });
             match blocked.max() {
                 Some(step) => start = step + 1,
+                None => return Some(start),
+            }
+        }
+        None
+    }
+
+    /// The last step in `first..=from` from which on all is free for `length` steps.
+    fn last_free(
+        &self,
+        uses: &[(Resource, Resources)],
+        first: u64,
+        from: u64,
+        length: u64,
+    ) -> Option<u64> {
+        let mut start = from;
+        while start >= first {
+            let blocked = uses.iter().filter_map(|(resource, needs)| {
+                let calendar = self.calendars.get(resource)?;
+                calendar.first_blocked(start..start + length, *needs, self.limit(*resource))
+            });
+            match blocked.min() {
+                Some(step) => start = step.checked_sub(length)?,
                 None => return Some(start),
             }
         }

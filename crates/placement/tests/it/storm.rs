@@ -12,6 +12,7 @@ use crate::world::at;
 
 fn job(vm: u64, host: u64, cpu_milli: u32, takes_s: u64, window: (u64, u64)) -> Job {
     Job {
+        yields: false,
         vm: VmId(vm),
         host: HostId(host),
         datastore: Some(host / 4),
@@ -47,6 +48,44 @@ fn a_fleet_is_spread_over_its_window() {
         let here = begins.iter().filter(|it| (from..to).contains(it)).count();
         assert!((20..=80).contains(&here), "{here} in quarter {quarter}");
     }
+}
+
+#[test]
+fn what_yields_comes_after_the_others_and_in_time() {
+    let mut admission = Admission::new(StormPolicy::default(), 1, 1);
+    let window = (0, 600);
+    let polite = |vm| Job {
+        yields: true,
+        ..job(vm, 0, 500, 60, window)
+    };
+    // Four at once have room on a host; those that yield ask first.
+    let late: Vec<Lease> = (0..8)
+        .map(|vm| admission.reserve(at(0), polite(vm)).unwrap())
+        .collect();
+    assert_eq!(late[0].ends, at(600), "as late as may be");
+    assert!(late.iter().all(|lease| lease.ends <= at(600)));
+    let first = late.iter().map(|lease| lease.begins).min();
+    assert_eq!(first, Some(at(480)), "no earlier than it must");
+    for vm in 8..16 {
+        let lease = admission
+            .reserve(at(0), job(vm, 0, 500, 60, window))
+            .unwrap();
+        assert!(lease.ends <= at(480), "{lease:?}");
+    }
+    // Where all is taken it is refused, as anybody.
+    let all = Job {
+        yields: true,
+        ..job(20, 1, 2000, 600, window)
+    };
+    assert_eq!(admission.reserve(at(0), all).unwrap().begins, at(0));
+    let refused = admission.reserve(
+        at(0),
+        Job {
+            vm: VmId(21),
+            ..all
+        },
+    );
+    assert_eq!(refused, Err(Refused::Full { by: Some(at(1200)) }));
 }
 
 #[test]

@@ -1750,7 +1750,7 @@ pub struct ReloadReply {
 pub struct FleetRequest {
     #[prost(
         oneof = "fleet_request::Ask",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 60, 61, 62, 63, 64, 65, 66"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 60, 61, 62, 63, 64, 65, 66, 67"
     )]
     pub ask: ::core::option::Option<fleet_request::Ask>,
 }
@@ -1803,6 +1803,9 @@ pub mod fleet_request {
         /// A guest gets no certificate and no session any more.
         #[prost(message, tag = "66")]
         Revoke(super::FleetRevoke),
+        /// Say whether somebody works at VMs.
+        #[prost(message, tag = "67")]
+        InSession(super::FleetInSession),
     }
 }
 /// Machines that join under one set of terms.
@@ -1967,6 +1970,19 @@ pub struct FleetDrain {
     #[prost(bool, tag = "3")]
     pub undo: bool,
 }
+/// Whether somebody works at VMs: their background work comes after that of others then.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FleetInSession {
+    /// Each by its name, id, number or guest's id; 1 to 1000.
+    #[prost(string, repeated, tag = "1")]
+    pub vms: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// in_session, idle or unknown: nobody says any more.
+    #[prost(string, tag = "2")]
+    pub state: ::prost::alloc::string::String,
+    /// Seconds until it is unknown again. Unset: as configured.
+    #[prost(uint32, tag = "3")]
+    pub valid_s: u32,
+}
 /// What happened.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FleetEvents {
@@ -2075,6 +2091,12 @@ pub struct FleetVm {
     /// The appliance that its agent is connected to. Unset: none.
     #[prost(string, tag = "12")]
     pub connected_to: ::prost::alloc::string::String,
+    /// Whether somebody works at it, as was said: in_session or idle. Unset: nobody says.
+    #[prost(string, tag = "13")]
+    pub session: ::prost::alloc::string::String,
+    /// Until when that counts, milliseconds since 1970 UTC. Unset: nobody says.
+    #[prost(uint64, tag = "14")]
+    pub session_until_ms: u64,
 }
 /// An appliance.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -129,6 +129,7 @@ fn requests(golden: &mut Golden) {
     ask("Why", Ask::Why("v1".into()));
     ask("Drain", Ask::Drain(drain()));
     ask("Events", Ask::Events(events()));
+    ask("InSession", Ask::InSession(membership::in_session()));
     ask("ApplianceIdentity", Ask::ApplianceIdentity("a2".into()));
     let body = Some(admin_request::Body::Fleet(request()));
     golden.add("AdminRequest.Fleet", &v1::AdminRequest { body });
@@ -173,6 +174,8 @@ fn vm() -> v1::FleetVm {
         cause: "migrated".into(),
         tier: Some(1),
         connected_to: "a1".into(),
+        session: "in_session".into(),
+        session_until_ms: 1_700_000_000_000,
     }
 }
 

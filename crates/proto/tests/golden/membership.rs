@@ -74,6 +74,14 @@ pub(crate) fn revoke() -> v1::FleetRevoke {
     }
 }
 
+pub(crate) fn in_session() -> v1::FleetInSession {
+    v1::FleetInSession {
+        vms: vec!["desk-1".into()],
+        state: "in_session".into(),
+        valid_s: 3600,
+    }
+}
+
 pub(crate) fn add(golden: &mut Golden) {
     golden.add("FleetPool", &pool());
     golden.add("FleetPending", &pending());
@@ -81,4 +89,5 @@ pub(crate) fn add(golden: &mut Golden) {
     golden.add("FleetMembers", &members());
     golden.add("FleetMember", &member());
     golden.add("FleetRevoke", &revoke());
+    golden.add("FleetInSession", &in_session());
 }
