@@ -47,7 +47,7 @@ pub(crate) struct Choice {
 }
 
 impl Wish<'_> {
-    fn tier(&self, fleet: &Fleet, slot: Slot) -> u8 {
+    pub(crate) fn tier(&self, fleet: &Fleet, slot: Slot) -> u8 {
         let there = &fleet.appliances[slot].location;
         let same = |a: Option<u32>, b: Option<u32>| a.is_some() && a == b;
         let is_on_host = self.at.host.is_some() && self.at.host == there.host;
@@ -255,50 +255,6 @@ impl Fleet {
                 Readiness::Busy
             }
             Availability::Up => Readiness::Ready,
-        }
-    }
-
-    /// Where a VM is: beside the appliance that it reaches by the hypervisor itself; else as the
-    /// inventory says, unless round trips measured since show another place to be clearly nearer,
-    /// twice in a row: one round may have been held up.
-    pub(crate) fn believed(&self, vm: &Vm) -> Location {
-        if let Some(beside) = vm.attached {
-            return self.appliances[beside].location;
-        }
-        let host = vm.facts.host.and_then(|host| self.hosts.get(&host));
-        let told = host.map(|host| host.location).unwrap_or_default();
-        let valid = self.settings.measured_valid;
-        let counts = |m: &&crate::fleet::Measured| {
-            self.now.saturating_sub(m.at) <= valid && self.readiness(m.slot) != Readiness::Down
-        };
-        let counting: Vec<_> = vm.measured.iter().filter(counts).collect();
-        let Some(nearest) = counting.iter().min_by_key(|m| (m.worst_us(), m.slot)) else {
-            return told;
-        };
-        let there = self.appliances[nearest.slot].location;
-        if told.host.is_none() {
-            return there;
-        }
-        let from_told = Wish {
-            vm: VmId(0),
-            at: told,
-            load: 0,
-            own: None,
-            beside: None,
-            rule: None,
-        };
-        let tier = |slot: Slot| from_told.tier(self, slot);
-        let expected = counting.iter().min_by_key(|m| (tier(m.slot), m.best_us()));
-        let Some(expected) = expected.filter(|m| tier(m.slot) < tier(nearest.slot)) else {
-            return told;
-        };
-        let (near, far) = (u64::from(nearest.worst_us()), u64::from(expected.best_us()));
-        let by = u64::from(self.settings.nearer_by_us);
-        let is_agreed = nearest.before_us.is_some() && expected.before_us.is_some();
-        if is_agreed && near * self.settings.nearer_percent <= far * 100 && near + by <= far {
-            there
-        } else {
-            told
         }
     }
 

@@ -70,6 +70,8 @@ pub(crate) struct Vm {
     pub(crate) epoch: Epoch,
     pub(crate) cause: Cause,
     pub(crate) measured: Vec<Measured>,
+    /// The appliance that it was last believed to be beside by what it has measured.
+    pub(crate) shown: Option<Slot>,
     /// The appliance on its host, which it reaches by a channel of the hypervisor.
     pub(crate) attached: Option<Slot>,
     /// When the inventory moved it last.

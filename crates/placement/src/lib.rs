@@ -18,6 +18,7 @@ mod fleet;
 mod hosts;
 mod ids;
 mod lists;
+mod nearness;
 mod rendezvous;
 mod rules;
 mod settings;

@@ -26,6 +26,7 @@ impl Fleet {
         if old.host != facts.host {
             // They were measured elsewhere.
             vm.measured.clear();
+            vm.shown = None;
             vm.moved_at = Some(self.now);
         }
         let first = vm.list.first().copied();
@@ -84,6 +85,7 @@ impl Fleet {
             epoch,
             cause: Cause::Started,
             measured: Vec::new(),
+            shown: None,
             attached: None,
             moved_at: None,
         };
@@ -151,6 +153,10 @@ impl Fleet {
             before_us: before.map(|before| before.rtt_us),
             at,
         });
+        let shown = self.vms.get(&id).and_then(|vm| self.shown_by_measuring(vm));
+        if let Some(vm) = self.vms.get_mut(&id) {
+            vm.shown = shown;
+        }
         self.place(id, Cause::Measured);
     }
 

@@ -209,6 +209,20 @@ fn measured_round_trips_correct_a_wrong_inventory() {
         (Some(HostId(0)), Some(HostId(2)))
     );
     assert_eq!(why.placement.cause, Cause::Measured);
+    // One round that was held up takes nothing back; two that agree do.
+    world.fleet.measured(at(7), vm, ApplianceId(2), 390);
+    world.fleet.measured(at(7), vm, ApplianceId(0), 400);
+    assert_eq!(world.first(1), Some(2), "it was held up");
+    for n in 8..10 {
+        world.fleet.measured(at(n), vm, ApplianceId(2), 60);
+        world.fleet.measured(at(n), vm, ApplianceId(0), 400);
+    }
+    assert_eq!(world.first(1), Some(2));
+    for n in 10..12 {
+        world.fleet.measured(at(n), vm, ApplianceId(2), 390);
+        world.fleet.measured(at(n), vm, ApplianceId(0), 60);
+    }
+    assert_eq!(world.first(1), Some(0), "it went back");
     // The inventory has caught up: what was measured before counts no more.
     world.fleet.put_vm(at(14), vm, on(1));
     assert_eq!(world.first(1), Some(1));
@@ -294,6 +308,13 @@ fn a_guest_whose_host_nobody_knows_goes_where_it_measures() {
     assert!(world.first(1).is_some());
     let other = (world.first(1).unwrap() + 1) % 4;
     world.fleet.measured(at(2), vm, ApplianceId(other), 40);
+    assert_eq!(world.first(1), Some(other));
+    // Another one that is a little nearer now is not worth a move.
+    let third = (other + 1) % 4;
+    for n in 3..6 {
+        world.fleet.measured(at(n), vm, ApplianceId(third), 35);
+        world.fleet.measured(at(n), vm, ApplianceId(other), 40);
+    }
     assert_eq!(world.first(1), Some(other));
 }
 
