@@ -86,12 +86,7 @@ impl Core {
         if !self.connected.remove(&id) {
             return;
         }
-        self.sessions_ended_via(clock.now, id);
-        for guest in self.guests.values_mut() {
-            if guest.via == Some(id) {
-                guest.via = None;
-            }
-        }
+        self.guests_lost(clock, id);
         if said_goodbye {
             self.appliance_down(clock, id);
         } else {

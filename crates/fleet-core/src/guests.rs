@@ -98,13 +98,42 @@ impl Core {
         if guest.via != Some(via) {
             return;
         }
-        guest.via = elsewhere;
-        if elsewhere.is_some() {
+        if let Some(via) = elsewhere {
+            self.goes_on(clock, id, via);
             return;
         }
+        guest.via = None;
         let vm = self.vm_of_guest.get(&id).and_then(|vm| self.vms.get(vm));
         if vm.is_some_and(|vm| vm.connector == NO_CONNECTOR) {
             self.absent.insert(id, clock.now);
+        }
+    }
+
+    /// Where a guest's latest session is over it may have an earlier one that goes on: the latest was
+    /// dead, and what was sent through it has reached nobody.
+    fn goes_on(&mut self, clock: Clock, id: GuestId, via: ApplianceId) {
+        if let Some(guest) = self.guests.get_mut(&id) {
+            guest.via = Some(via);
+        }
+        if let Some(vm) = self.vm_of_guest.get(&id).copied() {
+            self.order_list(vm);
+        }
+        self.tell_taken(clock.now, via, id);
+    }
+
+    /// Every session through an appliance is over, as far as anybody hears.
+    pub(crate) fn guests_lost(&mut self, clock: Clock, via: ApplianceId) {
+        self.sessions_ended_via(clock.now, via);
+        let lost = self.guests.iter_mut();
+        let lost = lost.filter(|(_, guest)| guest.via == Some(via));
+        let lost = lost.map(|(id, guest)| {
+            guest.via = None;
+            *id
+        });
+        for id in lost.collect::<Vec<_>>() {
+            if let Some(via) = self.sessions.get(&id).and_then(Sessions::own) {
+                self.goes_on(clock, id, via);
+            }
         }
     }
 

@@ -127,7 +127,7 @@ impl Core {
         let is_old = facts.key.is_some_and(|key| self.is_old(id, &key, known));
         let is_later = differ(known.machine.generation_id, facts.machine.generation_id);
         if !is_old {
-            self.suspect_older(clock, id, at);
+            self.suspect_older(clock, id, at, is_later);
         }
         let sessions = self.sessions.entry(id).or_default();
         let boot = sessions.boots.standing(facts.machine.boot_id);
@@ -176,18 +176,27 @@ impl Core {
         }
     }
 
-    /// The guest's newest key is shown: sessions with another one should end now.
-    fn suspect_older(&mut self, clock: Clock, id: GuestId, at: usize) {
+    /// The guest's newest key is shown: sessions with another one should end now. So should those of
+    /// another generation, where this one's is the one that is known: they may have come first.
+    fn suspect_older(&mut self, clock: Clock, id: GuestId, at: usize, is_later: bool) {
         let Some(sessions) = self.sessions.get(&id) else {
             return;
         };
-        let newest = sessions.seen.get(at).and_then(|session| session.key);
-        let older = sessions.seen.iter().enumerate().filter(|(other, session)| {
-            *other != at && session.key.is_some() && session.key != newest
-        });
-        let older: Vec<usize> = older.map(|(other, _)| other).collect();
-        for other in older {
-            self.suspect(clock, id, other, Doubt::OldKey, false);
+        let Some(own) = sessions.seen.get(at) else {
+            return;
+        };
+        let generation = own.machine.generation_id.filter(|_| !is_later);
+        let doubt = |session: &Session| {
+            if session.key.is_some() && session.key != own.key {
+                return Some((Doubt::OldKey, false));
+            }
+            differ(generation, session.machine.generation_id).then_some((Doubt::Copied, true))
+        };
+        let others = sessions.seen.iter().enumerate();
+        let others = others.filter(|(other, _)| *other != at);
+        let doubts = others.filter_map(|(other, session)| Some((other, doubt(session)?)));
+        for (other, (doubt, is_later)) in doubts.collect::<Vec<_>>() {
+            self.suspect(clock, id, other, doubt, is_later);
         }
     }
 
@@ -401,7 +410,10 @@ impl Core {
             return Err(IsCopy(why));
         }
         let is_another = |session: &Session| session.copy.is_none() && session.key != key;
-        if !is_old || !sessions.seen.iter().any(is_another) {
+        // The other one may be its own, from before it was restored, and not be noticed to be dead.
+        let is_open =
+            own.is_some_and(|at| sessions.seen.get(at).is_some_and(|it| it.suspect.is_some()));
+        if !is_old || is_open || !sessions.seen.iter().any(is_another) {
             return Ok(());
         }
         let why = Doubt::OldKey.text().to_owned();

@@ -355,6 +355,28 @@ fn restored_machines_make_few_events_within_an_hour() {
 }
 
 #[test]
+fn another_generation_that_came_first_is_a_copy_too() {
+    let mut scene = Scene::new();
+    let (a, b) = (scene.a, scene.b);
+    // A controller that has just begun hears of the copy first.
+    scene.up(0, b, K1, machine(7, 2));
+    scene.up(1, a, K1, machine(7, 1));
+    assert_eq!(scene.rekeyed(75), [], "it may be the same machine");
+    assert_eq!(scene.rekeyed(77), [(b, K1)]);
+}
+
+#[test]
+fn a_restored_machine_renews_while_its_first_session_is_not_noticed_to_be_dead() {
+    let mut scene = Scene::new();
+    let (a, b) = (scene.a, scene.b);
+    scene.up(0, a, K2, machine(7, 1));
+    scene.up(10, b, K1, machine(7, 2));
+    assert!(scene.may_renew(11, K1, &machine(7, 2)));
+    scene.down(60, a);
+    assert_eq!(scene.rekeyed(200), []);
+}
+
+#[test]
 fn facts_that_were_not_known_are_noted_and_what_flaps_is_not() {
     let mut scene = Scene::new();
     let a = scene.a;

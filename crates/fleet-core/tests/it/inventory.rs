@@ -1,8 +1,8 @@
 //! What connectors tell, in whatever order.
 
-use fleet_core::{Core, InventoryChange, MovePhase};
+use fleet_core::{Core, InventoryChange, MovePhase, Order};
 
-use crate::scene::{CONNECTOR, appliance, at, core, host, vm};
+use crate::scene::{CONNECTOR, appliance, at, connect, core, facts, guest, host, vm};
 
 fn told(core: &mut Core, changes: Vec<InventoryChange>) {
     for change in changes {
@@ -38,6 +38,40 @@ fn a_vm_that_moves_is_sent_to_the_appliance_beside_it() {
     assert_eq!(only_vm(&core), on("h1"), "it runs where it was");
     told(&mut core, vec![moves(MovePhase::Switched)]);
     assert_eq!(only_vm(&core), on("h2"));
+}
+
+#[test]
+fn a_list_that_went_to_a_dead_session_is_sent_again() {
+    let mut core = core(1);
+    let (h1, h2) = (appliance(&mut core, "h1"), appliance(&mut core, "h2"));
+    told(&mut core, vec![host("h1"), host("h2"), vm(1, "h1")]);
+    let lists = |core: &mut Core| {
+        core.take_writes();
+        let orders = core.take_orders().into_iter();
+        let lists = orders.filter_map(|order| match order {
+            Order::Place { via, epoch, .. } => Some((via, epoch)),
+            _ => None,
+        });
+        lists.collect::<Vec<_>>()
+    };
+    connect(&mut core, h1, &[1]);
+    lists(&mut core);
+    // It is on the other one by now. The first has not noticed, and tells of it again.
+    core.guest_up(at(2), h2, guest(1), facts(1));
+    core.guest_up(at(3), h1, guest(1), facts(1));
+    lists(&mut core);
+    told(&mut core, vec![vm(1, "h2")]);
+    let [(via, epoch)] = lists(&mut core)[..] else {
+        panic!("one list");
+    };
+    assert_eq!(via, h1);
+    core.guest_down(at(60), h1, guest(1));
+    assert_eq!(lists(&mut core), [(h2, epoch)]);
+    // The same where the appliance of the dead one is lost with it.
+    core.guest_up(at(61), h1, guest(1), facts(1));
+    lists(&mut core);
+    core.appliance_lost(at(62), h1, false);
+    assert_eq!(lists(&mut core), [(h2, epoch)]);
 }
 
 #[test]
