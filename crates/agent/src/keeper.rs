@@ -110,8 +110,9 @@ pub(crate) struct Keeper {
     pub(crate) reported: Option<(LedgerTotals, Instant)>,
     /// As the appliance of this session knows it.
     pub(crate) fast_paths: Option<v1::FastPaths>,
-    /// What was told of the channel to the host; `None`: nothing was.
-    pub(crate) attached: Option<ChannelId>,
+    /// What was told in this session of the channel to the host; `None`: nothing was, after its
+    /// Hello.
+    pub(crate) attached: Option<Option<ChannelId>>,
     /// The appliance that was told.
     pub(crate) reported_to: Option<String>,
     pub(crate) allowlists_seen: Instant,
@@ -180,7 +181,7 @@ impl Keeper {
                 at_most(ROUND);
             }
             let attached = gate.attached.get();
-            if self.fast_paths != Some(gate.fast_paths()) || self.attached != attached {
+            if self.fast_paths != Some(gate.fast_paths()) || self.attached != Some(attached) {
                 at_most(ROUND);
             }
             if let Some(due) = gate.books.next_due() {
@@ -296,7 +297,7 @@ impl Keeper {
 
     fn tell_attached(&mut self) {
         let attached = self.gate.attached.get();
-        if self.attached == attached {
+        if self.attached == Some(attached) {
             return;
         }
         let channel = attached.map_or_else(Vec::new, |id| id.0.to_vec());
@@ -304,7 +305,7 @@ impl Keeper {
             .gate
             .send_control(0, Body::Attached(v1::Attached { channel }))
         {
-            self.attached = attached;
+            self.attached = Some(attached);
         }
     }
 

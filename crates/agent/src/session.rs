@@ -299,6 +299,8 @@ impl Handler for Session {
     fn greeting(&self, hello: &mut v1::Hello) {
         // It may be a copy of the machine that it was, in the middle of its work.
         hello.machine = Some((&machine::facts(&self.sys_dir)).into());
+        let channel = self.gate.attached.get();
+        hello.channel = channel.map_or_else(Vec::new, |id| id.0.to_vec());
     }
 
     fn up(&self, welcome: &v1::Welcome) {

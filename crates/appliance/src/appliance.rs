@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use daemon::metrics::Registry;
 use daemon::notify::Progress;
 use link::server::{Accepted, Conn, Listener};
-use model::{Generation, Machine};
+use model::{ChannelId, Generation, Machine};
 use parking_lot::{Mutex, RwLock};
 use proto::v1;
 use scan_core::Budget;
@@ -445,6 +445,7 @@ fn let_in(
     let certificate_until = (!accepted.expired).then_some(accepted.not_after);
     let (hostname, address) = (accepted.hello.hostname.clone(), accepted.addr);
     let placement_epoch = accepted.hello.placement_epoch;
+    let channel = ChannelId::from_slice(&accepted.hello.channel);
     let key = accepted.key;
     let conn = accepted.welcome(v1::Welcome {
         version: 0,
@@ -459,6 +460,7 @@ fn let_in(
         address,
         is_gate,
         placement_epoch,
+        channel,
         key,
         machine,
         outbox: Arc::new(conn.sender()),

@@ -111,6 +111,8 @@ pub(crate) struct Arrival {
     pub(crate) is_gate: bool,
     /// Epoch of the list that it follows.
     pub(crate) placement_epoch: u64,
+    /// What it reads from the channel to its host.
+    pub(crate) channel: Option<ChannelId>,
     /// Which key its certificate is for.
     pub(crate) key: KeyId,
     /// What it says the machine is.
@@ -127,11 +129,16 @@ impl Arrival {
             hostname: self.hostname.get(..cut).unwrap_or_default().to_owned(),
             address: self.address.ip().to_string(),
             placement_epoch: self.placement_epoch,
+            channel: wire(self.channel),
             key_id: self.key.0.to_vec(),
             machine: Some((&self.machine).into()),
             ..v1::GuestUp::default()
         }
     }
+}
+
+fn wire(channel: Option<ChannelId>) -> Vec<u8> {
+    channel.map_or_else(Vec::new, |id| id.0.to_vec())
 }
 
 impl Guests {
@@ -266,7 +273,7 @@ impl Guests {
         session: u64,
         channel: Option<ChannelId>,
     ) -> Option<v1::GuestUp> {
-        let channel = channel.map_or_else(Vec::new, |id| id.0.to_vec());
+        let channel = wire(channel);
         let mut guests = self.guests.lock();
         let mut sessions = guests.get_mut(&id)?.sessions.iter_mut();
         let session = sessions.find(|handle| handle.id == session)?;

@@ -2,6 +2,7 @@
 
 mod allowlist;
 mod by_chunks;
+mod channels;
 mod checks;
 mod coalescing;
 mod copies;

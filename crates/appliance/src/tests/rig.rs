@@ -391,6 +391,16 @@ impl Rig {
     }
 
     pub(super) fn join_on(&self, guest: GuestId, is_gate: bool, machine: model::Machine) -> Guest {
+        self.join_with(guest, is_gate, machine, None)
+    }
+
+    pub(super) fn join_with(
+        &self,
+        guest: GuestId,
+        is_gate: bool,
+        machine: model::Machine,
+        channel: Option<model::ChannelId>,
+    ) -> Guest {
         let (frames, received) = mpsc::unbounded_channel();
         let mailbox = Arc::new(Mailbox {
             frames,
@@ -403,6 +413,7 @@ impl Rig {
             address: ([127, 0, 0, 1], 1).into(),
             is_gate,
             placement_epoch: 0,
+            channel,
             key: pki::KeyId([7; 16]),
             machine,
             outbox: mailbox.clone(),

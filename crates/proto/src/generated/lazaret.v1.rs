@@ -546,6 +546,10 @@ pub struct Hello {
     /// The machine as the agent finds it now. Unset: unknown.
     #[prost(message, optional, tag = "51")]
     pub machine: ::core::option::Option<MachineFacts>,
+    /// What the guest reads from its channel to its host, as in Attached: a session that began without
+    /// it would for a moment be where the inventory says. Unset: nothing.
+    #[prost(bytes = "vec", tag = "52")]
+    pub channel: ::prost::alloc::vec::Vec<u8>,
 }
 /// Answer to Hello.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1023,7 +1027,8 @@ pub struct Renew {
     pub machine: ::core::option::Option<MachineFacts>,
 }
 /// What the guest reads from its channel to the appliance on its host (a virtio-serial port that the
-/// hypervisor gives it). Sent when a session begins and when it changes; 30 in a minute count.
+/// hypervisor gives it). Sent when a session begins (it may have changed since the Hello) and when it
+/// changes; 30 in a minute count.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Attached {
     /// As the appliance at the other end wrote it, 16 bytes. Unset: nobody is at the other end.

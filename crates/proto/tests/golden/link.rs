@@ -18,6 +18,7 @@ fn hello() -> v1::Hello {
         boot_id: vec![0x55; 16],
         placement_epoch: 5,
         machine: Some(machine_facts()),
+        channel: vec![0x77; 16],
     }
 }
 
