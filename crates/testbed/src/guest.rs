@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use flate2::{Compression, write::GzEncoder};
 
-use crate::run;
+use crate::{Server, binary, run};
 
 /// The package that names Debian's present kernel for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -29,6 +29,32 @@ const MODULES: [&str; 11] = [
     "drivers/char/virtio_console.ko",
     "drivers/firmware/qemu_fw_cfg.ko",
 ];
+
+/// Begins the script of a guest with our agent: it guards /data, and has joined and has a link when
+/// it says `LZ-READY`.
+const AGENT_INIT: &str = r#"
+mkdir -p /data; mount -t tmpfs -o size=64m data /data
+until lazaret-agent enrol --controller $(cat /etc/controller) --token $(cat /etc/token) \
+    --config /etc/agent.toml >/tmp/enrol.log 2>&1; do
+  echo "LZ-ENROL $(cat /tmp/enrol.log)"; sleep 1
+done
+lazaret-agent run --config /etc/agent.toml >/tmp/agent.log 2>&1 &
+until lazaret-agent status --json --config /etc/agent.toml 2>/dev/null | grep -q '"link": *"up"'; do
+  sleep 1
+done
+echo "LZ-READY"
+"#;
+
+/// The agent in a guest, which follows the lists of the placer from its enrolment on.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestAgent<'a> {
+    /// Where it joins.
+    pub server: &'a Server,
+    /// How it gets its network, in shell.
+    pub network: &'a str,
+    /// How often it measures, in seconds; 0: never.
+    pub measure_s: u64,
+}
 
 /// A kernel and what it starts with.
 #[derive(Debug)]
@@ -87,6 +113,26 @@ impl GuestTree {
         );
         let tree = Self { root, kernel };
         tree.write("init", prologue + init, 0o755)?;
+        Ok(tree)
+    }
+
+    /// Begins one with our agent, which guards /data and has a link when the console says `LZ-READY`;
+    /// `init` runs after that.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new); the agent is not built, or there is no token to be had.
+    pub fn with_agent(dir: &Path, agent: &GuestAgent<'_>, init: &str) -> Result<Self> {
+        let init = format!("{}\n{AGENT_INIT}{init}", agent.network);
+        let tree = Self::new(dir, &init)?;
+        tree.copy_program(&binary("lazaret-agent")?, "bin/lazaret-agent")?;
+        let config = format!(
+            "state_dir = \"/var/agent\"\nruntime_dir = \"/run/agent\"\n\n\
+             [appliance]\nmeasure_s = {}\n\n[guard]\ninclude = [\"/data\"]\n",
+            agent.measure_s
+        );
+        tree.write("etc/agent.toml", config, 0o644)?;
+        tree.write("etc/controller", &agent.server.enrol, 0o644)?;
+        tree.write("etc/token", agent.server.token()?, 0o600)?;
         Ok(tree)
     }
 

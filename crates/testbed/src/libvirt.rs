@@ -91,6 +91,12 @@ impl LibvirtHost {
         self.dir.join("run/libvirt-sock")
     }
 
+    /// Where it makes the sockets of its guests' channels, in a folder for each guest.
+    #[must_use]
+    pub fn channels(&self) -> PathBuf {
+        self.dir.join("varlib/qemu/channel/target")
+    }
+
     /// Its host name.
     #[must_use]
     pub fn name(&self) -> &str {

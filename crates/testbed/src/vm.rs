@@ -1,14 +1,11 @@
 //! A virtual machine: QEMU, emulated, since KVM within a virtual machine may be there and not serve.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 
-use crate::{GuestImage, Process, Spawn};
-
-/// Lines of the console in a message.
-const TAIL_BYTES: usize = 3000;
+use crate::{Console, GuestImage, Process, Spawn};
 
 /// What it has besides its kernel.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +21,7 @@ pub struct VmOptions {
 #[derive(Debug)]
 pub struct Vm {
     process: Process,
-    console: PathBuf,
+    console: Console,
 }
 
 impl Vm {
@@ -34,7 +31,7 @@ impl Vm {
     /// QEMU cannot be started.
     pub fn boot(dir: &Path, image: &GuestImage, options: &VmOptions) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
-        let console = dir.join("console.log");
+        let console = Console::at(dir.join("console.log"));
         let log = dir.join("qemu.log");
         let program = "qemu-system-x86_64";
         let spawn = match &options.netns {
@@ -57,7 +54,7 @@ impl Vm {
             .args(["-kernel", &image.kernel.display().to_string()])
             .args(["-initrd", &image.initrd.display().to_string()])
             .args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"])
-            .args(["-serial", &format!("file:{}", console.display())])
+            .args(["-serial", &format!("file:{}", console.path().display())])
             .args([
                 "-netdev",
                 "user,id=net",
@@ -73,8 +70,7 @@ impl Vm {
     /// What its console said so far.
     #[must_use]
     pub fn console(&self) -> String {
-        let bytes = std::fs::read(&self.console).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        self.console.text()
     }
 
     /// Waits until something is found in what the console said.
@@ -84,22 +80,11 @@ impl Vm {
     pub fn wait<T>(
         &mut self,
         patience: Duration,
-        what: &str,
-        found: impl Fn(&str) -> Option<T>,
+        otherwise: &str,
+        found: impl FnMut(&str) -> Option<T>,
     ) -> Result<T> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let is_running = self.process.is_running()?;
-            let text = self.console();
-            if let Some(found) = found(&text) {
-                return Ok(found);
-            }
-            if !is_running || Instant::now() > deadline {
-                let tail = text.floor_char_boundary(text.len().saturating_sub(TAIL_BYTES));
-                let tail = text.get(tail..).unwrap_or_default();
-                bail!("{what}: {tail}\n{}", self.process.log_tail());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let Self { process, console } = self;
+        let waited = console.wait_while(patience, otherwise, || process.is_running(), found);
+        waited.with_context(|| process.log_tail())
     }
 }

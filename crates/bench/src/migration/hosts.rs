@@ -1,7 +1,7 @@
 //! The two hosts, an appliance on each, and the controller that watches both through its connector.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -27,6 +27,8 @@ pub(super) struct Hosts {
     pub(super) appliances: [String; 2],
     /// The connector's ways to the hosts.
     cables: [Cable; 2],
+    /// Where each appliance looks for channels to guests.
+    channels: [PathBuf; 2],
     /// Ended before the network is.
     _second: Apart,
     net: HostNet,
@@ -44,18 +46,19 @@ impl Hosts {
         let machines = [machine(0)?, machine(1)?];
         let cable = |i: usize| Cable::start(&dir.join(format!("cable{i}")), &machines[i].socket());
         let cables = [cable(0)?, cable(1)?];
+        let channels = [dir.join("channels0"), dir.join("channels1")];
         let streams = format!("{}:{STREAMS_PORT}", net.address(0));
         let options = ServerOptions {
             address: net.address(0),
             netns: Some(net.host(0).to_owned()),
-            extra: controller(&streams, &cables)?,
+            extra: controller(&streams, &in_fleet(0, &channels[0]), &cables)?,
             ..ServerOptions::default()
         };
         let server = Server::start(&dir.join("appliance0"), &options)?;
         let options = ApartOptions {
             address: net.address(1),
             netns: Some(net.host(1).to_owned()),
-            fleet_extra: format!("host = \"{}\"\n", host_name(1)),
+            fleet_extra: in_fleet(1, &channels[1]),
             ..ApartOptions::of(&streams)
         };
         let second = Apart::start(&dir.join("appliance1"), "second", &server, &options)?;
@@ -65,6 +68,7 @@ impl Hosts {
             server,
             appliances,
             cables,
+            channels,
             _second: second,
             net,
         })
@@ -81,6 +85,14 @@ impl Hosts {
         let uri = format!("qemu+tcp://{}/system", self.net.address(to));
         let how = ["migrate", "--live", "--p2p", domain, &uri];
         self.machines[1 - to].virsh(DRIVER, &how).map(drop)
+    }
+
+    /// From now on the appliances find the channels to the guests on their hosts.
+    pub(super) fn show_channels(&self) -> Result<()> {
+        for (machine, shown) in self.machines.iter().zip(&self.channels) {
+            std::os::unix::fs::symlink(machine.channels(), shown)?;
+        }
+        Ok(())
     }
 
     /// From now on the connector hears of nothing.
@@ -120,12 +132,19 @@ pub(super) fn host_name(index: usize) -> String {
     format!("host{index}")
 }
 
+/// An appliance's place in the fleet.
+fn in_fleet(index: usize, channels: &Path) -> String {
+    format!(
+        "host = \"{}\"\nchannels = [{channels:?}]\n",
+        host_name(index)
+    )
+}
+
 /// The configuration of the controller, of its connector, and of the appliance beside it.
-fn controller(streams: &str, cables: &[Cable; 2]) -> Result<String> {
+fn controller(streams: &str, in_fleet: &str, cables: &[Cable; 2]) -> Result<String> {
     let mut text = format!(
-        "[controller]\nlisten = \"{streams}\"\n\n[fleet]\nhost = \"{}\"\n\n\
-         [[connector]]\nname = \"kvm\"\n[connector.libvirt]\nhosts = [\n",
-        host_name(0)
+        "[controller]\nlisten = \"{streams}\"\n\n[fleet]\n{in_fleet}\n\
+         [[connector]]\nname = \"kvm\"\n[connector.libvirt]\nhosts = [\n"
     );
     for (i, cable) in cables.iter().enumerate() {
         writeln!(

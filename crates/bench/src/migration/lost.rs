@@ -1,14 +1,14 @@
 //! Migrations that nobody tells of: the connector hears nothing of either host, and the two are some
 //! way apart. The guest's agent measures the appliances of its list; that is all there is.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use testbed::wait_until;
 
 use super::guest::{self, Guest};
-use super::hosts::{DISTANCE, Hosts, host_name};
+use super::hosts::{DISTANCE, Hosts};
+use super::unheard::Unheard;
 use super::watch::Lookout;
 use super::{OPENS_BETWEEN, PATIENCE, spread};
 use crate::report::Report;
@@ -29,7 +29,7 @@ pub(super) struct Lost {
 /// Migrates back and forth as often as before, with nobody telling.
 pub(super) fn run(
     hosts: &Hosts,
-    guest: &mut Guest,
+    guest: &Guest,
     lookout: &Lookout,
     migrations: usize,
 ) -> Result<Lost> {
@@ -37,38 +37,30 @@ pub(super) fn run(
         migrations,
         ..Lost::default()
     };
-    for round in 0..migrations {
-        // The told migrations were as many: it is where it began if that number is even.
-        let (from, to) = ((migrations + round) % 2, (migrations + round + 1) % 2);
+    let patience = Duration::from_secs(guest::MEASURE_S * MEASUREMENTS_MAX);
+    for round in 1..=migrations {
+        let number = migrations + round;
         hosts.fall_silent();
-        hosts.migrate(guest::NAME, to)?;
-        let switched = lookout.last_switch(migrations + round + 1)?;
-        let patience = Duration::from_secs(guest::MEASURE_S * MEASUREMENTS_MAX);
-        let right = wait_until(patience, || lookout.arrived_at(hosts, to).is_some());
-        let told = hosts.told_host(guest::NAME);
-        ensure!(
-            told == Some(host_name(from)),
-            "somebody told of the move: {told:?}"
-        );
-        guest.progress(OPENS_BETWEEN, PATIENCE)?;
-        let arrived = lookout.arrived_at(hosts, to).filter(|_| right);
+        let unheard = Unheard {
+            number,
+            told: number - 1,
+            patience,
+        };
+        let arrived = unheard.run(hosts, guest, lookout)?;
         lost.corrected_s
-            .extend(arrived.map(|at| seconds_between(switched, at)));
-        hosts.speak(guest::NAME, to)?;
+            .extend(arrived.map(|it| it.after.as_secs_f64()));
+        hosts.speak(guest::NAME, number % 2)?;
         let tally = guest.progress(OPENS_BETWEEN, PATIENCE)?;
-        lookout.arrives(hosts, to, PATIENCE)?;
-        lost.undone += usize::from(right && lookout.arrived_at(hosts, to) != arrived);
+        lookout.arrives(hosts, number % 2, PATIENCE)?;
+        let still_since = lookout.arrived_at(hosts, number % 2);
+        let was_undone = arrived.is_some_and(|it| still_since != Some(it.at));
+        lost.undone += usize::from(was_undone);
         eprintln!(
-            "bench: lost event {} of {migrations}: {:?} s, {tally:?}",
-            round + 1,
+            "bench: lost event {round} of {migrations}: {:?} s, undone: {was_undone}, {tally:?}",
             lost.corrected_s.last()
         );
     }
     Ok(lost)
-}
-
-fn seconds_between(from: SystemTime, to: SystemTime) -> f64 {
-    to.duration_since(from).unwrap_or_default().as_secs_f64()
 }
 
 impl Lost {

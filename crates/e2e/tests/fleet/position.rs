@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use e2e::fleet;
 use serde_json::Value;
 use testbed::{
-    Apart, ApartOptions, GuestImage, GuestTree, HostNet, Server, ServerOptions, Vm, VmOptions,
-    binary, wait_until,
+    Apart, ApartOptions, GuestAgent, GuestTree, HostNet, Server, ServerOptions, Vm, VmOptions,
+    wait_until,
 };
 
 use crate::PATIENCE;
@@ -18,20 +18,12 @@ const STREAMS: &str = "10.77.0.1:7445";
 /// Emulated, and beside a build, it boots slowly.
 const BOOTS_WITHIN: Duration = Duration::from_secs(300);
 
-/// Runs after the prologue of [`GuestTree`].
+/// Behind QEMU's own translation.
+const NETWORK: &str = "hostname desk; ip addr add 10.0.2.15/24 dev eth0; ip link set eth0 up; \
+                       ip route add default via 10.0.2.2";
+
+/// Opens files for ever.
 const INIT: &str = r#"
-hostname desk
-ip addr add 10.0.2.15/24 dev eth0; ip link set eth0 up; ip route add default via 10.0.2.2
-mkdir -p /data; mount -t tmpfs -o size=16m data /data
-until lazaret-agent enrol --controller $(cat /etc/controller) --token $(cat /etc/token) \
-    --config /etc/agent.toml >/tmp/enrol.log 2>&1; do
-  echo "LZ-ENROL $(cat /tmp/enrol.log)"; sleep 1
-done
-lazaret-agent run --config /etc/agent.toml >/tmp/agent.log 2>&1 &
-until lazaret-agent status --json --config /etc/agent.toml 2>/dev/null | grep -q '"link": *"up"'; do
-  sleep 1
-done
-echo "LZ-READY"
 n=0
 while :; do
   n=$((n+1)); f=/data/f$((n%200))
@@ -110,7 +102,13 @@ fn first(dir: &Path, net: &HostNet, channels: &Path) -> Result<Server> {
 }
 
 fn boot(dir: &Path, net: &HostNet, server: &Server, channel: &Path) -> Result<Vm> {
-    let image = image(dir, server)?;
+    // It does not measure: the port alone tells.
+    let agent = GuestAgent {
+        server,
+        network: NETWORK,
+        measure_s: 0,
+    };
+    let image = GuestTree::with_agent(&dir.join("guest"), &agent, INIT)?.pack()?;
     let socket = channel.join("org.lazaret.0");
     let chardev = format!(
         "socket,id=host,path={},server=on,wait=off",
@@ -134,18 +132,6 @@ fn boot(dir: &Path, net: &HostNet, server: &Server, channel: &Path) -> Result<Vm
         text.contains("LZ-READY").then_some(())
     })?;
     Ok(vm)
-}
-
-fn image(dir: &Path, server: &Server) -> Result<GuestImage> {
-    let tree = GuestTree::new(&dir.join("guest"), INIT)?;
-    tree.copy_program(&binary("lazaret-agent")?, "bin/lazaret-agent")?;
-    // It does not measure: the port alone tells.
-    let config = "state_dir = \"/var/agent\"\nruntime_dir = \"/run/agent\"\n\n\
-                  [appliance]\nmeasure_s = 0\n\n[guard]\ninclude = [\"/data\"]\n";
-    tree.write("etc/agent.toml", config, 0o644)?;
-    tree.write("etc/controller", &server.enrol, 0o644)?;
-    tree.write("etc/token", server.token()?, 0o600)?;
-    tree.pack()
 }
 
 /// Waits until the machine is beside and uses another appliance than this; its name.
