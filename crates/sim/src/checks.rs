@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use fleet_core::TurnRow;
-use placement::Availability;
+use placement::{Availability, VmId};
 
 use crate::controller::Controller;
 use crate::guests::{appliance_of, host_of};
@@ -31,14 +31,14 @@ impl World {
     pub fn check(&self) -> Result<(), String> {
         self.work.check()?;
         self.check_charges()?;
-        if let Some(guest) = self.rekeyed {
-            return Err(format!("{guest} is taken for a copy of itself"));
+        if let Some(broken) = &self.truth.broken {
+            return Err(broken.clone());
         }
         for (vm, agent) in self.agents.iter().enumerate() {
             if agent.unscanned != agent.paid + agent.debt {
                 return Err(format!("v{vm}: the ledger has lost an open: {agent:?}"));
             }
-            let runs = self.vms[vm].running && self.vms[vm].exists;
+            let runs = self.runs(vm);
             let reachable = (0..APPLIANCES).any(|it| self.reaches(vm, it));
             if runs && reachable && agent.at.is_none_or(|at| !self.reaches(vm, at)) {
                 return Err(format!(
@@ -72,6 +72,7 @@ impl World {
                 agent.open();
             }
         }
+        self.check_identities()?;
         self.check_settled()
     }
 
@@ -126,7 +127,7 @@ impl World {
             };
             let (host, agent) = (self.vms[vm].host, &self.agents[vm]);
             let is_there = row.stored.guest == Some(agent.id) && agent.at.is_some();
-            if told == host || !is_there || !self.vms[vm].running || !self.vms[vm].exists {
+            if told == host || !is_there || !self.runs(vm) {
                 continue;
             }
             let list: Vec<usize> = row
@@ -161,19 +162,27 @@ impl World {
     fn check_settled(&self) -> Result<(), String> {
         let controller = self.controller.as_ref().ok_or("nobody places")?;
         let core = &controller.core;
+        let rows = core.vm_rows(None, 0, usize::MAX);
         for (vm, agent) in self.agents.iter().enumerate() {
-            if !self.vms[vm].running || !self.vms[vm].exists {
+            if !self.runs(vm) {
                 continue;
             }
             if agent.debt > 0 {
                 return Err(format!("v{vm}: {} opens are not paid back", agent.debt));
             }
-            let [id] = core.find_vms(&format!("v{vm}"))[..] else {
-                return Err(format!(
-                    "v{vm} is not one VM: {:?}",
-                    core.find_vms(&format!("v{vm}"))
-                ));
+            // Which of two VMs with one UUID a guest is in, is a guess.
+            if self.has_twin(vm) {
+                continue;
+            }
+            let own = rows.iter().filter(|row| row.stored.guest == Some(agent.id));
+            let own: Vec<_> = own.collect();
+            let [row] = own[..] else {
+                return Err(format!("v{vm} is not in one VM: {own:?}"));
             };
+            if row.stored.record.name != format!("v{vm}") {
+                return Err(format!("v{vm} is taken to be in {:?}", row.stored.record));
+            }
+            let id = VmId(row.stored.id);
             let list = core.fleet().placement(id).ok_or("a VM without a list")?;
             let names = list
                 .appliances
@@ -199,6 +208,13 @@ impl World {
             }
         }
         self.check_bounds(core)
+    }
+
+    /// Some machine has, or had, the same UUID.
+    fn has_twin(&self, vm: usize) -> bool {
+        let uuid = self.vms[vm].machine.system_uuid;
+        let same = self.vms.iter().filter(|it| it.machine.system_uuid == uuid);
+        same.count() > 1
     }
 
     fn check_bounds(&self, core: &fleet_core::Core) -> Result<(), String> {

@@ -49,6 +49,7 @@ impl Controller {
     /// One round of the loop. `None`: another controller has the lease.
     pub(crate) fn settle(&mut self, disk: &mut Disk, clock: Clock) -> Option<Vec<Order>> {
         while self.core.tick(clock) {}
+        disk.members.note(self.core.take_notes());
         let writes = self.core.take_writes();
         let orders = self.core.take_orders();
         disk.commit(self.term, writes).then_some(orders)

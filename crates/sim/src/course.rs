@@ -19,6 +19,10 @@ pub struct Outcome {
     pub stopped: u64,
     /// Guests that nobody told the move of, and that measuring brought to their host's appliance.
     pub corrected: u64,
+    /// Copies of machines that got an identity of their own.
+    pub rekeyed: u64,
+    /// Machines that were set back to a snapshot.
+    pub restored: u64,
     /// Terms of controllers.
     pub terms: u32,
 }
@@ -46,13 +50,15 @@ pub fn run(seed: u64) -> Result<Outcome, String> {
         work: world.work.done,
         stopped: world.work.stopped,
         corrected: world.corrected,
+        rekeyed: world.truth.rekeyed,
+        restored: world.truth.restored,
         terms: world.disk.term,
     })
 }
 
 /// Something happens; what, for people.
 fn happen(world: &mut World) -> &'static str {
-    match world.random.below(21) {
+    match world.random.below(26) {
         0..=4 => migrate(world),
         20 => lose_an_event(world),
         5 => evacuate(world),
@@ -62,10 +68,18 @@ fn happen(world: &mut World) -> &'static str {
         10 => controller(world),
         11 => connector(world),
         12 => clock_jump(world),
-        13 => clone_storm(world),
+        13 => boot_storm(world),
         14 => power(world),
         15 | 16 => opens(world),
         17 => maintenance(world),
+        21 => copy(world),
+        22 => set_back(world),
+        23 => snapshots(world),
+        24 => renewals(world),
+        25 => {
+            world.delete_copy();
+            "a copy is deleted"
+        }
         _ => work(world),
     }
 }
@@ -167,14 +181,14 @@ fn clock_jump(world: &mut World) -> &'static str {
 }
 
 /// Half the fleet starts at once.
-fn clone_storm(world: &mut World) -> &'static str {
+fn boot_storm(world: &mut World) -> &'static str {
     for vm in 0..world.vms.len() {
         if world.random.chance(50) {
             (world.vms[vm].exists, world.vms[vm].running) = (true, true);
             world.tell_vm(vm);
         }
     }
-    "a storm of clones"
+    "a storm of starts"
 }
 
 fn power(world: &mut World) -> &'static str {
@@ -191,11 +205,46 @@ fn power(world: &mut World) -> &'static str {
 fn opens(world: &mut World) -> &'static str {
     for _ in 0..30 {
         let vm = world.random.below(world.vms.len());
-        if world.vms[vm].running && world.vms[vm].exists {
+        if world.runs(vm) {
             world.agents[vm].open();
         }
     }
     "files are opened"
+}
+
+fn copy(world: &mut World) -> &'static str {
+    let from = world.random.below(world.vms.len());
+    let keeps_uuid = world.random.chance(50);
+    world.copy(from, keeps_uuid);
+    if keeps_uuid {
+        "a machine is copied with its UUID"
+    } else {
+        "a machine is copied"
+    }
+}
+
+fn snapshots(world: &mut World) -> &'static str {
+    for _ in 0..10 {
+        let vm = world.random.below(world.vms.len());
+        world.take_snapshot(vm);
+    }
+    "snapshots are made"
+}
+
+fn set_back(world: &mut World) -> &'static str {
+    for _ in 0..3 {
+        let vm = world.random.below(world.vms.len());
+        world.restore(vm);
+    }
+    "machines are set back to snapshots"
+}
+
+fn renewals(world: &mut World) -> &'static str {
+    for _ in 0..15 {
+        let vm = world.random.below(world.vms.len());
+        world.renew(vm);
+    }
+    "certificates are renewed"
 }
 
 fn maintenance(world: &mut World) -> &'static str {
@@ -211,7 +260,7 @@ fn work(world: &mut World) -> &'static str {
     let now = world.now();
     for _ in 0..10 {
         let vm = world.random.below(world.vms.len());
-        if world.vms[vm].running && world.vms[vm].exists {
+        if world.runs(vm) && world.is_alone(vm) {
             world.work.wish(&mut world.random, now, vm);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::members::Members;
 use fleet_core::{Event, Loaded, Row, StoredAppliance, StoredHost, StoredPlacement, StoredVm};
 
 #[derive(Debug, Default)]
@@ -12,6 +13,7 @@ pub(crate) struct Disk {
     pub(crate) placements: BTreeMap<u64, StoredPlacement>,
     events: BTreeMap<u64, Event>,
     turns_out_s: u32,
+    pub(crate) members: Members,
     pub(crate) term: u32,
 }
 

@@ -1,5 +1,6 @@
 //! Agents: the shipped list, a connection, and a ledger of opens without a verdict.
 
+use fleet_core::Key;
 use link::client::Route;
 use model::GuestId;
 
@@ -9,6 +10,10 @@ use crate::world::HOSTS;
 #[derive(Debug, Clone)]
 pub(crate) struct Agent {
     pub(crate) id: GuestId,
+    /// The key that its next session begins with.
+    pub(crate) key: Key,
+    /// It was told that it is a copy, and has no identity of its own yet.
+    pub(crate) is_told: bool,
     pub(crate) route: Route,
     /// The appliance that it is connected to.
     pub(crate) at: Option<usize>,
@@ -18,20 +23,23 @@ pub(crate) struct Agent {
     pub(crate) paid: u64,
 }
 
-impl Agent {
-    pub(crate) fn new(number: usize, appliances: Vec<String>) -> Self {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&(number as u64 + 1).to_be_bytes());
+impl Default for Agent {
+    /// It has no identity yet.
+    fn default() -> Self {
         Self {
-            id: GuestId(id),
-            route: Route::new(0, appliances),
+            id: GuestId([0; 16]),
+            key: [0; 16],
+            is_told: false,
+            route: Route::new(0, Vec::new()),
             at: None,
             debt: 0,
             unscanned: 0,
             paid: 0,
         }
     }
+}
 
+impl Agent {
     /// A file is opened: judged where there is a link, else entered in the ledger.
     pub(crate) fn open(&mut self) {
         if self.at.is_some() {

@@ -18,6 +18,7 @@ struct Cli {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let (mut moves, mut unscanned, mut work, mut stopped, mut corrected) = (0, 0, 0, 0, 0);
+    let (mut rekeyed, mut restored) = (0, 0);
     for seed in cli.from..cli.from + cli.seeds {
         match sim::run(seed) {
             Ok(outcome) => {
@@ -26,6 +27,8 @@ fn main() -> ExitCode {
                 work += outcome.work;
                 stopped += outcome.stopped;
                 corrected += outcome.corrected;
+                rekeyed += outcome.rekeyed;
+                restored += outcome.restored;
             }
             Err(broken) => {
                 eprintln!("seed {seed}: {broken}");
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     }
     println!("{moves} moves, {unscanned} opens unscanned and paid back, {work} turns of work");
     println!("{stopped} turns taken back after a move, {corrected} lost moves found by measuring");
+    println!("{rekeyed} copies got an identity of their own, {restored} machines were set back");
     println!("seeds: {}, violations: 0", cli.seeds);
     ExitCode::SUCCESS
 }

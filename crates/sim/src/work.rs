@@ -193,6 +193,12 @@ impl Work {
         self.done += (before - self.running.len()) as u64;
     }
 
+    /// A machine starts anew, or as another guest: it does nothing of what it did.
+    pub(crate) fn forget(&mut self, vm: usize) {
+        self.wishes.retain(|_, wish| wish.vm != vm);
+        self.running.retain(|it| it.vm != vm);
+    }
+
     /// Some guest is done early: whose turn is given back.
     pub(crate) fn done_early(&mut self, random: &mut Random) -> Option<(usize, LeaseId)> {
         if self.running.is_empty() {
@@ -206,6 +212,13 @@ impl Work {
     /// The guest that asked.
     pub(crate) fn asker(&self, ticket: u64) -> Option<usize> {
         self.wishes.get(&ticket).map(|wish| wish.vm)
+    }
+
+    /// A guest has come to another appliance: what was on its way to it is lost, and told anew there.
+    pub(crate) fn came(&mut self, vm: usize) {
+        for it in self.running.iter_mut().filter(|it| it.vm == vm) {
+            it.taken = it.taken.map(|_| Duration::ZERO);
+        }
     }
 
     /// A guest hears that its turn is taken back.

@@ -1,11 +1,11 @@
 //! What there is, and the messages on their way.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use fleet_core::{
-    ApplianceHello, GuestFacts, HostRecord, InventoryChange, KnownGuest, Order, Power, TurnAnswer,
-    VmRecord,
+    ApplianceHello, Clock, Core, HostRecord, InventoryChange, Order, Power, TurnAnswer, VmRecord,
 };
 use model::{GuestId, Machine};
 use placement::{ApplianceId, Lease, LeaseId};
@@ -13,12 +13,14 @@ use placement::{ApplianceId, Lease, LeaseId};
 use crate::controller::Controller;
 use crate::disk::Disk;
 use crate::guests::{Agent, address, appliance_of, host_of};
+use crate::identity::Truth;
 use crate::random::Random;
+use crate::sessions::Gate;
 use crate::work::{Books, Work};
 
 pub(crate) const HOSTS: usize = 9;
 pub(crate) const APPLIANCES: usize = 5;
-const VMS: usize = 27;
+pub(crate) const VMS: usize = 27;
 /// VMs that one appliance carries.
 const CAPACITY: u64 = 12;
 const CONNECTOR: &str = "sim";
@@ -30,6 +32,22 @@ pub(crate) struct Vm {
     pub(crate) host: usize,
     pub(crate) running: bool,
     pub(crate) exists: bool,
+    /// What its firmware says.
+    pub(crate) machine: Machine,
+    /// The agent in it, as it was once.
+    pub(crate) snapshot: Option<Agent>,
+}
+
+impl Vm {
+    pub(crate) fn new(host: usize, machine: Machine) -> Self {
+        Self {
+            host,
+            running: true,
+            exists: true,
+            machine,
+            snapshot: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -58,9 +76,10 @@ enum Message {
     },
     TurnOver {
         via: usize,
-        guest: GuestId,
+        vm: usize,
         turn: LeaseId,
     },
+    Rekey(Gate),
 }
 
 /// A round trip between two hosts, as an agent measures it: never exact.
@@ -88,6 +107,9 @@ pub struct World {
     pub(crate) vms: Vec<Vm>,
     pub(crate) appliances: Vec<Appliance>,
     pub(crate) agents: Vec<Agent>,
+    /// Sessions as appliances see them, in the order they began.
+    pub(crate) gates: Vec<Gate>,
+    pub(crate) truth: Truth,
     /// Pairs of VM and appliance that cannot reach each other.
     pub(crate) cut: BTreeSet<(usize, usize)>,
     pub(crate) work: Work,
@@ -101,8 +123,6 @@ pub struct World {
     pub(crate) moves: u64,
     /// VMs that measured round trips alone brought to the appliance on their host.
     pub(crate) corrected: u64,
-    /// A guest that was taken for a copy. Here are none.
-    pub(crate) rekeyed: Option<GuestId>,
 }
 
 impl World {
@@ -111,7 +131,6 @@ impl World {
     pub fn new(seed: u64) -> Self {
         let mut disk = Disk::default();
         let controller = Some(Controller::lead(&mut disk, 0));
-        let all: Vec<String> = (0..APPLIANCES).map(address).collect();
         let mut world = Self {
             random: Random::new(seed),
             now_ms: 0,
@@ -120,13 +139,7 @@ impl World {
             controller,
             deposed: None,
             hosts_in_maintenance: BTreeSet::new(),
-            vms: (0..VMS)
-                .map(|vm| Vm {
-                    host: vm % HOSTS,
-                    running: true,
-                    exists: true,
-                })
-                .collect(),
+            vms: Vec::new(),
             appliances: vec![
                 Appliance {
                     up: true,
@@ -135,7 +148,9 @@ impl World {
                 };
                 APPLIANCES
             ],
-            agents: (0..VMS).map(|vm| Agent::new(vm, all.clone())).collect(),
+            agents: vec![Agent::default(); VMS],
+            gates: Vec::new(),
+            truth: Truth::default(),
             cut: BTreeSet::new(),
             work: Work::default(),
             on_the_way: BTreeMap::new(),
@@ -144,9 +159,17 @@ impl World {
             connector_up: true,
             obeyed: BTreeMap::new(),
             moves: 0,
-            rekeyed: None,
             corrected: 0,
         };
+        for vm in 0..VMS {
+            let machine = Machine {
+                system_uuid: Some(world.truth.fresh()),
+                generation_id: Some(world.truth.fresh()),
+                ..Machine::default()
+            };
+            world.vms.push(Vm::new(vm % HOSTS, machine));
+        }
+        world.join_all();
         world.resync();
         world.step(1000);
         world
@@ -171,6 +194,10 @@ impl World {
         self.send_at(at, message);
     }
 
+    pub(crate) fn send_rekey(&mut self, gate: &Gate) {
+        self.send(8000, Message::Rekey(gate.clone()));
+    }
+
     fn send_at(&mut self, at: u64, message: Message) {
         self.next_message += 1;
         self.on_the_way.insert((at, self.next_message), message);
@@ -190,8 +217,6 @@ impl World {
 
     fn vm_record(&self, number: usize) -> VmRecord {
         let vm = &self.vms[number];
-        let mut uuid = [7; 16];
-        uuid[..8].copy_from_slice(&(number as u64).to_be_bytes());
         VmRecord {
             id: format!("v{number}"),
             name: format!("v{number}"),
@@ -202,8 +227,8 @@ impl World {
                 Power::Off
             },
             migrating: false,
-            uuid: Some(uuid),
-            addresses: BTreeSet::new(),
+            uuid: vm.machine.system_uuid,
+            addresses: BTreeSet::from([address_of(number)]),
             tags: BTreeSet::new(),
             pool: Some("sim".to_owned()),
         }
@@ -236,7 +261,7 @@ impl World {
         for host in 0..HOSTS {
             self.tell_host(host);
         }
-        for vm in 0..VMS {
+        for vm in 0..self.vms.len() {
             self.tell_vm(vm);
         }
         self.send(1, Message::Inventory(InventoryChange::Synced));
@@ -253,6 +278,7 @@ impl World {
             self.deliver();
             self.keep_streams();
             self.keep_links();
+            self.rekey_told();
             let now = self.now();
             let vms = &self.vms;
             self.work.step(now, |vm| vms[vm].running && vms[vm].exists);
@@ -272,8 +298,14 @@ impl World {
                 return Books::Unknown;
             };
             let at = self.agents[vm].at.and_then(|at| self.appliances[at].stream);
-            let hears =
-                !controller.is_paused && at.is_some_and(|(term, _)| term == controller.term);
+            // Of several sessions of a guest, one may be a copy's or a dead one's.
+            let own = self
+                .gates
+                .iter()
+                .filter(|it| it.guest == self.agents[vm].id);
+            let hears = !controller.is_paused
+                && at.is_some_and(|(term, _)| term == controller.term)
+                && own.count() == 1;
             let lease = controller.core.turn(turn).copied();
             lease.map_or(Books::Taken { hears }, Books::Charged)
         };
@@ -297,12 +329,12 @@ impl World {
                     answer,
                     lease,
                 } => self.work.answered(self.now(), ticket, answer, lease),
-                Message::TurnOver { via, guest, turn } => {
-                    let vm = self.agents.iter().position(|agent| agent.id == guest);
-                    if let Some(vm) = vm.filter(|vm| self.agents[*vm].at == Some(via)) {
+                Message::TurnOver { via, vm, turn } => {
+                    if self.agents[vm].at == Some(via) {
                         self.work.taken_back(vm, turn);
                     }
                 }
+                Message::Rekey(gate) => self.told_to_rekey(&gate),
                 Message::Inventory(change) => {
                     let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
                     if let Some(controller) = &mut self.controller {
@@ -314,13 +346,15 @@ impl World {
         }
     }
 
-    /// A list arrives at an agent that is still connected there.
+    /// A list arrives at an agent that is still connected there: at the first of a guest's sessions.
     fn place(&mut self, via: usize, guest: GuestId, epoch: u64, appliances: &[String]) {
-        let Some(number) = self.agents.iter().position(|agent| agent.id == guest) else {
+        let mut gates = self.gates.iter();
+        let first = gates.find(|it| it.via == via && it.guest == guest);
+        let Some(gate) = first.filter(|it| it.is_live()) else {
             return;
         };
-        let agent = &mut self.agents[number];
-        if agent.at != Some(via) || agent.route.offer(epoch, appliances).is_err() {
+        let route = &mut self.agents[gate.vm].route;
+        if route.offer(epoch, appliances).is_err() {
             return;
         }
         let same = self.obeyed.insert((guest, epoch), appliances.to_vec());
@@ -350,132 +384,46 @@ impl World {
                 _ if hears => {
                     let id = controller.core.appliance_up(clock, hello(number));
                     self.appliances[number].stream = Some((controller.term, id));
-                    for vm in 0..VMS {
-                        if self.agents[vm].at == Some(number) {
-                            self.say_guest_up(vm);
-                        }
-                    }
+                    self.say_all_up(number);
                 }
                 _ => self.appliances[number].stream = None,
             }
         }
     }
 
-    fn say_guest_up(&mut self, vm: usize) {
-        let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
-        let agent = &self.agents[vm];
-        let mut uuid = [7; 16];
-        uuid[..8].copy_from_slice(&(vm as u64).to_be_bytes());
-        let machine = Machine {
-            system_uuid: Some(uuid),
-            generation_id: Some(uuid),
-            macs: Vec::new(),
-            boot_id: Some(uuid),
-        };
-        let facts = GuestFacts {
-            uuid: Some(uuid),
-            address: [10, 0, 0, 1].into(),
-            hostname: format!("v{vm}"),
-            epoch: agent.route.epoch(),
-            channel: None,
-            key: Some(uuid),
-            machine: machine.clone(),
-            known: Some(KnownGuest {
-                key: Some(uuid),
-                issued: Vec::new(),
-                machine,
-            }),
-            vm: None,
-        };
-        let stream = agent.at.and_then(|at| self.appliances[at].stream);
-        if let (Some(controller), Some((term, id))) = (&mut self.controller, stream)
-            && term == controller.term
-        {
-            let clock = controller.clock(now_ms, jump);
-            controller.core.guest_up(clock, id, agent.id, facts);
-        }
+    /// Tells the controller something through an appliance's stream; `None`: there is none.
+    pub(crate) fn with_stream<T>(
+        &mut self,
+        via: usize,
+        tell: impl FnOnce(&mut Core, Clock, ApplianceId) -> T,
+    ) -> Option<T> {
+        let (term, id) = self.appliances[via].stream?;
+        let controller = self.controller.as_mut().filter(|it| it.term == term)?;
+        let clock = controller.clock(self.now_ms, self.wall_jump_ms);
+        Some(tell(&mut controller.core, clock, id))
     }
 
-    pub(crate) fn reaches(&self, vm: usize, appliance: usize) -> bool {
-        self.appliances[appliance].up && !self.cut.contains(&(vm, appliance))
-    }
-
-    /// Agents fail over by themselves, down their list; and go to the first of a newer list.
-    fn keep_links(&mut self) {
-        for vm in 0..VMS {
-            if !self.vms[vm].running || !self.vms[vm].exists {
-                self.leave(vm);
-                continue;
-            }
-            let at = self.agents[vm].at.filter(|at| self.reaches(vm, *at));
-            if at.is_none() {
-                self.leave(vm);
-            }
-            let route = &self.agents[vm].route;
-            let better = at.and_then(|at| route.better_than(&address(at)).map(str::to_owned));
-            let to = match (at, better) {
-                (Some(_), None) => None,
-                (Some(_), Some(better)) => appliance_of(&better).filter(|to| self.reaches(vm, *to)),
-                (None, _) => {
-                    let order = route.order(None);
-                    let mut order = order.iter().filter_map(|it| appliance_of(it));
-                    let listed = order.find(|to| self.reaches(vm, *to));
-                    // Those that are configured are the last resort.
-                    listed.or_else(|| (0..APPLIANCES).find(|to| self.reaches(vm, *to)))
-                }
-            };
-            if let Some(to) = to {
-                // The new link is up before the old one is left.
-                let old = self.agents[vm].at.replace(to);
-                self.moves += u64::from(old.is_some());
-                self.say_guest_up(vm);
-                if let Some(old) = old {
-                    self.say_guest_down(vm, old);
-                }
-            }
-        }
-    }
-
-    fn leave(&mut self, vm: usize) {
-        if let Some(old) = self.agents[vm].at.take() {
-            self.say_guest_down(vm, old);
-        }
-    }
-
-    fn say_guest_down(&mut self, vm: usize, appliance: usize) {
-        let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
-        let stream = self.appliances[appliance].stream;
-        if let (Some(controller), Some((term, id))) = (&mut self.controller, stream)
-            && term == controller.term
-        {
-            let clock = controller.clock(now_ms, jump);
-            controller.core.guest_down(clock, id, self.agents[vm].id);
-        }
+    pub(crate) fn runs(&self, vm: usize) -> bool {
+        self.vms[vm].running && self.vms[vm].exists
     }
 
     /// Once a minute each agent measures the appliances of its list, wherever it is said to be.
     fn measure(&mut self, before_ms: u64) {
-        let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
-        for vm in 0..VMS {
-            let agent = &self.agents[vm];
-            let stream = agent.at.and_then(|at| self.appliances[at].stream);
+        for vm in 0..self.vms.len() {
             // A fleet does not measure in step.
             let round = |ms: u64| (ms + vm as u64 * 2000) / MEASURE_MS;
-            let is_due = round(now_ms) != round(before_ms);
-            let (Some(controller), Some((term, _)), true) = (&mut self.controller, stream, is_due)
-            else {
+            let is_due = round(self.now_ms) != round(before_ms);
+            let Some(at) = self.agents[vm].at.filter(|_| is_due) else {
                 continue;
             };
-            if term != controller.term {
-                continue;
-            }
-            for name in agent.route.appliances() {
-                let to = appliance_of(name);
-                let to = to.filter(|to| self.appliances[*to].up && !self.cut.contains(&(vm, *to)));
+            let guest = self.agents[vm].id;
+            for name in self.agents[vm].route.appliances().to_vec() {
+                let to = appliance_of(&name).filter(|to| self.reaches(vm, *to));
                 if let Some(to) = to {
                     let rtt_us = rtt_us(self.vms[vm].host, host_of(to), &mut self.random);
-                    let clock = controller.clock(now_ms, jump);
-                    controller.core.measured(clock, agent.id, name, rtt_us);
+                    self.with_stream(at, |core, clock, _| {
+                        core.measured(clock, guest, &name, rtt_us)
+                    });
                 }
             }
         }
@@ -483,17 +431,13 @@ impl World {
 
     /// Agents ask through the appliance that they are connected to.
     fn ask_turns(&mut self) {
-        let (now_ms, jump) = (self.now_ms, self.wall_jump_ms);
         for question in self.work.questions(self.now()) {
             let agent = &self.agents[question.vm];
-            let stream = agent.at.and_then(|at| self.appliances[at].stream);
-            if let (Some(controller), Some((term, id))) = (&mut self.controller, stream)
-                && term == controller.term
-            {
-                let (clock, from) = (controller.clock(now_ms, jump), (id, question.ticket));
-                controller
-                    .core
-                    .order_turn(clock, from, agent.id, question.ask);
+            let (guest, at) = (agent.id, agent.at);
+            if let Some(at) = at {
+                self.with_stream(at, |core, clock, id| {
+                    core.order_turn(clock, (id, question.ticket), guest, question.ask);
+                });
             }
         }
     }
@@ -571,15 +515,36 @@ impl World {
             Order::TurnOver { via, guest, turn } => {
                 let is_it = |it: &Appliance| it.stream.is_some_and(|(_, id)| id == via);
                 let via = self.appliances.iter().position(is_it);
-                let vm = self.agents.iter().position(|agent| agent.id == guest);
-                if let (Some(via), Some(vm)) = (via, vm) {
-                    self.send_word(vm, Message::TurnOver { via, guest, turn });
+                let told = self.gates.iter();
+                let told = told.filter(|it| Some(it.via) == via && it.guest == guest);
+                for gate in told.filter(|it| it.is_live()).cloned().collect::<Vec<_>>() {
+                    let (via, vm) = (gate.via, gate.vm);
+                    self.send_word(vm, Message::TurnOver { via, vm, turn });
                 }
             }
             Order::Warm { .. } => {}
-            Order::Rekey { guest, .. } => self.rekeyed = Some(guest),
+            Order::Rekey {
+                via,
+                guest,
+                key,
+                machine,
+                reason,
+            } => {
+                let is_it = |it: &Appliance| it.stream.is_some_and(|(_, id)| id == via);
+                let via = self.appliances.iter().position(is_it);
+                let gate = via.and_then(|via| self.gate_of(via, guest, key, &machine));
+                if let Some(gate) = gate {
+                    self.order_rekey(&gate, &reason);
+                }
+            }
         }
     }
+}
+
+/// Where a VM is reached.
+pub(crate) fn address_of(vm: usize) -> IpAddr {
+    let [.., high, low] = vm.to_be_bytes();
+    [10, 0, high, low].into()
 }
 
 fn hello(number: usize) -> ApplianceHello {

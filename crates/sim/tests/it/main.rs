@@ -5,12 +5,15 @@ const SEEDS: u64 = 300;
 #[test]
 fn nothing_breaks_whatever_happens() {
     let (mut moved, mut stopped, mut corrected) = (0, 0, 0);
+    let (mut rekeyed, mut restored) = (0, 0);
     for seed in 0..SEEDS {
         match sim::run(seed) {
             Ok(outcome) => {
                 moved += outcome.moves;
                 stopped += outcome.stopped;
                 corrected += outcome.corrected;
+                rekeyed += outcome.rekeyed;
+                restored += outcome.restored;
             }
             Err(broken) => panic!("seed {seed}: {broken}; again: ./x sim --from {seed} --seeds 1"),
         }
@@ -18,6 +21,8 @@ fn nothing_breaks_whatever_happens() {
     assert!(moved > SEEDS, "the courses move nobody");
     assert!(stopped > 0, "no turn was taken back");
     assert!(corrected > 0, "no lost move was found by measuring");
+    assert!(rekeyed > SEEDS, "copies got no identity of their own");
+    assert!(restored > SEEDS, "no machine was set back");
 }
 
 #[test]
