@@ -56,7 +56,7 @@ impl Members {
                         known.machine = machine;
                     }
                 }
-                Note::VmDeleted(_) | Note::VmFound(_) => {}
+                Note::CopyTold(_) | Note::VmDeleted(_) | Note::VmFound(_) => {}
             }
         }
     }
