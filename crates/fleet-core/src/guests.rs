@@ -10,6 +10,7 @@ use crate::core::{Clock, Core};
 use crate::identity::{Key, KnownGuest, Note};
 use crate::inventory::{Power, VmRecord};
 use crate::rows::{Row, StoredVm};
+use crate::sessions::Sessions;
 
 /// The connector of VMs that no connector knows: their agents alone tell of them. No connector
 /// has this name.
