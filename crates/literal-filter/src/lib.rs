@@ -33,7 +33,7 @@ pub use filter::{
     Filter, LITERAL_MAX, LITERAL_MIN, LITERALS_MAX, Literal, POOL_MAX, SHORT_MAX, WHOLE_MIN,
 };
 pub use needles::{
-    KEYS_MAX, NEEDLES_MAX, Needle, Needles, REACH_MAX, TOKENS_MAX, Token as NeedleToken,
+    KEYS_MAX, NEEDLES_MAX, Needle, Needles, REACH_MAX, STEPS_MAX, TOKENS_MAX, Token as NeedleToken,
 };
 pub use pack::Pack;
 pub use report::{OFFSETS_MAX, REPORT_BYTES_MAX, REPORT_HITS_MAX, Report};

@@ -24,6 +24,12 @@ pub const TOKENS_MAX: usize = 255;
 pub const REACH_MAX: usize = 1 << 10;
 /// Byte pairs that the key of one needle may be.
 pub const KEYS_MAX: usize = 64;
+/// Steps that a scan takes at most for each byte, a step being a token that is tried somewhere.
+/// Ordinary content takes less than one; content can be made of which every byte may start many
+/// needles, whose gaps have to be followed.
+pub const STEPS_MAX: u64 = 16;
+/// The same for a scan, however short.
+const STEPS_LEAST: u64 = 1 << 16;
 
 const MAGIC: [u8; 5] = *b"LZND\x01";
 const WHAT: &str = "needles";
@@ -102,17 +108,20 @@ impl Needle {
         Some(pairs.collect())
     }
 
-    /// Whether it is there with its key at `at`.
-    fn is_at(&self, data: &[u8], at: usize) -> bool {
+    /// Whether it is there with its key at `at`; adds to `steps` what it took to find out.
+    fn is_at(&self, data: &[u8], at: usize, steps: &mut u64) -> bool {
         let (before, after) = self.tokens.split_at(self.key);
         let rest = data.get(at..).unwrap_or_default();
         let head = data.get(..at).unwrap_or_default();
-        follows(after.iter(), |n| rest.get(n).copied())
-            && follows(before.iter().rev(), |n| {
-                head.len()
-                    .checked_sub(n + 1)
-                    .and_then(|n| head.get(n).copied())
-            })
+        follows(after.iter(), |n| rest.get(n).copied(), steps)
+            && follows(
+                before.iter().rev(),
+                |n| {
+                    let at = head.len().checked_sub(n + 1)?;
+                    head.get(at).copied()
+                },
+                steps,
+            )
     }
 }
 
@@ -120,16 +129,18 @@ impl Needle {
 fn follows<'t>(
     mut tokens: impl Iterator<Item = &'t Token>,
     byte: impl Fn(usize) -> Option<u8>,
+    steps: &mut u64,
 ) -> bool {
     let mut at = 0;
     while let Some(token) = tokens.next() {
+        *steps += 1;
         match *token {
             Token::Byte { value, mask } if byte(at).is_some_and(|b| b & mask == value) => at += 1,
             Token::Byte { .. } => return false,
             // From here on there may be several ways.
             Token::Gap { .. } => {
                 let rest = std::iter::once(token).chain(tokens);
-                return follows_somehow(at, rest, byte);
+                return follows_somehow(at, rest, byte, steps);
             }
         }
     }
@@ -140,10 +151,12 @@ fn follows_somehow<'t>(
     start: usize,
     tokens: impl Iterator<Item = &'t Token>,
     byte: impl Fn(usize) -> Option<u8>,
+    steps: &mut u64,
 ) -> bool {
     // Where the next token may start.
     let mut here = vec![start];
     for token in tokens {
+        *steps += here.len() as u64;
         match *token {
             Token::Byte { value, mask } => {
                 here.retain(|at| byte(*at).is_some_and(|byte| byte & mask == value));
@@ -246,7 +259,8 @@ impl Needles {
     /// Reports each place in `from..to` where the key of a needle is that is whole in the data, as
     /// the needle's id and that place.
     ///
-    /// Returns `Break` as soon as `on_hit` does.
+    /// Returns `Break` as soon as `on_hit` does, or where this takes more than [`STEPS_MAX`] steps
+    /// a byte: there may be more then that was not looked for.
     pub fn scan(
         &self,
         data: &[u8],
@@ -257,15 +271,18 @@ impl Needles {
         if self.list.is_empty() {
             return ControlFlow::Continue(());
         }
-        self.spots.scan(
-            data,
-            from,
-            to,
-            &mut |id, at| match self.list[id as usize].is_at(data, at) {
-                true => on_hit(id, at),
+        let bytes = to.min(data.len()).saturating_sub(from) as u64;
+        let most = bytes.saturating_mul(STEPS_MAX).max(STEPS_LEAST);
+        let mut steps = 0;
+        self.spots.scan(data, from, to, &mut |id, at| {
+            if self.list[id as usize].is_at(data, at, &mut steps) {
+                on_hit(id, at)?;
+            }
+            match steps > most {
+                true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
-            },
-        )
+            }
+        })
     }
 
     /// The set for storage and transport.
@@ -396,6 +413,20 @@ mod tests {
     }
 
     #[test]
+    fn content_made_to_take_long_is_given_up() {
+        // From each `a` on there are 256 ways to each of the next ones, and no end to any.
+        let mut tokens = vec![byte(b'a'), byte(b'a')];
+        tokens.extend([gap(0, 255), byte(b'a'), gap(0, 255), byte(b'a'), byte(b'b')]);
+        let needle = Needle::new(tokens, 0).unwrap();
+        let needles = Needles::build(vec![needle]).unwrap();
+        let scan = |data: &[u8]| needles.scan(data, 0, data.len(), &mut |_, _| unreachable!());
+        assert!(scan(&[b'a'; 100_000]).is_break());
+        // Fewer than it is worth giving up for.
+        assert!(scan(&[b'a'; 50]).is_continue());
+        assert!(scan(&b"a.".repeat(50_000)).is_continue());
+    }
+
+    #[test]
     fn as_by_trying_everything() {
         let mut state = 1u64;
         let mut random = |below: u64| {
@@ -467,7 +498,7 @@ mod tests {
             let mut expected = Vec::new();
             for (needle, id) in list.iter().zip(0..) {
                 let there = (from..to.min(data.len().saturating_sub(1)))
-                    .filter(|at| needle.is_at(&data, *at));
+                    .filter(|at| needle.is_at(&data, *at, &mut 0));
                 expected.extend(there.map(|at| (id, at)));
             }
             expected.sort_unstable();

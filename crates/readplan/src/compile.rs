@@ -13,6 +13,7 @@ use yara_x_parser::cst::{Event, SyntaxKind};
 
 use crate::class::Class;
 use crate::expr::{Converter, Expr};
+use crate::expressions::Expressions;
 use crate::filters::Classes;
 use crate::hidden::Hidden;
 use crate::look::{Look, Side};
@@ -78,6 +79,8 @@ pub struct Plan {
     probes: Vec<Probe>,
     /// Rules that have to be compiled together.
     groups: Vec<Vec<RuleId>>,
+    /// Of verifiers.
+    expressions: Expressions,
 }
 
 /// Why there is no plan.
@@ -134,6 +137,10 @@ impl Plan {
 
     pub(crate) fn patterns(&self) -> &[PatternEntry] {
         &self.patterns
+    }
+
+    pub(crate) fn expressions(&self) -> &Expressions {
+        &self.expressions
     }
 
     /// How many rules there are.
@@ -421,6 +428,7 @@ impl Building {
             dependants,
             probes: self.probes,
             groups,
+            expressions: Expressions::default(),
         };
         plan.looks = [Look::of_appliance(&plan)?, Look::of_agent(&plan)?];
         plan.classes = Classes::of(&plan)?;

@@ -1,22 +1,17 @@
 //! Conditions in three values: true, false, unknown.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+
+use rustc_hash::FxHashMap;
 
 use crate::class::Kind;
 use crate::compile::{Plan, RuleId};
 use crate::expr::{Anchor, Comparison, Expr, ModuleItem, Operator, Quantifier, Read};
 use crate::known::Bytes;
+use crate::value::{Truth, Value, combine, compare, number, text_test};
 
 /// Rules that refer to rules that refer to rules.
 const DEPTH_MAX: u32 = 16;
-
-/// Whether something holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Truth {
-    True,
-    False,
-    Unknown,
-}
 
 /// What is known of a pattern in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,41 +21,6 @@ pub(crate) enum Presence {
     Maybe(Option<u32>),
     /// It matches, between once and so often.
     Present(Option<u32>),
-}
-
-/// The value of an expression, as far as it is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Value {
-    /// Between these two, both included.
-    Int(i64, i64),
-    Bool(bool),
-    /// Some string that is not empty.
-    Text,
-    Undefined,
-    /// Not true and not a number other than zero.
-    Falsy,
-    Unknown,
-}
-
-impl Value {
-    fn truth(self) -> Truth {
-        match self {
-            Self::Bool(true) => Truth::True,
-            Self::Int(low, high) if low > 0 || high < 0 => Truth::True,
-            Self::Bool(false) | Self::Undefined | Self::Falsy | Self::Int(0, 0) => Truth::False,
-            Self::Int(..) | Self::Text | Self::Unknown => Truth::Unknown,
-        }
-    }
-}
-
-impl From<Truth> for Value {
-    fn from(truth: Truth) -> Self {
-        match truth {
-            Truth::True => Self::Bool(true),
-            Truth::False => Self::Bool(false),
-            Truth::Unknown => Self::Unknown,
-        }
-    }
 }
 
 /// One file, as seen by one evaluation.
@@ -77,7 +37,16 @@ pub(crate) struct Evaluation<'a> {
     pub(crate) probe: &'a dyn Fn(usize) -> Option<bool>,
     /// Fields of the PE module by their names; `None`: not told, `Some(None)`: undefined.
     pub(crate) number: &'a dyn Fn(&str) -> Option<Option<i64>>,
-    pub(crate) depth: Cell<u32>,
+    pub(crate) references: References,
+}
+
+/// What came of rules that others refer to: each is evaluated once, or rules that name two
+/// others each would take time without end.
+#[derive(Default)]
+pub(crate) struct References {
+    values: RefCell<FxHashMap<RuleId, Truth>>,
+    /// How many are under way.
+    depth: Cell<u32>,
 }
 
 /// The rule whose condition is evaluated, and the pattern of the loop around.
@@ -89,14 +58,8 @@ pub(crate) struct Scope {
 
 impl Evaluation<'_> {
     pub(crate) fn rule(&self, rule: RuleId) -> Truth {
-        if self.depth.get() >= DEPTH_MAX {
-            return Truth::Unknown;
-        }
-        self.depth.set(self.depth.get() + 1);
         let scope = Scope { rule, looped: None };
-        let truth = self.truth(&self.plan.rule(rule).condition, scope);
-        self.depth.set(self.depth.get() - 1);
-        truth
+        self.truth(&self.plan.rule(rule).condition, scope)
     }
 
     pub(crate) fn truth(&self, expr: &Expr, scope: Scope) -> Truth {
@@ -122,59 +85,25 @@ impl Evaluation<'_> {
             },
             Expr::Count(index) => self.count(index.or(scope.looped), scope),
             Expr::Detail { pattern, absent } => match pattern.or(scope.looped) {
-                Some(index) if self.presence_of(index, scope) == Presence::Absent => *absent,
+                Some(index) if self.is_absent(index, scope) => *absent,
                 _ => Value::Unknown,
             },
             Expr::Read(read, at) => self.read(*read, self.value(at, scope)),
-            Expr::Module { kind, .. } if *kind == ModuleItem::Signatures && self.is_unsigned() => {
-                Value::Falsy
-            }
-            Expr::Module { module, path, kind } => match self.module(module, *kind) {
-                Value::Unknown if module == "pe" => self.number(path),
-                value => value,
-            },
+            Expr::Module { module, path, kind } => self.of_module(module, path, *kind),
             Expr::Call { module, .. } => self.module(module, ModuleItem::Field),
-            Expr::Needing(index, _) if self.presence_of(*index, scope) == Presence::Absent => {
-                Value::Falsy
-            }
+            Expr::Needing(index, _) if self.is_absent(*index, scope) => Value::Falsy,
             Expr::Needing(_, inner) => self.value(inner, scope),
-            Expr::Rule(name) => match self.plan.find(scope.rule, name) {
-                Some(rule) => self.reference(rule),
-                None => Value::Unknown,
-            },
+            Expr::Rule(name) => self.reference(name, scope),
             Expr::Not(inner) => self.negated(inner, scope),
             Expr::And(all) => self.and(all, scope).into(),
             Expr::Or(any) => self.or(any, scope).into(),
-            Expr::Defined(inner) => match self.value(inner, scope) {
-                Value::Int(..) | Value::Bool(_) | Value::Text => Value::Bool(true),
-                Value::Undefined => Value::Bool(false),
-                Value::Falsy | Value::Unknown => Value::Unknown,
-            },
+            Expr::Defined(inner) => self.value(inner, scope).is_defined(),
             Expr::Arithmetic(operator, operands) => self.arithmetic(*operator, operands, scope),
             Expr::Compare(comparison, left, right) => {
-                match compare(
-                    *comparison,
-                    self.value(left, scope),
-                    self.value(right, scope),
-                ) {
-                    Value::Unknown if *comparison == Comparison::Eq => {
-                        self.compare_head(left, right, scope)
-                    }
-                    value => value,
-                }
+                self.compared(*comparison, left, right, scope)
             }
             Expr::OfPatterns(quantifier, patterns, anchor) => {
-                let truths = patterns
-                    .iter()
-                    .map(|index| self.matched(*index, anchor, scope));
-                match (
-                    self.quantified(quantifier, truths, scope),
-                    anchor.is_defined(),
-                ) {
-                    // Where the anchor is undefined, all of it is.
-                    (Truth::True, false) => Value::Unknown,
-                    (truth, _) => anchor.value(truth),
-                }
+                self.of_patterns(quantifier, patterns, anchor, scope)
             }
             Expr::OfExpressions(quantifier, items) => {
                 let truths = items.iter().map(|item| self.truth(item, scope));
@@ -188,15 +117,51 @@ impl Evaluation<'_> {
                 self.quantified(quantifier, truths, scope).into()
             }
             Expr::ForIn(quantifier, body) => self.for_in(quantifier, body, scope),
-            Expr::Probe(index, direct) => match self.value(direct, scope) {
-                Value::Unknown | Value::Int(..) => match (self.probe)(*index) {
-                    Some(true) => Value::Bool(true),
-                    Some(false) => Value::Falsy,
-                    None => Value::Unknown,
-                },
-                known => known,
-            },
+            Expr::Probe(index, direct) => self.probed(*index, self.value(direct, scope)),
             Expr::Opaque => Value::Unknown,
+        }
+    }
+
+    fn is_absent(&self, index: usize, scope: Scope) -> bool {
+        self.presence_of(index, scope) == Presence::Absent
+    }
+
+    /// What YARA-X said where nothing else decides.
+    fn probed(&self, probe: usize, direct: Value) -> Value {
+        match direct {
+            Value::Unknown | Value::Int(..) => match (self.probe)(probe) {
+                Some(true) => Value::Bool(true),
+                Some(false) => Value::Falsy,
+                None => Value::Unknown,
+            },
+            known => known,
+        }
+    }
+
+    fn of_patterns(
+        &self,
+        quantifier: &Quantifier,
+        patterns: &[usize],
+        anchor: &Anchor,
+        scope: Scope,
+    ) -> Value {
+        let truths = patterns.iter();
+        let truths = truths.map(|index| self.matched(*index, anchor, scope));
+        match (
+            self.quantified(quantifier, truths, scope),
+            anchor.is_defined(),
+        ) {
+            // Where the anchor is undefined, all of it is.
+            (Truth::True, false) => Value::Unknown,
+            (truth, _) => anchor.value(truth),
+        }
+    }
+
+    fn compared(&self, comparison: Comparison, left: &Expr, right: &Expr, scope: Scope) -> Value {
+        let (a, b) = (self.value(left, scope), self.value(right, scope));
+        match compare(comparison, a, b) {
+            Value::Unknown if comparison == Comparison::Eq => self.compare_head(left, right, scope),
+            value => value,
         }
     }
 
@@ -225,8 +190,24 @@ impl Evaluation<'_> {
 
     /// What another rule's result is. A rule that holds may still be kept from matching by a
     /// global rule.
-    fn reference(&self, rule: RuleId) -> Value {
-        match self.rule(rule) {
+    fn reference(&self, name: &str, scope: Scope) -> Value {
+        let Some(rule) = self.plan.find(scope.rule, name) else {
+            return Value::Unknown;
+        };
+        let known = self.references.values.borrow().get(&rule).copied();
+        let truth = match known {
+            Some(truth) => truth,
+            None if self.references.depth.get() >= DEPTH_MAX => Truth::Unknown,
+            None => {
+                let depth = self.references.depth.get();
+                self.references.depth.set(depth + 1);
+                let truth = self.rule(rule);
+                self.references.depth.set(depth);
+                self.references.values.borrow_mut().insert(rule, truth);
+                truth
+            }
+        };
+        match truth {
             Truth::False => Value::Bool(false),
             Truth::True if !self.plan.has_globals(rule) => Value::Bool(true),
             Truth::True | Truth::Unknown => Value::Unknown,
@@ -364,6 +345,16 @@ impl Evaluation<'_> {
         }
     }
 
+    fn of_module(&self, module: &str, path: &str, kind: ModuleItem) -> Value {
+        if kind == ModuleItem::Signatures && self.is_unsigned() {
+            return Value::Falsy;
+        }
+        match self.module(module, kind) {
+            Value::Unknown if module == "pe" => self.number(path),
+            value => value,
+        }
+    }
+
     fn module(&self, module: &str, kind: ModuleItem) -> Value {
         match kind {
             ModuleItem::Constant => Value::Unknown,
@@ -471,101 +462,4 @@ fn at_least(wanted: usize, mut truths: impl ExactSizeIterator<Item = Truth>) -> 
         }
     }
     Truth::True
-}
-
-/// Of intervals only sums are known, such as of counts: what has no upper bound still has none.
-fn combine(operator: Operator, a: (i64, i64), b: (i64, i64)) -> Option<(i64, i64)> {
-    if a.0 == a.1 && b.0 == b.1 {
-        let exact = apply(operator, a.0, b.0)?;
-        return Some((exact, exact));
-    }
-    let is_count = a.0 >= 0 && b.0 >= 0;
-    (operator == Operator::Add && is_count)
-        .then(|| Some((a.0.checked_add(b.0)?, a.1.saturating_add(b.1))))?
-}
-
-/// `None`: it overflows, which is left to YARA-X.
-fn apply(operator: Operator, a: i64, b: i64) -> Option<i64> {
-    match operator {
-        Operator::Add => a.checked_add(b),
-        Operator::Sub => a.checked_sub(b),
-        Operator::Mul => a.checked_mul(b),
-        Operator::And => Some(a & b),
-        Operator::Or => Some(a | b),
-        Operator::Xor => Some(a ^ b),
-        // What loses bits is left to YARA-X.
-        Operator::Shl => {
-            let bits = u32::try_from(b).ok().filter(|bits| *bits < 63)?;
-            let shifted = a.checked_shl(bits)?;
-            (a >= 0 && shifted >> bits == a).then_some(shifted)
-        }
-        Operator::Shr => {
-            let bits = u32::try_from(b).ok().filter(|bits| *bits < 63)?;
-            (a >= 0).then_some(a >> bits)
-        }
-    }
-}
-
-fn compare(comparison: Comparison, left: Value, right: Value) -> Value {
-    let (a, b, c, d) = match (left, right) {
-        (Value::Undefined, _) | (_, Value::Undefined) => return Value::Undefined,
-        (Value::Int(a, b), Value::Int(c, d)) => (a, b, c, d),
-        // Undefined, false, zero or empty: equal to no string that is not.
-        (Value::Falsy, Value::Text) | (Value::Text, Value::Falsy)
-            if comparison == Comparison::Eq =>
-        {
-            return Value::Falsy;
-        }
-        // Undefined, or the same as with zero.
-        (Value::Falsy, right @ Value::Int(..)) => return falsy(compare(comparison, ZERO, right)),
-        (left @ Value::Int(..), Value::Falsy) => return falsy(compare(comparison, left, ZERO)),
-        _ => return Value::Unknown,
-    };
-    let decide = |always: bool, never: bool| match (always, never) {
-        (true, _) => Value::Bool(true),
-        (_, true) => Value::Bool(false),
-        _ => Value::Unknown,
-    };
-    let apart = b < c || d < a;
-    let same = a == b && c == d && a == c;
-    match comparison {
-        Comparison::Eq => decide(same, apart),
-        Comparison::Ne => decide(apart, same),
-        Comparison::Lt => decide(b < c, a >= d),
-        Comparison::Le => decide(b <= c, a > d),
-        Comparison::Gt => decide(a > d, b <= c),
-        Comparison::Ge => decide(a >= d, b < c),
-    }
-}
-
-const ZERO: Value = Value::Int(0, 0);
-
-/// The value, or undefined.
-fn falsy(value: Value) -> Value {
-    match value {
-        Value::Bool(false) => Value::Falsy,
-        _ => Value::Unknown,
-    }
-}
-
-/// `left contains right` and its kin.
-fn text_test(left: Value, right: Value) -> Value {
-    match (left, right) {
-        (Value::Undefined, _) | (_, Value::Undefined) => Value::Undefined,
-        (Value::Falsy, Value::Text) => Value::Falsy,
-        _ => Value::Unknown,
-    }
-}
-
-fn number(bytes: &[u8], read: Read) -> i64 {
-    let fold = |value: i64, byte: &u8| value << 8 | i64::from(*byte);
-    let value = match read.big_endian {
-        true => bytes.iter().fold(0, fold),
-        false => bytes.iter().rev().fold(0, fold),
-    };
-    let bits = 8 * read.bytes;
-    match read.signed && value >> (bits - 1) & 1 == 1 {
-        true => value - (1 << bits),
-        false => value,
-    }
 }

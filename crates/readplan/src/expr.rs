@@ -2,11 +2,11 @@
 
 use yara_x_parser::ast::{self, Expr as Ast, MatchAnchor};
 
-use crate::eval::{Truth, Value};
 use crate::hidden::Hidden;
 use crate::pattern::PatternInfo;
 use crate::probe::{Probe, decided};
 use crate::required;
+use crate::value::{Truth, Value};
 
 /// An expression. Whatever is not here is [`Expr::Opaque`].
 #[derive(Debug, Clone)]
@@ -209,63 +209,14 @@ impl Converter<'_> {
             Ast::Filesize { .. } => Expr::Filesize,
             Ast::LiteralInteger(integer) if !integer.is_unsigned => Expr::Int(integer.value),
             Ast::LiteralString(text) if !text.value.is_empty() => Expr::Text,
-            Ast::Contains(b)
-            | Ast::IContains(b)
-            | Ast::StartsWith(b)
-            | Ast::IStartsWith(b)
-            | Ast::EndsWith(b)
-            | Ast::IEndsWith(b)
-            | Ast::IEquals(b) => {
-                let (left, right) = (self.value(&b.lhs), self.value(&b.rhs));
-                let test = Expr::TextTest(Box::new(left), Box::new(right));
-                let ignores_case = !matches!(
-                    expr,
-                    Ast::Contains(_) | Ast::StartsWith(_) | Ast::EndsWith(_)
-                );
-                let text = required::of_version_info(&b.lhs, &b.rhs, ignores_case);
-                self.needing(text, test)
+            Ast::Contains(b) | Ast::StartsWith(b) | Ast::EndsWith(b) => self.text_test(b, false),
+            Ast::IContains(b) | Ast::IStartsWith(b) | Ast::IEndsWith(b) | Ast::IEquals(b) => {
+                self.text_test(b, true)
             }
             Ast::Ident(ident) => self.name(ident.name),
-            Ast::PatternMatch(found) => {
-                let anchor = self.anchor(found.anchor.as_ref());
-                match self.pattern(found.identifier.name) {
-                    Named::Loop => Expr::LoopPattern(anchor),
-                    Named::Pattern(index) => Expr::Pattern(index, anchor),
-                    Named::Unknown => self.opaque(expr),
-                }
-            }
-            Ast::PatternCount(count) => match self.pattern(count.identifier.name) {
-                Named::Unknown => self.opaque(expr),
-                named if count.range.is_none() => Expr::Count(named.index()),
-                named => {
-                    self.hide(expr);
-                    let range = count.range.as_ref();
-                    let is_defined = range.is_none_or(|range| {
-                        [&range.lower_bound, &range.upper_bound]
-                            .iter()
-                            .all(|bound| {
-                                matches!(bound, Ast::LiteralInteger(_) | Ast::Filesize { .. })
-                            })
-                    });
-                    Expr::Detail {
-                        pattern: named.index(),
-                        absent: match is_defined {
-                            true => Value::Int(0, 0),
-                            false => Value::Falsy,
-                        },
-                    }
-                }
-            },
-            Ast::PatternOffset(detail) | Ast::PatternLength(detail) => {
-                self.hide(expr);
-                match self.pattern(detail.identifier.name) {
-                    Named::Unknown => Expr::Opaque,
-                    named => Expr::Detail {
-                        pattern: named.index(),
-                        absent: Value::Undefined,
-                    },
-                }
-            }
+            Ast::PatternMatch(found) => self.matched(found, expr),
+            Ast::PatternCount(count) => self.counted(count, expr),
+            Ast::PatternOffset(detail) | Ast::PatternLength(detail) => self.detail(detail, expr),
             Ast::Lookup(_) | Ast::FieldAccess(_) => {
                 self.hide(expr);
                 self.field(expr)
@@ -299,25 +250,76 @@ impl Converter<'_> {
                 let patterns = self.pattern_set(&for_of.pattern_set);
                 Expr::ForOf(quantifier, patterns, Box::new(self.condition(&for_of.body)))
             }
-            Ast::ForIn(for_in) => {
-                let quantifier = self.quantifier(&for_in.quantifier);
-                match &for_in.iterable {
-                    ast::Iterable::Range(range) => {
-                        self.hide(&range.lower_bound);
-                        self.hide(&range.upper_bound);
-                    }
-                    ast::Iterable::ExprTuple(items) => items.iter().for_each(|e| self.hide(e)),
-                    ast::Iterable::Expr(expr) => self.hide(expr),
-                }
-                let outer = self.variables.len();
-                let names = for_in.variables.iter().map(|v| v.name.to_owned());
-                self.variables.extend(names);
-                let body = self.condition(&for_in.body);
-                self.variables.truncate(outer);
-                Expr::ForIn(quantifier, Box::new(body))
-            }
+            Ast::ForIn(for_in) => self.for_in(for_in),
             _ => self.opaque(expr),
         }
+    }
+
+    /// `contains` and its kin.
+    fn text_test(&mut self, b: &ast::BinaryExpr<'_>, ignores_case: bool) -> Expr {
+        let (left, right) = (self.value(&b.lhs), self.value(&b.rhs));
+        let test = Expr::TextTest(Box::new(left), Box::new(right));
+        let text = required::of_version_info(&b.lhs, &b.rhs, ignores_case);
+        self.needing(text, test)
+    }
+
+    fn matched(&mut self, found: &ast::PatternMatch<'_>, expr: &Ast<'_>) -> Expr {
+        let anchor = self.anchor(found.anchor.as_ref());
+        match self.pattern(found.identifier.name) {
+            Named::Loop => Expr::LoopPattern(anchor),
+            Named::Pattern(index) => Expr::Pattern(index, anchor),
+            Named::Unknown => self.opaque(expr),
+        }
+    }
+
+    /// `#a`, `#a in (..)`.
+    fn counted(&mut self, count: &ast::IdentWithRange<'_>, expr: &Ast<'_>) -> Expr {
+        let named = self.pattern(count.identifier.name);
+        let range = match (named, &count.range) {
+            (Named::Unknown, _) => return self.opaque(expr),
+            (_, None) => return Expr::Count(named.index()),
+            (_, Some(range)) => range,
+        };
+        self.hide(expr);
+        let is_number = |e: &Ast<'_>| matches!(e, Ast::LiteralInteger(_) | Ast::Filesize { .. });
+        let is_defined = is_number(&range.lower_bound) && is_number(&range.upper_bound);
+        Expr::Detail {
+            pattern: named.index(),
+            absent: match is_defined {
+                true => Value::Int(0, 0),
+                false => Value::Falsy,
+            },
+        }
+    }
+
+    /// `@a[i]`, `!a[i]`.
+    fn detail(&mut self, detail: &ast::IdentWithIndex<'_>, expr: &Ast<'_>) -> Expr {
+        self.hide(expr);
+        match self.pattern(detail.identifier.name) {
+            Named::Unknown => Expr::Opaque,
+            named => Expr::Detail {
+                pattern: named.index(),
+                absent: Value::Undefined,
+            },
+        }
+    }
+
+    fn for_in(&mut self, for_in: &ast::ForIn<'_>) -> Expr {
+        let quantifier = self.quantifier(&for_in.quantifier);
+        match &for_in.iterable {
+            ast::Iterable::Range(range) => {
+                self.hide(&range.lower_bound);
+                self.hide(&range.upper_bound);
+            }
+            ast::Iterable::ExprTuple(items) => items.iter().for_each(|e| self.hide(e)),
+            ast::Iterable::Expr(expr) => self.hide(expr),
+        }
+        let outer = self.variables.len();
+        let names = for_in.variables.iter().map(|v| v.name.to_owned());
+        self.variables.extend(names);
+        let body = self.condition(&for_in.body);
+        self.variables.truncate(outer);
+        Expr::ForIn(quantifier, Box::new(body))
     }
 
     /// A comparison, undefined where its left side is.

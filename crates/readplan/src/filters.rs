@@ -14,12 +14,12 @@ use literal_filter::{Filter, Literal};
 use crate::bits::Bits;
 use crate::class::Class;
 use crate::compile::{Plan, PlanError, RuleId};
-use crate::eval::Truth;
 use crate::gate;
 use crate::glance::Glance;
 use crate::known::Hits;
 use crate::look::{Look, Side};
 use crate::open::Known;
+use crate::value::Truth;
 
 /// By class of file.
 #[derive(Debug, Default)]

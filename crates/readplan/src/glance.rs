@@ -63,6 +63,11 @@ impl Glance {
         })
     }
 
+    /// There is nothing to look for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
     /// What looking for a pattern slows a glance down, by how often its needles' rarest bytes are
     /// met; `None`: a glance does not look for it.
     pub(crate) fn cost(info: &PatternInfo) -> Option<u64> {
@@ -72,11 +77,13 @@ impl Glance {
         has_few.then(|| costs.sum())
     }
 
-    /// One pass over the content; `note` takes what it tells of patterns.
+    /// One pass over the content; `note` takes what it tells of patterns: those that are met only
+    /// in part may be there. Of content that takes too much work (`literal_filter::STEPS_MAX`) it
+    /// tells what was met until then.
     pub(crate) fn look(&self, content: &[u8], note: &mut dyn FnMut(usize, Presence)) {
         let mut met = vec![false; self.patterns.len()];
         let (all, users) = (content.len(), &self.users);
-        let _ = self.needles.scan(content, 0, all, &mut |needle, _| {
+        let looked = self.needles.scan(content, 0, all, &mut |needle, _| {
             if let Some(met) = met.get_mut(users[needle as usize] as usize) {
                 *met = true;
             }
@@ -84,9 +91,10 @@ impl Glance {
         });
         for ((pattern, is_match), met) in self.patterns.iter().zip(met) {
             match (met, is_match) {
-                (false, _) => note(*pattern, Presence::Absent),
+                (false, _) if looked.is_continue() => note(*pattern, Presence::Absent),
+                (false, _) => {}
                 (true, true) => note(*pattern, Presence::Present(None)),
-                (true, false) => {}
+                (true, false) => note(*pattern, Presence::Maybe(None)),
             }
         }
     }
@@ -94,8 +102,10 @@ impl Glance {
 
 #[cfg(test)]
 mod tests {
+    use literal_filter::NeedleToken;
+
     use super::*;
-    use crate::needle::of_text;
+    use crate::needle::{NeedlePart, of_text};
 
     #[test]
     fn what_is_not_met_is_absent() {
@@ -119,7 +129,47 @@ mod tests {
             assert_eq!(told, expected);
         };
         let (here, absent) = (Presence::Present(None), Presence::Absent);
-        check(b"...q#\x91\x92zQ...", &[(0, here), (2, here), (3, absent)]);
+        let maybe = Presence::Maybe(None);
+        let told = [(0, here), (1, maybe), (2, here), (3, absent)];
+        check(b"...q#\x91\x92zQ...", &told);
         check(b"", &[0, 1, 2, 3].map(|pattern| (pattern, absent)));
+    }
+
+    #[test]
+    fn what_was_not_looked_for_to_the_end_may_be_there() {
+        let byte = |value| NeedleToken::Byte { value, mask: 0xff };
+        let gap = NeedleToken::Gap {
+            least: 0,
+            most: 255,
+        };
+        let endless = [byte(b'a'), byte(b'a'), gap, byte(b'a'), gap, byte(b'#')];
+        let part = NeedlePart {
+            needle: Needle::new(endless.to_vec(), 0).expect("a needle"),
+            before: None,
+            after: None,
+            bits: 0,
+        };
+        let endless = PatternInfo {
+            needles: vec![part],
+            ..PatternInfo::resident()
+        };
+        let met = PatternInfo {
+            needles: of_text(b"q#\x91", false, true, false),
+            exact: Exact::Yes,
+            ..PatternInfo::resident()
+        };
+        let behind = PatternInfo {
+            needles: of_text(b"\x92Zq", false, true, false),
+            exact: Exact::Yes,
+            ..PatternInfo::resident()
+        };
+        let infos = [endless, met, behind];
+        let glance = Glance::of(infos.iter().enumerate()).expect("a glance");
+        let content = [b"q#\x91", b"a".repeat(100_000).as_slice(), b"\x92Zq"].concat();
+        let mut told = Vec::new();
+        glance.look(&content, &mut |pattern, presence| {
+            told.push((pattern, presence))
+        });
+        assert_eq!(told, [(1, Presence::Present(None))]);
     }
 }

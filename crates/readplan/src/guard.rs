@@ -9,9 +9,9 @@ use std::ops::Range;
 use crate::bits::Bits;
 use crate::class::Class;
 use crate::compile::{Plan, RuleId};
-use crate::eval::Truth;
 use crate::expr::{Comparison, Expr, Quantifier};
 use crate::look::Look;
+use crate::value::Truth;
 
 /// What a file has to have for one rule.
 #[derive(Debug, Clone)]

@@ -1,11 +1,11 @@
 //! Hex patterns: their literals, and a close look at the places where one may match.
 
 use std::fmt::Write as _;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
 use literal_filter::{LITERAL_MAX, LITERAL_MIN};
 use memchr::memmem;
-use regex::bytes::{Regex, RegexBuilder};
+use regex::bytes::Regex;
 use yara_x_parser::ast::{HexSubPattern, HexToken};
 
 use crate::needle;
@@ -15,8 +15,6 @@ use crate::pattern::{Exact, Part, PatternInfo, REACH_MAX, part_of, rarity, windo
 const PLACES_MAX: usize = 4096;
 /// Bytes that are looked at closely, in terms of the content's.
 pub(crate) const EFFORT_MAX: usize = 4;
-/// Compiled size of a verifier's expression, in bytes.
-const REGEX_SIZE_MAX: usize = 1 << 20;
 /// Bytes of a needle; more do not make it rarer.
 const NEEDLE_MAX: usize = 8;
 
@@ -177,9 +175,7 @@ pub(crate) struct Verifier {
     before: usize,
     /// Bytes of the stretch at most.
     length: usize,
-    source: String,
-    /// Compiled when it is first needed; `None`: too large.
-    regex: OnceLock<Option<Regex>>,
+    pub(crate) source: String,
 }
 
 impl Verifier {
@@ -197,11 +193,20 @@ impl Verifier {
         Some(best)
     }
 
-    /// Whether the stretch occurs; `None`: too much work to find out.
-    pub(crate) fn is_in(&self, content: &[u8]) -> Option<bool> {
+    /// Whether the stretch occurs; `None`: too much work to find out. `compiled` is asked for the
+    /// expression of the stretch where the needle is met.
+    pub(crate) fn is_in(
+        &self,
+        content: &[u8],
+        compiled: &dyn Fn() -> Option<Arc<Regex>>,
+    ) -> Option<bool> {
         let mut effort = content.len().saturating_mul(EFFORT_MAX);
+        let mut expression = None;
         for (place, found) in memmem::find_iter(content, &self.needle).enumerate() {
-            let regex = self.regex.get_or_init(|| self.compile()).as_ref()?;
+            if expression.is_none() {
+                expression = compiled();
+            }
+            let regex = expression.as_ref()?;
             let from = found.saturating_sub(self.before);
             let to = content.len().min(found.saturating_add(self.length));
             effort = effort.checked_sub(to - from)?;
@@ -213,12 +218,6 @@ impl Verifier {
             }
         }
         Some(false)
-    }
-
-    fn compile(&self) -> Option<Regex> {
-        let mut builder = RegexBuilder::new(&self.source);
-        builder.unicode(false).dot_matches_new_line(true);
-        builder.size_limit(REGEX_SIZE_MAX).build().ok()
     }
 }
 
@@ -267,7 +266,6 @@ impl Stretch {
             before: usize::try_from(before).ok()?,
             length: usize::try_from(self.length).ok()?,
             source: self.source,
-            regex: OnceLock::new(),
         };
         (self.length <= REACH_MAX).then_some((score, verifier))
     }

@@ -4,7 +4,7 @@ use std::cell::{Cell, Ref, RefCell};
 
 use literal_filter::Report;
 use model::Ranges;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::bits::Bits;
 use crate::eval::Presence;
@@ -84,6 +84,8 @@ pub struct Hits {
     is_touched_told: Cell<bool>,
     /// By pattern: what a close look at the content found.
     looked: RefCell<FxHashMap<usize, Presence>>,
+    /// Patterns of which a pass over the content met a part.
+    met: RefCell<FxHashSet<usize>>,
     /// What the PE module told: fields by their names, `None`: undefined.
     numbers: RefCell<FxHashMap<&'static str, Option<i64>>>,
     /// The close look has begun.
@@ -127,6 +129,7 @@ impl Hits {
         self.by_literal.clear();
         self.is_touched_told.set(false);
         self.looked.get_mut().clear();
+        self.met.get_mut().clear();
         self.numbers.get_mut().clear();
         self.glanced.set(false);
     }
@@ -161,6 +164,19 @@ impl Hits {
 
     pub(crate) fn looked(&self, pattern: usize) -> Option<Presence> {
         self.looked.borrow().get(&pattern).copied()
+    }
+
+    /// Notes what a pass over the content says of a pattern.
+    pub(crate) fn note_glance(&self, pattern: usize, presence: Presence) {
+        match presence {
+            // A look at the place may tell more.
+            Presence::Maybe(_) => drop(self.met.borrow_mut().insert(pattern)),
+            Presence::Absent | Presence::Present(_) => self.note_look(pattern, presence),
+        }
+    }
+
+    pub(crate) fn is_met(&self, pattern: usize) -> bool {
+        self.met.borrow().contains(&pattern)
     }
 
     pub(crate) fn note_look(&self, pattern: usize, presence: Presence) {

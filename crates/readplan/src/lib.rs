@@ -12,6 +12,7 @@ mod class;
 mod compile;
 mod eval;
 mod expr;
+mod expressions;
 mod filters;
 mod gate;
 mod glance;
@@ -26,6 +27,7 @@ mod pattern;
 mod presence;
 mod probe;
 mod required;
+mod value;
 mod want;
 
 pub use compile::{Plan, PlanError, RuleId, Source};

@@ -11,10 +11,11 @@ use rustc_hash::FxHashMap;
 
 use crate::bits::Bits;
 use crate::compile::{PatternEntry, Plan, PlanError, RuleId};
-use crate::eval::{Presence, Truth};
+use crate::eval::Presence;
 use crate::gate;
 use crate::guard::Guard;
 use crate::pattern::{Exact, Part, PatternInfo};
+use crate::value::Truth;
 
 /// A needle is worth more than a literal of its pattern that has fewer bits by this.
 const NEEDLE_BITS_MORE: u32 = 16;

@@ -1,21 +1,24 @@
 //! Which rules are still open for a file.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use rustc_hash::FxHashMap;
 
 use crate::class::{Class, Kind};
 use crate::compile::{Plan, RuleId};
-use crate::eval::{Evaluation, Presence, Truth};
+use crate::eval::{Evaluation, Presence, References};
 use crate::glance::Glance;
 use crate::known::{Bytes, Hits, View};
 use crate::look::Look;
+use crate::value::Truth;
 
 /// From this size of the content on, in bytes, one more pass is worth what making it takes...
 const AGAIN_MIN: usize = 128 << 10;
-/// ...for so many patterns at most.
+/// ...for so many patterns at most...
 const AGAIN_MAX: usize = 48;
+/// ...so often at most.
+const PASSES_MAX: usize = 4;
 
 /// What is known of a file.
 pub struct Known<'a> {
@@ -66,8 +69,15 @@ impl Plan {
                 self.glance(known, content);
                 // What the glance shuts needs no search for anything else.
                 let search = None;
-                let left = open(rules, &Known { search, ..*known });
-                self.glance_again(&left, known, content, probe);
+                let glanced = Known { search, ..*known };
+                let mut left = open(rules, &glanced);
+                // What is met of a rule leaves another of its patterns to be looked for.
+                for _ in 0..PASSES_MAX {
+                    if !self.glance_again(&left, known, content, probe) {
+                        break;
+                    }
+                    left = open(&left, &glanced);
+                }
                 open(&left, known)
             }
             _ => open(rules, known),
@@ -131,29 +141,34 @@ impl Plan {
     fn glance(&self, known: &Known<'_>, content: &[u8]) {
         let class = Class::of(known.size, known.bytes);
         if let Some(glance) = class.and_then(|class| self.classes().glance(class)) {
-            let note = &mut |pattern, told| known.hits.note_look(pattern, told);
+            let note = &mut |pattern, told| known.hits.note_glance(pattern, told);
             glance.look(content, note);
         }
     }
 
     /// One more pass in the place of a search for each pattern that nothing tells of yet: of each
-    /// of these rules for those that shut it if they are absent, as most will be.
+    /// of these rules for those that shut it if they are absent, as most will be. False: there is
+    /// nothing to look for in such a way.
     fn glance_again(
         &self,
         rules: &[RuleId],
         known: &Known<'_>,
         content: &[u8],
         probe: &dyn Fn(usize) -> Option<bool>,
-    ) {
+    ) -> bool {
         if content.len() < AGAIN_MIN {
-            return;
+            return false;
         }
         let wanted: RefCell<BTreeSet<usize>> = RefCell::default();
+        let info = |pattern: usize| self.patterns().get(pattern).map(|entry| &entry.info);
+        let is_sought = |pattern: usize| {
+            !known.hits.is_met(pattern) && info(pattern).is_some_and(|i| Glance::cost(i).is_some())
+        };
         let presence = |pattern: usize| {
             let presence = self.presence(pattern, known.hits, known.bytes);
             match (presence, known.hits.looked(pattern)) {
                 (Presence::Maybe(_), Some(looked)) => looked,
-                (Presence::Maybe(_), None) => {
+                (Presence::Maybe(_), None) if is_sought(pattern) => {
                     wanted.borrow_mut().insert(pattern);
                     Presence::Absent
                 }
@@ -165,16 +180,16 @@ impl Plan {
                 evaluation.rule(*rule);
             }
         });
-        let wanted = wanted.into_inner();
-        let infos = wanted
-            .iter()
-            .filter_map(|index| Some((*index, &self.patterns().get(*index)?.info)))
-            .take(AGAIN_MAX);
+        let wanted = wanted.into_inner().into_iter().take(AGAIN_MAX);
+        let infos = wanted.filter_map(|index| Some((index, info(index)?)));
         // One that cannot be made tells nothing.
-        if let Ok(glance) = Glance::once(infos) {
-            glance.look(content, &mut |pattern, told| {
-                known.hits.note_look(pattern, told)
-            });
+        match Glance::once(infos) {
+            Ok(glance) if !glance.is_empty() => {
+                let note = &mut |pattern, told| known.hits.note_glance(pattern, told);
+                glance.look(content, note);
+                true
+            }
+            Ok(_) | Err(_) => false,
         }
     }
 
@@ -200,7 +215,7 @@ impl Plan {
             presence,
             probe,
             number: &|path| known.hits.number(path),
-            depth: Cell::new(0),
+            references: References::default(),
         })
     }
 
@@ -265,8 +280,72 @@ impl Plan {
             presence,
             probe: &|_| probe,
             number: &|_| None,
-            depth: Cell::new(0),
+            references: References::default(),
         };
         evaluation.rule(rule)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::fmt::Write as _;
+
+    use super::*;
+    use crate::{Source, Wants};
+
+    /// Rules each of which names the one before twice, so many levels.
+    fn towers(levels: usize) -> Plan {
+        let mut text = "import \"pe\"\nrule r0 { condition: pe.imphash() == \"x\" }\n".to_owned();
+        for level in 1..=levels {
+            let below = level - 1;
+            writeln!(
+                text,
+                "rule r{level} {{ condition: r{below} and (r{below} or false) }}"
+            )
+            .expect("a String");
+        }
+        let source = Source {
+            namespace: "towers",
+            text: text.as_bytes(),
+        };
+        Plan::compile(&[source]).expect("compiles")
+    }
+
+    /// Evaluated anew wherever it is named, the lowest rule would be asked for 2^60 times.
+    #[test]
+    fn what_rules_refer_to_is_evaluated_once() {
+        const LEVELS: usize = 60;
+        let plan = towers(LEVELS);
+        let content: &[u8] = b"MZ";
+        let known = Known {
+            size: content.len() as u64,
+            bytes: &content,
+            hits: &Hits::default(),
+            search: None,
+        };
+        let asked = Cell::new(0);
+        let ask = |answer| {
+            let asked = &asked;
+            move |_: usize| {
+                asked.set(asked.get() + 1);
+                answer
+            }
+        };
+        let most = 4 * LEVELS;
+        assert_eq!(plan.open(&known, &ask(None)).len(), LEVELS + 1);
+        assert!(asked.replace(0) <= most, "{} times", asked.get());
+        let all: Vec<RuleId> = (0..=LEVELS).collect();
+        assert!(plan.still_open(&all, &known, &ask(Some(false))).is_empty());
+        assert!(asked.replace(0) <= most);
+        let wants = plan.wants(&all, &known, &ask(None));
+        assert!(asked.get() <= most, "{} times", asked.get());
+        let probe = Wants {
+            probes: vec![0],
+            ..Wants::default()
+        };
+        assert_eq!(wants[5], probe);
+        // Nobody follows references so far down.
+        assert!(wants[LEVELS].whole);
     }
 }

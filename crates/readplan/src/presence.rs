@@ -64,7 +64,8 @@ impl Plan {
             // Where it may be is known for most.
             let effort = content.len().saturating_mul(EFFORT_MAX);
             let told = self.look_at_hits(pattern, hits, &content, effort);
-            return match told.or_else(|| verifier.is_in(content)) {
+            let compiled = || self.expressions().of(pattern, &verifier.source);
+            return match told.or_else(|| verifier.is_in(content, &compiled)) {
                 Some(false) => Presence::Absent,
                 Some(true) | None => Presence::Maybe(None),
             };
@@ -91,6 +92,7 @@ impl Plan {
     ) -> Option<bool> {
         let sought = self.sought(pattern, hits)?;
         let verifier = self.patterns().get(pattern)?.info.verifier.as_ref()?;
+        let compiled = || self.expressions().of(pattern, &verifier.source);
         for (part, literal) in sought.parts.iter().zip(sought.ids) {
             let offsets = hits.of(*literal);
             if offsets.len() > HITS_MAX {
@@ -101,7 +103,7 @@ impl Plan {
                 let end = offset + part.bytes.len() as u64 + part.after?;
                 let window = bytes.get(start, usize::try_from(end - start).ok()?)?;
                 effort = effort.checked_sub(window.len())?;
-                if verifier.is_in(window)? {
+                if verifier.is_in(window, &compiled)? {
                     return Some(true);
                 }
             }

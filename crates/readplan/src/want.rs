@@ -14,14 +14,16 @@
 use std::ops::Range;
 
 use model::Ranges;
+use rustc_hash::FxHashSet;
 
 use crate::compile::{Plan, RuleId};
-use crate::eval::{Evaluation, Presence, Scope, Truth, Value};
+use crate::eval::{Evaluation, Presence, Scope};
 use crate::expr::{Anchor, Comparison, Expr, Quantifier};
 use crate::known::{HITS_MAX, Hits};
 use crate::open::Known;
 use crate::pattern::{Exact, Part};
 use crate::presence::is_full_word;
+use crate::value::{Truth, Value};
 
 /// Bytes on either side of a match that decide whether it is one: `fullword` of wide strings looks
 /// at two, base64 decodes a few more.
@@ -58,6 +60,7 @@ impl Plan {
                     hits: known.hits,
                     size: known.size,
                     wants: Wants::default(),
+                    seen: FxHashSet::default(),
                     depth: 0,
                 };
                 walk.rule(*rule);
@@ -81,12 +84,17 @@ struct Walk<'a> {
     hits: &'a Hits,
     size: u64,
     wants: Wants,
+    /// Rules that were walked through: once is enough.
+    seen: FxHashSet<RuleId>,
     depth: u32,
 }
 
 impl Walk<'_> {
     fn rule(&mut self, rule: RuleId) {
         let plan = self.evaluation.plan;
+        if !self.seen.insert(rule) {
+            return;
+        }
         // A global rule decides about others without being named.
         if self.depth >= DEPTH_MAX || plan.has_globals(rule) {
             self.wants.whole = true;
