@@ -1,8 +1,11 @@
 //! YARA-X's PE module, run once for a file however many parts of the rule set need it, each of
 //! which gets no more than it reads: YARA-X makes structures of all that it is given.
 //!
-//! The module itself is never asked again for the same bytes, but it has to be asked for each
-//! file: it keeps an import hash and a checksum for the thread until then.
+//! What is asked most often of ordinary programs is told without it ([`ordinary`]). The module
+//! itself is never asked again for the same bytes, but before rules that read of it are run it has
+//! to be asked for each file: it keeps an import hash and a checksum for the thread until then.
+
+mod ordinary;
 
 use md5::{Digest, Md5};
 use readplan::Hits;
@@ -11,6 +14,8 @@ use yara_x::mods::PE;
 use yara_x::mods::pe::{DirEntry, Export, Import, KeyValue, Resource, Section, Signature};
 use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{AST, Expr};
+
+use ordinary::Reading;
 
 /// Which lists of the module's output some rules read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -158,12 +163,25 @@ impl Needs {
     }
 }
 
-/// The module's output for one file.
+/// What is known of one file by the module, or as it would tell it.
 #[derive(Default)]
 pub(crate) struct Portable {
+    /// `None`: not looked at yet; `Some(None)`: it is no ordinary program.
+    reading: Option<Option<Reading>>,
     parts: Option<Parts>,
     /// `None`: not asked yet.
     import_hash: Option<Option<String>>,
+    told: Told,
+}
+
+/// How many numbers were told.
+#[derive(Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Told {
+    #[default]
+    None,
+    /// Those of an ordinary program.
+    Some,
+    All,
 }
 
 /// The lists apart from the rest.
@@ -207,52 +225,79 @@ impl Portable {
         self.parts.as_ref()
     }
 
-    /// Tells fields that conditions compare with numbers, as far as the module was asked already.
-    pub(crate) fn tell_numbers(&self, hits: &Hits) {
-        let Some(Parts { rest: pe, .. }) = &self.parts else {
-            return;
+    /// Tells fields that conditions compare with numbers, as far as they are known; whether there
+    /// are any that were not told yet.
+    pub(crate) fn tell_numbers(&mut self, hits: &Hits) -> bool {
+        let reading = self.reading.as_ref().and_then(Option::as_ref);
+        let (known, numbers) = match (&self.parts, reading) {
+            (Some(parts), _) => (Told::All, parts.numbers().to_vec()),
+            (None, Some(reading)) => (Told::Some, reading.numbers.clone()),
+            (None, None) => return false,
         };
-        let overlay = pe.overlay.as_ref();
-        let numbers = [
-            ("timestamp", pe.timestamp.map(i64::from)),
-            ("characteristics", pe.characteristics.map(i64::from)),
-            ("checksum", pe.checksum.map(i64::from)),
-            ("entry_point", pe.entry_point.map(i64::from)),
-            ("number_of_sections", pe.number_of_sections.map(i64::from)),
-            ("number_of_resources", pe.number_of_resources),
-            ("number_of_exports", pe.number_of_exports),
-            ("number_of_imports", pe.number_of_imports),
-            ("number_of_version_infos", pe.number_of_version_infos),
-            ("overlay.offset", overlay.and_then(|o| o.offset)),
-            ("overlay.size", overlay.and_then(|o| o.size)),
-        ];
-        for (field, value) in numbers {
-            hits.tell_number(field, value);
+        let is_news = known > self.told;
+        if is_news {
+            self.told = known;
+            let tell = |(field, value): (&'static str, _)| hits.tell_number(field, value);
+            numbers.into_iter().for_each(tell);
         }
+        is_news
     }
 
-    /// The module was asked.
-    pub(crate) fn is_read(&self) -> bool {
-        self.parts.is_some()
+    /// Finds out more, what is cheap first, if the file is a program; whether there was anything.
+    pub(crate) fn learn(&mut self, bytes: &[u8]) -> bool {
+        self.told < Told::All
+            && bytes.starts_with(b"MZ")
+            && (self.told == Told::None && self.reading(bytes).is_some()
+                || self.parts(bytes).is_some())
     }
 
-    /// Asks the module, if the file is for it.
-    pub(crate) fn read(&mut self, bytes: &[u8]) {
-        if bytes.starts_with(b"MZ") {
-            self.parts(bytes);
-        }
+    fn reading(&mut self, bytes: &[u8]) -> Option<&Reading> {
+        let reading = self.reading.get_or_insert_with(|| ordinary::read(bytes));
+        reading.as_ref()
     }
 
     /// What `pe.imphash()` is for these bytes; `None`: undefined.
     pub(crate) fn import_hash(&mut self, bytes: &[u8]) -> Option<&str> {
         if self.import_hash.is_none() {
-            let parts = match bytes.starts_with(b"MZ") {
-                true => self.parts(bytes),
-                false => None,
-            };
-            self.import_hash = Some(parts.and_then(Parts::import_hash));
+            let told = self.reading(bytes).map(|told| told.import_hash.clone());
+            self.import_hash = Some(match (told, bytes.starts_with(b"MZ")) {
+                (Some(told), _) => Some(told),
+                (None, true) => self.parts(bytes).and_then(Parts::import_hash),
+                (None, false) => None,
+            });
         }
         self.import_hash.as_ref()?.as_deref()
+    }
+}
+
+/// As YARA-X makes it of what its module found: MD5 of all functions' names with those of their
+/// libraries, in lower case.
+#[derive(Default)]
+struct ImportHash {
+    hasher: Md5,
+    /// Of the library whose functions come.
+    library: String,
+    has_some: bool,
+}
+
+impl ImportHash {
+    /// The functions to come are of this library.
+    fn begin(&mut self, library: &str) {
+        self.library = without_extension(library).to_lowercase();
+    }
+
+    fn add(&mut self, function: &str) {
+        if std::mem::replace(&mut self.has_some, true) {
+            self.hasher.update(b",");
+        }
+        self.hasher.update(&self.library);
+        self.hasher.update(b".");
+        self.hasher.update(function.to_lowercase());
+    }
+
+    fn finish(self) -> String {
+        let digest = self.hasher.finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -272,27 +317,35 @@ impl Parts {
         }
     }
 
-    /// As YARA-X makes it of what its module found: MD5 of all functions' names with those of their
-    /// libraries, in lower case.
     fn import_hash(&self) -> Option<String> {
         if !self.rest.is_pe() {
             return None;
         }
-        let mut hasher = Md5::new();
-        let mut is_first = true;
+        let mut hash = ImportHash::default();
         for import in &self.imports {
-            let library = without_extension(import.library_name()).to_lowercase();
-            for function in &import.functions {
-                if !std::mem::take(&mut is_first) {
-                    hasher.update(b",");
-                }
-                hasher.update(&library);
-                hasher.update(b".");
-                hasher.update(function.name().to_lowercase());
-            }
+            hash.begin(import.library_name());
+            import.functions.iter().for_each(|f| hash.add(f.name()));
         }
-        let digest = hasher.finalize();
-        Some(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        Some(hash.finish())
+    }
+
+    /// Fields that conditions compare with numbers; `None`: undefined.
+    fn numbers(&self) -> [(&'static str, Option<i64>); 11] {
+        let pe = &self.rest;
+        let overlay = pe.overlay.as_ref();
+        [
+            ("timestamp", pe.timestamp.map(i64::from)),
+            ("characteristics", pe.characteristics.map(i64::from)),
+            ("checksum", pe.checksum.map(i64::from)),
+            ("entry_point", pe.entry_point.map(i64::from)),
+            ("number_of_sections", pe.number_of_sections.map(i64::from)),
+            ("number_of_resources", pe.number_of_resources),
+            ("number_of_exports", pe.number_of_exports),
+            ("number_of_imports", pe.number_of_imports),
+            ("number_of_version_infos", pe.number_of_version_infos),
+            ("overlay.offset", overlay.and_then(|o| o.offset)),
+            ("overlay.size", overlay.and_then(|o| o.size)),
+        ]
     }
 
     fn message(&self, needs: Needs) -> PE {

@@ -403,7 +403,6 @@ impl<'r> PlannedScanner<'r> {
         // A few answers shut most of the rules that are open for every file of its kind.
         let first = plan.first_probes(&known);
         stages.probes += self.prober.ask_quick(first, telling, portable)?;
-        let mut numbers_told = portable.is_read();
         portable.tell_numbers(&self.hits);
         let mut open = plan.open(&known, &|probe| self.prober.answer(probe));
         stages.open_after_filter = open.len();
@@ -418,10 +417,9 @@ impl<'r> PlannedScanner<'r> {
             let Some(group) = wanted else {
                 return Ok(open);
             };
-            if is_slow && !numbers_told {
-                // What the module's numbers decide needs no structures.
-                portable.read(telling.bytes);
-            } else {
+            // What numbers of the module decide needs no structures of it.
+            let learns = is_slow && portable.learn(telling.bytes);
+            if !learns {
                 self.prober.ask(group, telling, portable)?;
                 stages.probes += 1;
                 // The answers are news for those alone that asked.
@@ -430,11 +428,9 @@ impl<'r> PlannedScanner<'r> {
                 open = others;
                 open.extend(plan.still_open(&asking, &known, &|p| self.prober.answer(p)));
             }
-            if !numbers_told && portable.is_read() {
-                portable.tell_numbers(&self.hits);
+            if portable.tell_numbers(&self.hits) {
                 open = plan.still_open(&open, &known, &|probe| self.prober.answer(probe));
             }
-            numbers_told |= is_slow || portable.is_read();
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use engine::sparse::SparseView;
 use model::Ranges;
-use readplan::{Hits, Known, RuleId, View};
+use readplan::{Hits, Known, Plan, RuleId, View, Wants};
 use yara_x::ScanResults;
 
 use super::{PlannedScanner, Stopped, Telling, scanner};
@@ -80,46 +80,93 @@ impl PlannedScanner<'_> {
             inside: &[],
             left,
         };
-        let planned = self.planned;
-        let open = planned.plan.open(&known, &|_| None);
+        let plan = &self.planned.plan;
+        let open = plan.open(&known, &|_| None);
         if open.is_empty() {
             return Ok(Step::Judged(Vec::new()));
         }
-        let mut ask = Ranges::new();
-        let mut answers = Answers::new(planned.plan.probes().len());
-        let wanted = self.wanted_probes(&open, &known, &answers);
+        let mut asking = Asking {
+            view,
+            known,
+            answers: Answers::new(plan.probes().len()),
+            ask: Ranges::new(),
+        };
+        self.ask_fixed(&open, &mut asking, &telling)?;
+        let open = asking.still_open(plan, &open);
+        self.ask_guarded(&open, &mut asking, &telling)?;
+        let open = asking.still_open(plan, &open);
+        let answers = &asking.answers;
+        let open = plan.open_on_view(&open, &asking.known, &seen, &|id| answers.of(id));
+        let (wants_modules, unbounded) = self.unmet(&open, &mut asking);
+        if !unbounded.is_empty() {
+            return Ok(Step::Whole(Why::Rules(unbounded)));
+        }
+        // What probes read need not be all that modules do.
+        if wants_modules {
+            self.modules
+                .get_or_insert_with(|| scanner(&self.planned.modules))
+                .set_timeout(left().ok_or(Stopped::Timeout)?)
+                .scan(view.guarded().map_err(Stopped::Failed)?)?;
+            asking.ask.extend(&touched(view)?);
+        }
+        if !asking.ask.is_empty() {
+            return Ok(Step::Ask(asking.ask));
+        }
+        self.run_on_view(view, &open, &telling)
+    }
+
+    /// Asks the probes that read fixed places.
+    fn ask_fixed(
+        &mut self,
+        open: &[RuleId],
+        asking: &mut Asking<'_>,
+        telling: &Telling<'_>,
+    ) -> Result<(), Stopped> {
+        let wanted = self.wanted_probes(open, asking);
         if !wanted.is_empty() {
-            // What they read is known, or asked for; those that read more are asked below.
+            // What they read is known, or asked for; those that read more are asked next.
             self.prober.clear();
-            self.probe(&wanted, &telling)?;
-            self.take_fixed(&wanted, view.known(), size, &mut answers, &mut ask);
+            self.probe(&wanted, telling)?;
+            self.take_fixed(&wanted, asking);
         }
-        let open = planned.plan.still_open(&open, &known, &|id| answers.of(id));
-        let wanted = self.wanted_probes(&open, &known, &answers);
-        if wanted.iter().any(|id| self.is_dynamic(*id)) {
-            let telling = Telling {
-                bytes: view.guarded().map_err(Stopped::Failed)?,
-                ..telling
-            };
-            self.prober.clear();
-            self.probe(&wanted, &telling)?;
-            let touched = touched(view)?;
-            match touched.is_empty() {
-                true => answers.all(&wanted, |id| self.prober.answer(id)),
-                false => ask.extend(&touched),
-            }
+        Ok(())
+    }
+
+    /// Asks the probes of which only YARA-X knows what they read, which is seen as they do.
+    fn ask_guarded(
+        &mut self,
+        open: &[RuleId],
+        asking: &mut Asking<'_>,
+        telling: &Telling<'_>,
+    ) -> Result<(), Stopped> {
+        let wanted = self.wanted_probes(open, asking);
+        if !wanted.iter().any(|id| self.is_dynamic(*id)) {
+            return Ok(());
         }
-        let open = planned.plan.still_open(&open, &known, &|id| answers.of(id));
-        let open = planned
-            .plan
-            .open_on_view(&open, &known, &seen, &|id| answers.of(id));
+        let telling = Telling {
+            bytes: asking.view.guarded().map_err(Stopped::Failed)?,
+            ..*telling
+        };
+        self.prober.clear();
+        self.probe(&wanted, &telling)?;
+        let touched = touched(asking.view)?;
+        match touched.is_empty() {
+            true => asking.answers.all(&wanted, |id| self.prober.answer(id)),
+            false => asking.ask.extend(&touched),
+        }
+        Ok(())
+    }
+
+    /// Asks for what these rules want and is not known; tells whether they want what modules read,
+    /// and those of them for which no ranges suffice.
+    fn unmet(&self, open: &[RuleId], asking: &mut Asking<'_>) -> (bool, Vec<RuleId>) {
         let (mut wants_modules, mut unbounded) = (false, Vec::new());
-        let wants = planned.plan.wants(&open, &known, &|id| answers.of(id));
-        for (rule, wants) in open.iter().zip(wants) {
-            let unmet = wants.ranges.without(view.known());
+        for (rule, wants) in open.iter().zip(asking.wants(&self.planned.plan, open)) {
+            let unmet = wants.ranges.without(asking.view.known());
             // A rule may be shut by what can be had for less.
             if !wants.probes.is_empty() {
-                if wants.probes.iter().any(|id| !self.is_asked(*id)) && ask.is_empty() {
+                let is_asked = wants.probes.iter().all(|id| self.is_asked(*id));
+                if !is_asked && asking.ask.is_empty() {
                     unbounded.push(*rule);
                 }
                 continue;
@@ -128,33 +175,14 @@ impl PlannedScanner<'_> {
                 unbounded.push(*rule);
             }
             wants_modules |= wants.modules;
-            ask.extend(&unmet);
+            asking.ask.extend(&unmet);
         }
-        if !unbounded.is_empty() {
-            return Ok(Step::Whole(Why::Rules(unbounded)));
-        }
-        // Those of the probes need not be all.
-        if wants_modules {
-            self.modules
-                .get_or_insert_with(|| scanner(&planned.modules))
-                .set_timeout(left().ok_or(Stopped::Timeout)?)
-                .scan(view.guarded().map_err(Stopped::Failed)?)?;
-            ask.extend(&touched(view)?);
-        }
-        if !ask.is_empty() {
-            return Ok(Step::Ask(ask));
-        }
-        self.run_on_view(view, &open, &telling)
+        (wants_modules, unbounded)
     }
 
     /// Probes that could shut some of these rules.
-    fn wanted_probes(
-        &self,
-        open: &[RuleId],
-        known: &Known<'_>,
-        answers: &Answers,
-    ) -> BTreeSet<usize> {
-        let wants = self.planned.plan.wants(open, known, &|id| answers.of(id));
+    fn wanted_probes(&self, open: &[RuleId], asking: &Asking<'_>) -> BTreeSet<usize> {
+        let wants = asking.wants(&self.planned.plan, open);
         let wanted = wants.into_iter().flat_map(|wants| wants.probes);
         wanted.filter(|id| self.is_asked(*id)).collect()
     }
@@ -179,22 +207,11 @@ impl PlannedScanner<'_> {
     }
 
     /// Takes the answers of those of the wanted probes that read fixed places, all known.
-    fn take_fixed(
-        &self,
-        wanted: &BTreeSet<usize>,
-        known: &Ranges,
-        size: u64,
-        answers: &mut Answers,
-        ask: &mut Ranges,
-    ) {
+    fn take_fixed(&self, wanted: &BTreeSet<usize>, asking: &mut Asking<'_>) {
+        let (known, size) = (asking.view.known(), asking.known.size);
         for id in wanted {
-            let Some(reads) = self
-                .planned
-                .plan
-                .probes()
-                .get(*id)
-                .and_then(|p| p.reads.as_ref())
-            else {
+            let probe = self.planned.plan.probes().get(*id);
+            let Some(reads) = probe.and_then(|probe| probe.reads.as_ref()) else {
                 continue;
             };
             let ranges = reads.iter().map(|(at, len)| {
@@ -203,8 +220,8 @@ impl PlannedScanner<'_> {
             });
             let unmet = ranges.collect::<Ranges>().without(known);
             match unmet.is_empty() {
-                true => answers.set(*id, self.prober.answer(*id)),
-                false => ask.extend(&unmet),
+                true => asking.answers.set(*id, self.prober.answer(*id)),
+                false => asking.ask.extend(&unmet),
             }
         }
     }
@@ -257,6 +274,25 @@ impl PlannedScanner<'_> {
         found.matches.sort();
         found.matches.dedup();
         Ok(Step::Judged(found.matches))
+    }
+}
+
+/// A file about which questions are asked.
+struct Asking<'a> {
+    view: &'a SparseView,
+    known: Known<'a>,
+    answers: Answers,
+    /// Ranges without which something stays open.
+    ask: Ranges,
+}
+
+impl Asking<'_> {
+    fn still_open(&self, plan: &Plan, open: &[RuleId]) -> Vec<RuleId> {
+        plan.still_open(open, &self.known, &|id| self.answers.of(id))
+    }
+
+    fn wants(&self, plan: &Plan, open: &[RuleId]) -> Vec<Wants> {
+        plan.wants(open, &self.known, &|id| self.answers.of(id))
     }
 }
 
