@@ -53,6 +53,34 @@ rule undefined_anchor { strings: $a = "number one" $b = "nr3" condition: not (fi
 rule undefined_range { strings: $a = "number one" $b = "nr3" condition: not (filesize > 0 and #a in (0..@b[1]) == 0) }
 rule none_anchored { strings: $a = "number one" $b = "nr3" condition: not (filesize > 0 and none of ($a) at @b[1]) }
 rule exported { strings: $a = "nr3" condition: $a or pe.exports("number two") }
+rule xored_wide { strings: $a = "xor wide text" xor(1-5) wide condition: $a }
+rule xored_by_any { strings: $a = "any xor key" xor condition: $a }
+rule xored_word { strings: $a = "xorword" xor(0-3) fullword condition: $a }
+rule based_wide { strings: $a = "base64 made wide" base64wide condition: $a }
+rule based_on_own { strings: $a = "own alphabet text" base64("!@#$%^&*(){}[].,|ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstu") condition: $a }
+rule fullword_wide { strings: $a = "whole word" fullword wide condition: $a }
+rule fullword_both { strings: $a = "whole word" fullword wide ascii condition: #a > 1 }
+rule nocase_wide { strings: $a = "Wide In Any Case" nocase wide condition: $a }
+rule nocase_both { strings: $a = "Wide In Any Case" nocase wide ascii fullword condition: $a }
+rule private_text { strings: $a = "kept private" private $b = "nr3" condition: $a and not $b }
+rule regex_wide { strings: $a = /regex w[ai]der[0-9]+/ wide condition: $a }
+rule regex_word { strings: $a = /word[0-9]{3}/ fullword condition: $a }
+rule for_any_in { strings: $a1 = "number one" $a2 = "number two" $b = "ab" condition: for any of ($a*) : ($ in (5..60)) and not $b }
+rule for_two_of { strings: $a = "number one" $b = "number two" $c = "nr3" condition: for 2 of them : (# >= 1 and @ > 3) }
+rule for_all_twice { strings: $a = "twice" $b = "ab" condition: for all of them : (# > 1) }
+rule for_none { strings: $a = "number one" $b = "nr3" condition: for none of them : (# > 1) and $a }
+rule any_in_range { strings: $a = "number one" $b = "xyz" condition: any of them in (0..30) }
+rule all_in_range { strings: $a = "number one" $b = "nr3" condition: all of them in (filesize - 60..filesize) }
+rule none_in_range { strings: $a = "number one" $b = "nr3" condition: none of them in (10..filesize) and $a }
+rule at_the_end { strings: $a = "number two" condition: $a at filesize - 10 }
+rule any_at_the_end { strings: $a = "nr3" $b = "xyz" condition: any of them at filesize - 3 }
+rule near_the_end { strings: $a = "nr3" condition: $a in (filesize - 20..filesize - 4) }
+rule not_at_the_end { strings: $a = "nr3" condition: $a and not $a at filesize - 100 }
+rule counted_in { strings: $a = "number" condition: #a in (filesize - 40..filesize) > 1 }
+rule versioned { strings: $a = "long enough to be looked for" condition: $a or pe.version_info["Name"] icontains "okay" }
+rule versioned_so { strings: $a = "nr3" condition: $a or pe.version_info["Name"] contains "okay" }
+rule versioned_loudly { strings: $a = "nr3" condition: $a or pe.version_info["Name"] iequals "grand" }
+rule named_kelvin { strings: $a = "nr3" condition: $a or filename istartswith "k" }
 "#;
 
 /// A rule that decides about another without being named.
@@ -62,7 +90,7 @@ rule behind { strings: $a = "number one" condition: $a }
 "#;
 
 /// What contents are made of.
-const FRAGMENTS: [&[u8]; 34] = [
+const FRAGMENTS: [&[u8]; 51] = [
     b"long enough to be looked for",
     b"mixed CASE Words",
     b"w\0i\0d\0e\0 \0w\0o\0r\0d\0s\0 \0h\0e\0r\0e\0",
@@ -97,11 +125,51 @@ const FRAGMENTS: [&[u8]; 34] = [
     b" ",
     b"zyxwvutsrqponmlkjihgfedcba0123456789",
     b"\n",
+    b"{\x03l\x03q\x03#\x03t\x03j\x03g\x03f\x03#\x03w\x03f\x03{\x03w\x03",
+    b"\xc6\xc9\xde\x87\xdf\xc8\xd5\x87\xcc\xc2\xde",
+    b"any xor key",
+    b" zmpumpf ",
+    b"qzmpumpfq",
+    b"Y\0m\0F\0z\0Z\0T\0Y\00\0I\0G\01\0h\0Z\0G\0U\0g\0d\02\0l\0k\0Z\0",
+    b"e\0G\0J\0h\0c\02\0U\02\0N\0C\0B\0t\0Y\0W\0R\0l\0I\0H\0d\0p\0Z\0G\0U\0=\0",
+    b"KmMd(&^bL&QQHVEj(*AUN*|=",
+    b" \0w\0h\0o\0l\0e\0 \0w\0o\0r\0d\0 \0",
+    b"X\0w\0h\0o\0l\0e\0 \0w\0o\0r\0d\0X\0",
+    b"-whole word",
+    b"w\0I\0D\0E\0 \0i\0n\0 \0a\0N\0Y\0 \0c\0a\0s\0e\0",
+    b"Wide IN any CASE",
+    b"kept private",
+    b"r\0e\0g\0e\0x\0 \0w\0i\0d\0e\0r\04\04\0",
+    b" word123 ",
+    b"number",
 ];
 
-/// A program for Windows with one section, `.lazaret`, and two functions imported from one library,
-/// one by its number.
-fn program() -> Vec<u8> {
+/// Texts that a program has of itself; one is written with the sign for degrees of Kelvin.
+const OF_ITSELF: [&str; 5] = ["plain", "okay", "o\u{212a}ay", "Grand", "gr\u{e4}nd"];
+
+/// A node of the tree of texts that a program has of itself.
+fn node(key: &str, value: &[u8], children: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 6];
+    bytes.extend(utf16(key));
+    for part in [value, children] {
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes.extend(part);
+    }
+    let len = bytes.len() as u16;
+    bytes[..2].copy_from_slice(&len.to_le_bytes());
+    bytes[2] = value.len() as u8;
+    bytes
+}
+
+/// Ends with a zero.
+fn utf16(text: &str) -> Vec<u8> {
+    let units = text.encode_utf16().chain([0]);
+    units.flat_map(u16::to_le_bytes).collect()
+}
+
+/// A program for Windows with one section, `.lazaret`, two functions imported from one library,
+/// one by its number, and a text of itself.
+fn program(name: &str) -> Vec<u8> {
     let mut bytes = vec![0; 0x400];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(0, b"MZ");
@@ -118,6 +186,7 @@ fn program() -> Vec<u8> {
     put(0x58 + 92, &[16]);
     put(0x58 + 96 + 8, &0x1000u32.to_le_bytes());
     put(0x58 + 96 + 12, &[40]);
+    put(0x58 + 96 + 16, &0x10b0u32.to_le_bytes());
     put(0x138, b".lazaret");
     for (at, value) in [(8, 0x200u32), (12, 0x1000), (16, 0x200), (20, 0x200)] {
         put(0x138 + at, &value.to_le_bytes());
@@ -132,16 +201,32 @@ fn program() -> Vec<u8> {
     }
     put(0x280, b"WS2_32.dll\0");
     put(0x2a2, b"Ordinary\0");
+    // Resources, seen from 0x10b0: folders by kind, number and language, then what is there.
+    for (folder, id, next) in [
+        (0, 16u32, 0x8000_0018u32),
+        (24, 1, 0x8000_0030),
+        (48, 9, 72),
+    ] {
+        put(0x2b0 + folder + 14, &[1]);
+        put(0x2b0 + folder + 16, &id.to_le_bytes());
+        put(0x2b0 + folder + 20, &next.to_le_bytes());
+    }
+    let texts = node("Name", &utf16(name), b"");
+    let texts = node("StringFileInfo", b"", &node("040904b0", b"", &texts));
+    let version = node("VS_VERSION_INFO", &[0; 52], &texts);
+    put(0x2b0 + 72, &0x1108u32.to_le_bytes());
+    put(0x2b0 + 76, &(version.len() as u32).to_le_bytes());
+    put(0x308, &version);
     bytes
 }
 
 /// Perhaps a program, fragments, one after the other, perhaps with a byte changed.
 pub(crate) fn contents() -> impl Strategy<Value = Vec<u8>> {
-    let parts = prop::collection::vec(select(&FRAGMENTS[..]), 0..12);
+    let parts = prop::collection::vec(select(&FRAGMENTS[..]), 0..16);
     let change = prop::option::weighted(0.3, (any::<prop::sample::Index>(), any::<u8>()));
-    let is_program = prop::bool::weighted(0.2);
-    (is_program, parts, change).prop_map(|(is_program, parts, change)| {
-        let mut bytes = if is_program { program() } else { Vec::new() };
+    let program = prop::option::weighted(0.2, select(&OF_ITSELF[..]).prop_map(program));
+    (program, parts, change).prop_map(|(program, parts, change)| {
+        let mut bytes = program.unwrap_or_default();
         bytes.extend(parts.concat());
         if let Some((at, byte)) = change.filter(|_| !bytes.is_empty()) {
             let at = at.index(bytes.len());
