@@ -132,7 +132,6 @@ impl Arrival {
             channel: wire(self.channel),
             key_id: self.key.0.to_vec(),
             machine: Some((&self.machine).into()),
-            ..v1::GuestUp::default()
         }
     }
 }
