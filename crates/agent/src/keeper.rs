@@ -197,8 +197,11 @@ impl Keeper {
             if gate.sweeping.is_under_way() {
                 at_most(self.turns.sweep.until_change(Instant::now()));
             }
-            if gate.is_delivering() || gate.is_filter_due() {
-                at_most(self.turns.update.until_look(Instant::now()).max(ROUND));
+            let lists = gate.is_delivering().then_some(Duration::ZERO);
+            if let Some(due) = lists.or_else(|| gate.filter_due_in(self.member.seed())) {
+                // Nobody looks before the time comes that is this guest's own.
+                let turn = self.turns.update.until_look(Instant::now());
+                at_most(turn.max(due).max(ROUND));
             }
         }
         pause.min(self.member.pause(gate))

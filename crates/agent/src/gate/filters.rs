@@ -89,11 +89,7 @@ impl Filters {
     /// What is offered and not in hand.
     fn wanted(&self, spread: Duration, now: Instant) -> Option<Offer> {
         let is_time = |it: &Offer| now.saturating_duration_since(it.at) >= spread;
-        let offer = self.offer.filter(is_time)?;
-        let is_of_use = self.in_force().is_none()
-            && offer.size <= self.bytes_max
-            && !self.refused.contains(&offer.id);
-        is_of_use.then_some(offer)
+        self.offer.filter(is_time).filter(|it| self.is_of_use(it))
     }
 
     /// What to ask for now, if anything: what is wanted, or again what was not answered.
@@ -191,13 +187,21 @@ impl Filters {
         self.in_hand.as_ref().filter(|it| it.id() == offer.id.0)
     }
 
-    /// There is something to do now or before long.
-    pub(crate) fn is_due(&self) -> bool {
-        let is_wanted =
-            |offer: &Offer| offer.size <= self.bytes_max && !self.refused.contains(&offer.id);
-        self.unwanted
-            || self.fetched.is_some()
-            || self.in_force().is_none() && self.offer.as_ref().is_some_and(is_wanted)
+    /// In how long there is something to do; `None`: nothing is, as far as is known.
+    pub(crate) fn due_in(&self, spread: Duration, now: Instant) -> Option<Duration> {
+        if self.unwanted || self.fetched.is_some() || self.fetching.is_some() {
+            return Some(Duration::ZERO);
+        }
+        let offer = self.offer.filter(|it| self.is_of_use(it))?;
+        let waited = now.saturating_duration_since(offer.at);
+        Some(spread.saturating_sub(waited))
+    }
+
+    /// It can be used and is not in hand.
+    fn is_of_use(&self, offer: &Offer) -> bool {
+        self.in_force().is_none()
+            && offer.size <= self.bytes_max
+            && !self.refused.contains(&offer.id)
     }
 
     pub(crate) fn in_hand(&self) -> Option<&Arc<Pack>> {
@@ -370,6 +374,7 @@ mod tests {
         let mut it = offered(now, 3, 10);
         let spread = Duration::from_secs(7);
         assert!(!it.is_wanted(spread, now));
+        assert_eq!(it.due_in(spread, now), Some(spread), "nobody looks before");
         assert!(it.ask(spread, now).is_none());
         assert!(it.is_wanted(spread, now + spread));
         assert!(it.ask(spread, now + spread).is_some());

@@ -132,9 +132,17 @@ impl Gate {
         self.fetch_filter(next);
     }
 
-    /// A filter is to be fetched or taken, now or before long.
-    pub(crate) fn is_filter_due(&self) -> bool {
-        self.looking.report_min_bytes().is_some() && self.looking.filters().is_due()
+    /// In how long a filter is to be fetched or taken; `None`: none is.
+    pub(crate) fn filter_due_in(&self, seed: u64) -> Option<Duration> {
+        self.looking.report_min_bytes()?;
+        let spread = self.filter_spread(seed);
+        self.looking.filters().due_in(spread, Instant::now())
+    }
+
+    /// How long after it was offered this guest fetches a filter.
+    fn filter_spread(&self, seed: u64) -> Duration {
+        let spread_ms = self.limits.filter_fetch_spread_s.saturating_mul(1000);
+        Duration::from_millis(seed % (spread_ms + 1))
     }
 
     /// Brings the filter in line with policy and with what is offered: asks for one some time within
@@ -156,9 +164,7 @@ impl Gate {
         if let Some(fetched) = { looking.filters().take_fetched() } {
             self.install_filter(&fetched);
         }
-        let spread_ms = self.limits.filter_fetch_spread_s.saturating_mul(1000);
-        let spread = Duration::from_millis(seed % (spread_ms + 1));
-        let now = Instant::now();
+        let (spread, now) = (self.filter_spread(seed), Instant::now());
         if !looking.filters().is_wanted(spread, now) {
             return false;
         }
