@@ -90,7 +90,7 @@ rule behind { strings: $a = "number one" condition: $a }
 "#;
 
 /// What contents are made of.
-const FRAGMENTS: [&[u8]; 51] = [
+const FRAGMENTS: [&[u8]; 52] = [
     b"long enough to be looked for",
     b"mixed CASE Words",
     b"w\0i\0d\0e\0 \0w\0o\0r\0d\0s\0 \0h\0e\0r\0e\0",
@@ -142,6 +142,7 @@ const FRAGMENTS: [&[u8]; 51] = [
     b"r\0e\0g\0e\0x\0 \0w\0i\0d\0e\0r\x004\x004\0",
     b" word123 ",
     b"number",
+    b"twice ab twice ab",
 ];
 
 /// Texts that a program has of itself; one is written with the sign for degrees of Kelvin.
