@@ -323,19 +323,24 @@ impl Gate {
         self.mount_changes.load(Ordering::Acquire)
     }
 
-    /// Takes a file in: an opener with its event, or a file that nobody waits for.
-    pub(crate) fn take_in(
-        &self,
-        event: Option<PermissionEvent>,
-        content: Content,
-        writer_free: bool,
-    ) {
-        self.take_in_here(event, content, writer_free, None);
+    /// Takes a file in that nobody waits for.
+    pub(crate) fn take_in(&self, content: Content, writer_free: bool) {
+        self.take(None, content, writer_free, None);
     }
 
-    /// The same; with a buffer the caller hashes the content, where that takes no longer than to
-    /// hand it on.
-    pub(crate) fn take_in_here(
+    /// Takes an opener in with its event. With a buffer the caller hashes the content, where that
+    /// takes no longer than to hand it on.
+    pub(crate) fn take_opener(
+        &self,
+        event: PermissionEvent,
+        content: Content,
+        writer_free: bool,
+        buffer: Option<&mut Vec<u8>>,
+    ) {
+        self.take(Some(event), content, writer_free, buffer);
+    }
+
+    fn take(
         &self,
         event: Option<PermissionEvent>,
         content: Content,

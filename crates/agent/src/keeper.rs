@@ -345,7 +345,7 @@ impl Keeper {
             match open_to_judge(&path) {
                 Ok(Some(content)) => {
                     let writer_free = lease::is_unwritten(content.file.as_fd());
-                    gate.take_in(None, content, writer_free);
+                    gate.take_in(content, writer_free);
                 }
                 Ok(None) => gate.books.paid(&path),
                 Err(_) => gate.books.unpaid(&path, now),
@@ -406,7 +406,7 @@ fn recheck(gate: &Gate) {
         // What is remembered of it is what the appliance doubts: it is to be asked.
         let node = content.key.node;
         gate.input(Input::Written { node });
-        gate.take_in(None, content, writer_free);
+        gate.take_in(content, writer_free);
     }
     if !not_held.is_empty() {
         gate.tally.not_held.add(not_held.len() as u64);

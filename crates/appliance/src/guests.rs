@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use daemon::log::RateLimit;
-use model::{ChannelId, GuestId, Machine};
+use model::{ChannelId, GuestId, Machine, differ};
 use parking_lot::Mutex;
 use pki::KeyId;
 use proto::v1;
@@ -45,19 +45,14 @@ impl SessionHandle {
     /// machine has a gate of its own until it has an identity of its own, and so has one of another
     /// boot: which of both it is shows when the link ends dead ones.
     fn is_gate_on(&self, machine: &Machine) -> bool {
-        self.is_gate_of_any_boot(machine) && agree(self.machine.boot_id, machine.boot_id)
+        self.is_gate_of_any_boot(machine) && !differ(self.machine.boot_id, machine.boot_id)
     }
 
     fn is_gate_of_any_boot(&self, machine: &Machine) -> bool {
         self.is_gate
-            && agree(self.machine.system_uuid, machine.system_uuid)
-            && agree(self.machine.generation_id, machine.generation_id)
+            && !differ(self.machine.system_uuid, machine.system_uuid)
+            && !differ(self.machine.generation_id, machine.generation_id)
     }
-}
-
-/// They are not known to differ.
-fn agree(one: Option<[u8; 16]>, other: Option<[u8; 16]>) -> bool {
-    one.is_none() || other.is_none() || one == other
 }
 
 /// Alerts of one guest that are logged in a minute.

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use fleet_core::Key;
 use model::{GuestId, Machine};
 use pki::{CertificateDer, KeyId};
 
 use crate::authority::{Authority, Refusal};
 use crate::members::{
     Decision, KeyRecord, Member, Members, PENDING, Pending, Put, has_room, is_over, may_wait,
-    seconds,
+    seconds, waiting_id,
 };
 
 /// Copies of one machine that get an identity within an hour, without a person.
@@ -157,10 +156,7 @@ impl Copy<'_> {
         let Some(uuid) = self.asks.machine.system_uuid else {
             return self.key.id.to_string();
         };
-        let what = [origin.0, uuid].concat();
-        let mut id = pki::Fingerprint::of(&what).to_string();
-        id.truncate(2 * size_of::<Key>());
-        id
+        waiting_id(&[origin.0, uuid].concat())
     }
 
     /// Copies of one machine, and copies of those, that joined within an hour.

@@ -228,19 +228,19 @@ impl Portable {
     /// Tells fields that conditions compare with numbers, as far as they are known; whether there
     /// are any that were not told yet.
     pub(crate) fn tell_numbers(&mut self, hits: &Hits) -> bool {
-        let reading = self.reading.as_ref().and_then(Option::as_ref);
-        let (known, numbers) = match (&self.parts, reading) {
-            (Some(parts), _) => (Told::All, parts.numbers().to_vec()),
-            (None, Some(reading)) => (Told::Some, reading.numbers.clone()),
-            (None, None) => return false,
-        };
-        let is_news = known > self.told;
-        if is_news {
-            self.told = known;
-            let tell = |(field, value): (&'static str, _)| hits.tell_number(field, value);
-            numbers.into_iter().for_each(tell);
+        let tell = |(field, value): &(&'static str, _)| hits.tell_number(field, *value);
+        if let Some(parts) = self.parts.as_ref().filter(|_| self.told < Told::All) {
+            parts.numbers().iter().for_each(tell);
+            self.told = Told::All;
+            return true;
         }
-        is_news
+        let reading = self.reading.as_ref().and_then(Option::as_ref);
+        if let Some(reading) = reading.filter(|_| self.told < Told::Some) {
+            reading.numbers.iter().for_each(tell);
+            self.told = Told::Some;
+            return true;
+        }
+        false
     }
 
     /// Finds out more, what is cheap first, if the file is a program; whether there was anything.

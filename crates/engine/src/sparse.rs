@@ -185,9 +185,9 @@ impl SparseView {
             return Err(format!("sparse content has {has} of {wanted} bytes"));
         }
         let file = File::from(fd);
-        let parts: Vec<_> = view.layout.parts().collect();
-        for (from, to) in parts {
-            let read = file.read_exact_at(view.part(from)?, to);
+        let bytes = view.bytes.as_deref_mut().unwrap_or_default();
+        for (from, to) in view.layout.parts() {
+            let read = file.read_exact_at(part(bytes, from)?, to);
             read.map_err(|error| format!("content: {error}"))?;
         }
         view.file = Some(file);
@@ -199,14 +199,15 @@ impl SparseView {
     /// # Errors
     /// For people: it has another length, or is larger than [`CONTENT_MAX_BYTES`] or than the memory.
     pub fn of_packed(packed: &[u8], size: u64, known: Ranges) -> Result<Self, String> {
-        let mut view = Self::empty(size, known.clone())?;
-        if packed.len() as u64 != known.bytes() {
-            let (has, wanted) = (packed.len(), known.bytes());
+        let mut view = Self::empty(size, known)?;
+        if packed.len() as u64 != view.known.bytes() {
+            let (has, wanted) = (packed.len(), view.known.bytes());
             return Err(format!("packed content has {has} of {wanted} bytes"));
         }
+        let bytes = view.bytes.as_deref_mut().unwrap_or_default();
         let mut rest = packed;
-        for range in known.iter() {
-            let target = view.part(range.clone())?;
+        for range in view.known.iter() {
+            let target = part(bytes, range.clone())?;
             let (piece, after) = rest.split_at_checked(target.len()).unwrap_or_default();
             target.copy_from_slice(piece);
             rest = after;
@@ -237,16 +238,6 @@ impl SparseView {
             known,
             bytes,
         })
-    }
-
-    /// Where this range of the content goes.
-    fn part(&mut self, range: Range<u64>) -> Result<&mut [u8], String> {
-        let bytes = self.bytes.as_deref_mut().unwrap_or_default();
-        let start = usize::try_from(range.start).ok();
-        let end = usize::try_from(range.end).ok();
-        let range = start.zip(end).map(|(start, end)| start..end);
-        let target = range.and_then(|range| bytes.get_mut(range));
-        target.ok_or_else(|| "sparse content is not as announced".to_owned())
     }
 
     /// As many bytes as the file has: what is known, and zeros.
@@ -315,6 +306,15 @@ impl SparseView {
         }
         Ok(there.without(&self.layout.pages))
     }
+}
+
+/// Where this range of the content goes.
+fn part(bytes: &mut [u8], range: Range<u64>) -> Result<&mut [u8], String> {
+    let start = usize::try_from(range.start).ok();
+    let end = usize::try_from(range.end).ok();
+    let range = start.zip(end).map(|(start, end)| start..end);
+    let target = range.and_then(|range| bytes.get_mut(range));
+    target.ok_or_else(|| "sparse content is not as announced".to_owned())
 }
 
 #[cfg(test)]

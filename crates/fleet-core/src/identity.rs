@@ -7,12 +7,12 @@
 
 use std::time::Duration;
 
-use model::{GuestId, Machine};
+use model::{GuestId, Machine, differ};
 use placement::ApplianceId;
 
 use crate::core::{Clock, Core, Order};
 use crate::guests::GuestFacts;
-use crate::sessions::{Boot, Doubt, Session, Suspect, differ};
+use crate::sessions::{Boot, Doubt, Session, Suspect};
 
 /// A key, as the first 16 bytes of the hash of its public half.
 pub type Key = [u8; 16];

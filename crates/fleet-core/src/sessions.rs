@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use model::Machine;
+use model::{Machine, differ};
 use placement::ApplianceId;
 
 use crate::guests::GuestFacts;
@@ -17,11 +17,6 @@ const BOOTS_MAX: usize = 8;
 /// Events of one kind that one guest makes within an hour.
 const EVENTS_MAX: usize = 20;
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// Both are known and differ.
-pub(crate) fn differ<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
-    matches!((one, other), (Some(one), Some(other)) if one != other)
-}
 
 /// Why a session may be a copy's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,7 @@ mod verdict;
 pub use digest::{Digest, DigestParseError, Sha256};
 pub use filter::FilterPack;
 pub use ids::{ChannelId, FilterId, Generation, GuestId, ItemId, OrderId};
-pub use machine::{MACS_MAX, Machine};
+pub use machine::{MACS_MAX, Machine, differ};
 pub use policy::{Disposition, LateAction, Policy, PolicyError, RIDE_ALONG_MAX};
 pub use ranges::Ranges;
 pub use verdict::{

@@ -3,6 +3,12 @@
 /// Network cards of a machine that are looked at.
 pub const MACS_MAX: usize = 16;
 
+/// Both are known and differ. What is not known tells nothing of whether two machines are one.
+#[must_use]
+pub fn differ<T: PartialEq>(one: Option<T>, other: Option<T>) -> bool {
+    matches!((one, other), (Some(one), Some(other)) if one != other)
+}
+
 /// What a machine says that it is: evidence, never proof.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Machine {

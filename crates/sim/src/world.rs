@@ -391,6 +391,12 @@ impl World {
         }
     }
 
+    /// The appliance that the controller calls so on its stream.
+    fn with_this_stream(&self, id: ApplianceId) -> Option<usize> {
+        let is_it = |it: &Appliance| it.stream.is_some_and(|(_, its)| its == id);
+        self.appliances.iter().position(is_it)
+    }
+
     /// Tells the controller something through an appliance's stream; `None`: there is none.
     pub(crate) fn with_stream<T>(
         &mut self,
@@ -483,8 +489,7 @@ impl World {
                 epoch,
                 appliances,
             } => {
-                let is_it = |it: &Appliance| it.stream.is_some_and(|(_, id)| id == via);
-                if let Some(via) = self.appliances.iter().position(is_it) {
+                if let Some(via) = self.with_this_stream(via) {
                     // It may come long after, when another controller places.
                     let message = Message::Place {
                         via,
@@ -513,8 +518,7 @@ impl World {
                 }
             }
             Order::TurnOver { via, guest, turn } => {
-                let is_it = |it: &Appliance| it.stream.is_some_and(|(_, id)| id == via);
-                let via = self.appliances.iter().position(is_it);
+                let via = self.with_this_stream(via);
                 let told = self.gates.iter();
                 let told = told.filter(|it| Some(it.via) == via && it.guest == guest);
                 for gate in told.filter(|it| it.is_live()).cloned().collect::<Vec<_>>() {
@@ -530,8 +534,7 @@ impl World {
                 machine,
                 reason,
             } => {
-                let is_it = |it: &Appliance| it.stream.is_some_and(|(_, id)| id == via);
-                let via = self.appliances.iter().position(is_it);
+                let via = self.with_this_stream(via);
                 let gate = via.and_then(|via| self.gate_of(via, guest, key, &machine));
                 if let Some(gate) = gate {
                     self.order_rekey(&gate, &reason);

@@ -17,7 +17,8 @@ pub(crate) fn u8(bytes: &[u8], at: usize) -> Option<u8> {
 }
 
 /// Little-endian, at `at`.
-pub(crate) fn u16_le(bytes: &[u8], at: usize) -> Option<u16> {
+#[must_use]
+pub fn u16_le(bytes: &[u8], at: usize) -> Option<u16> {
     array(bytes, at).map(u16::from_le_bytes)
 }
 
@@ -27,7 +28,8 @@ pub(crate) fn u16_be(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 /// Little-endian, at `at`.
-pub(crate) fn u32_le(bytes: &[u8], at: usize) -> Option<u32> {
+#[must_use]
+pub fn u32_le(bytes: &[u8], at: usize) -> Option<u32> {
     array(bytes, at).map(u32::from_le_bytes)
 }
 

@@ -32,7 +32,7 @@
 
 mod budget;
 mod codecs;
-mod fields;
+pub mod fields;
 mod format;
 mod formats;
 mod guess;

@@ -86,10 +86,18 @@ impl Filters {
         self.fetching.is_some() || self.wanted(spread, now).is_some()
     }
 
-    /// What is offered and not in hand.
+    /// What is to be fetched now.
     fn wanted(&self, spread: Duration, now: Instant) -> Option<Offer> {
-        let is_time = |it: &Offer| now.saturating_duration_since(it.at) >= spread;
-        self.offer.filter(is_time).filter(|it| self.is_of_use(it))
+        let (offer, left) = self.next_offer(spread, now)?;
+        left.is_zero().then_some(offer)
+    }
+
+    /// What is offered, can be used and is not in hand, and in how long it is to be fetched.
+    fn next_offer(&self, spread: Duration, now: Instant) -> Option<(Offer, Duration)> {
+        let offer = self.offer.filter(|it| it.size <= self.bytes_max)?;
+        let is_of_use = self.in_force().is_none() && !self.refused.contains(&offer.id);
+        let waited = now.saturating_duration_since(offer.at);
+        is_of_use.then(|| (offer, spread.saturating_sub(waited)))
     }
 
     /// What to ask for now, if anything: what is wanted, or again what was not answered.
@@ -192,16 +200,7 @@ impl Filters {
         if self.unwanted || self.fetched.is_some() || self.fetching.is_some() {
             return Some(Duration::ZERO);
         }
-        let offer = self.offer.filter(|it| self.is_of_use(it))?;
-        let waited = now.saturating_duration_since(offer.at);
-        Some(spread.saturating_sub(waited))
-    }
-
-    /// It can be used and is not in hand.
-    fn is_of_use(&self, offer: &Offer) -> bool {
-        self.in_force().is_none()
-            && offer.size <= self.bytes_max
-            && !self.refused.contains(&offer.id)
+        self.next_offer(spread, now).map(|(_, left)| left)
     }
 
     pub(crate) fn in_hand(&self) -> Option<&Arc<Pack>> {

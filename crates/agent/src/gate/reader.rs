@@ -125,7 +125,7 @@ impl<'a> Reader<'a> {
         };
         if let Some(content) = self.content(file, &identity, class, 0) {
             let writer_free = unwritten && content.medium.cacheable;
-            self.gate.take_in(None, content, writer_free);
+            self.gate.take_in(content, writer_free);
         }
     }
 
@@ -181,8 +181,7 @@ impl<'a> Reader<'a> {
         };
         let writer_free = unwritten && content.medium.cacheable;
         let buffer = is_last.then_some(&mut self.buffer);
-        self.gate
-            .take_in_here(Some(event), content, writer_free, buffer);
+        self.gate.take_opener(event, content, writer_free, buffer);
     }
 
     fn closed(&mut self, event: CloseEvent) {
@@ -207,7 +206,7 @@ impl<'a> Reader<'a> {
         let content = self.content(file, &identity, AccessClass::CloseWrite, 0);
         if let Some(content) = content {
             let writer_free = unwritten && content.medium.cacheable;
-            self.gate.take_in(None, content, writer_free);
+            self.gate.take_in(content, writer_free);
         }
     }
 

@@ -174,7 +174,7 @@ fn ran_from_memory(gate: &Gate, pid: i32, link: &str, program: Vec<u8>) {
     }
     // It runs already; whether it should have is still worth knowing.
     if let Some(content) = running(link, pid, program) {
-        gate.take_in(None, content, false);
+        gate.take_in(content, false);
     }
 }
 

@@ -86,7 +86,7 @@ fn take_in(
     if let Some(content) = running(link, pid, name) {
         gate.tally.swept.add(1);
         let unwritten = lease::is_unwritten(content.file.as_fd());
-        gate.take_in(None, content, unwritten);
+        gate.take_in(content, unwritten);
     }
 }
 

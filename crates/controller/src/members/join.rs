@@ -39,10 +39,15 @@ impl Asked {
     /// with another token has a request of its own.
     pub(crate) fn waits_as(&self) -> String {
         let what = [&self.key.0[..], self.token.to_string().as_bytes()].concat();
-        let mut id = pki::Fingerprint::of(&what).to_string();
-        id.truncate(2 * self.key.0.len());
-        id
+        waiting_id(&what)
     }
+}
+
+/// What a request is called that waits, by what tells it from others: as long as a key's id.
+pub(crate) fn waiting_id(what: &[u8]) -> String {
+    let mut id = pki::Fingerprint::of(what).to_string();
+    id.truncate(2 * size_of::<KeyId>());
+    id
 }
 
 /// What is to become of it.

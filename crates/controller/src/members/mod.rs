@@ -6,7 +6,7 @@ mod records;
 mod state;
 mod told;
 
-pub(crate) use join::{Asked, Plan, can_approve, has_room, is_over, may_wait, plan};
+pub(crate) use join::{Asked, Plan, can_approve, has_room, is_over, may_wait, plan, waiting_id};
 pub(crate) use keys::{Renewal, renewed, seen_with};
 pub use records::{
     Decision, Ended, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, ToldCopy, VmRef,

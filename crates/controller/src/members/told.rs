@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use fleet_core::CopyOf;
-use model::Machine;
+use model::{Machine, differ};
 use pki::KeyId;
 
 use super::records::{Member, ToldCopy, seconds};
@@ -29,9 +29,7 @@ impl ToldCopy {
     /// Whether a machine that asks, and has shown this key, may be the one that was told. Another
     /// SMBIOS UUID is another machine; what else may have changed since nobody knows.
     pub(crate) fn is(&self, key: Option<KeyId>, machine: &Machine) -> bool {
-        let uuids = (self.machine.system_uuid, machine.system_uuid);
-        let differ = matches!(uuids, (Some(one), Some(other)) if one != other);
-        self.key == key && !differ
+        self.key == key && !differ(self.machine.system_uuid, machine.system_uuid)
     }
 }
 

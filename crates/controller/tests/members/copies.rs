@@ -10,7 +10,7 @@ use pki::{GuestKey, KeyId};
 use proto::v1;
 use proto::v1::fleet_order::Body as Told;
 
-use crate::scene::{Joiner, PATIENCE, embedded, joined, pool, token};
+use crate::scene::{Joiner, PATIENCE, a_guest, embedded, joined, pool, token};
 use crate::site::{Site, attach, guest_of, key_of, machine, member, until, up};
 
 /// As the placer has it judged.
@@ -141,8 +141,7 @@ async fn a_copy_is_told_to_rekey_and_its_renewals_are_never_in_force() {
     let site = Site::new().await;
     let now = SystemTime::now();
     let mut told = attach(&site.fleet).await;
-    let made = token(&site.authority, None, 1).await;
-    let guest = joined(Joiner::new(1).ask(&site.authority, &made, None).await);
+    let guest = a_guest(&site.authority).await;
     let its = member(&site.authority, guest);
     let key = its.key.unwrap().id;
     let next = GuestKey::generate().unwrap();
@@ -192,8 +191,7 @@ async fn who_was_not_told_waits_for_a_person() {
     let dir = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let authority = embedded(dir.path()).await;
-    let made = token(&authority, None, 1).await;
-    let guest = joined(Joiner::new(1).ask(&authority, &made, None).await);
+    let guest = a_guest(&authority).await;
     let key = member(&authority, guest).key.unwrap().id;
     for _ in 0..2 {
         let waits = rekeyed_unseen(&authority, guest, key, 1).await;
@@ -217,8 +215,7 @@ async fn who_was_not_told_waits_for_a_person() {
 async fn who_was_told_may_ask_after_a_restart_and_gets_one_identity() {
     let site = Site::new().await;
     let _told = attach(&site.fleet).await;
-    let made = token(&site.authority, None, 1).await;
-    let guest = joined(Joiner::new(1).ask(&site.authority, &made, None).await);
+    let guest = a_guest(&site.authority).await;
     let its = member(&site.authority, guest);
     let key = its.key.unwrap().id;
     up(&site.fleet, its.clone(), key, 1).await;

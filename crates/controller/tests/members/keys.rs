@@ -13,7 +13,9 @@ use proto::v1::fleet_order::Body as Told;
 use proto::v1::fleet_said::Body as Said;
 use tokio::sync::mpsc;
 
-use crate::scene::{Joiner, PATIENCE, embedded, joined, placer_with, pool, tell, token, vm, waits};
+use crate::scene::{
+    Joiner, PATIENCE, a_guest, embedded, joined, placer_with, pool, tell, token, vm, waits,
+};
 use crate::site::{Site, attach, key_of, member, until, up};
 
 #[tokio::test]
@@ -21,8 +23,7 @@ async fn each_certificate_is_written_down_before_it_is_handed_out() {
     let dir = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let authority = embedded(dir.path()).await;
-    let made = token(&authority, None, 1).await;
-    let guest = joined(Joiner::new(1).ask(&authority, &made, None).await);
+    let guest = a_guest(&authority).await;
     let first = member(&authority, guest).key.unwrap().id;
     let next = GuestKey::generate().unwrap();
     let renewed = authority.renew(guest, Some(first), next.csr(), now).await;
@@ -87,8 +88,7 @@ async fn appliances_are_told_of_those_who_could_still_come() {
     let dir = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let authority = embedded(dir.path()).await;
-    let made = token(&authority, None, 1).await;
-    let guest = joined(Joiner::new(1).ask(&authority, &made, None).await);
+    let guest = a_guest(&authority).await;
     assert!(authority.revoked(now).is_empty());
     authority.revoke(guest, false, "", now).await.unwrap();
     assert_eq!(authority.revoked(now), [guest]);
@@ -100,8 +100,7 @@ async fn appliances_are_told_of_those_who_could_still_come() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_revoked_while_an_appliance_is_welcomed_is_told_after_it() {
     let site = Site::new().await;
-    let made = token(&site.authority, None, 1).await;
-    let guest = joined(Joiner::new(1).ask(&site.authority, &made, None).await);
+    let guest = a_guest(&site.authority).await;
     let (say, said) = mpsc::channel(8);
     let (tell, mut told) = mpsc::channel(1);
     // There is no room for the welcome yet.

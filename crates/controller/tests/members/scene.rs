@@ -109,6 +109,12 @@ pub(crate) fn address(number: u8) -> IpAddr {
     [10, 1, 0, number].into()
 }
 
+/// A guest that has joined by a token of no pool.
+pub(crate) async fn a_guest(authority: &Authority) -> GuestId {
+    let made = token(authority, None, 1).await;
+    joined(Joiner::new(1).ask(authority, &made, None).await)
+}
+
 #[track_caller]
 pub(crate) fn joined(answer: Result<Enrolled, Refusal>) -> GuestId {
     match answer.unwrap() {

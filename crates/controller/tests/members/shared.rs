@@ -11,7 +11,7 @@ use pki::GuestKey;
 use proto::v1;
 use testbed::Postgres;
 
-use crate::scene::{HOUR, Joiner, PATIENCE, joined, pool, sharing, token, waits};
+use crate::scene::{HOUR, Joiner, PATIENCE, a_guest, joined, pool, sharing, token, waits};
 use crate::site::{attach, guest_of, machine, member, until, up};
 
 struct Two {
@@ -82,8 +82,7 @@ async fn a_copy_that_one_told_may_ask_at_the_other_and_the_placer_alone_judges()
     }
     assert_eq!(fleets[1].standing(), Standing::Follows("a:7445".into()));
     let _told = attach(&fleets[0]).await;
-    let made = token(&two.a, None, 1).await;
-    let guest = joined(Joiner::new(1).ask(&two.a, &made, None).await);
+    let guest = a_guest(&two.a).await;
     let its = member(&two.a, guest);
     let key = its.key.unwrap().id;
     up(&fleets[0], its.clone(), key, 1).await;
@@ -123,8 +122,7 @@ async fn a_guest_that_nobody_knows_ends_when_it_was_looked_for() {
     assert!(!two.a.is_revoked(stranger), "another may know it");
     two.a.look_up(stranger).await;
     assert_eq!(ended.try_recv().unwrap(), stranger);
-    let made = token(&two.b, None, 1).await;
-    let guest = joined(Joiner::new(1).ask(&two.b, &made, None).await);
+    let guest = a_guest(&two.b).await;
     two.a.look_up(guest).await;
     assert!(two.a.guest(guest).is_some());
     assert!(ended.try_recv().is_err());

@@ -7,6 +7,8 @@
 //! module does with files that are broken or made to deceive; but what is told has to be what the
 //! module tells (the tests below, `./x differential`).
 
+use unpack::fields::{u16_le, u32_le};
+
 use super::ImportHash;
 
 const PE: &[u8] = b"PE\0\0";
@@ -97,12 +99,12 @@ impl<'a> Program<'a> {
         if !bytes.starts_with(b"MZ") {
             return None;
         }
-        let start = usize::try_from(u32_at(bytes, 0x3c)?).ok()?;
+        let start = usize::try_from(u32_le(bytes, 0x3c)?).ok()?;
         if bytes.get(start..start.checked_add(4)?)? != PE {
             return None;
         }
         let (file_header, optional_header) = (start + 4, start.checked_add(24)?);
-        let is_64 = match u16_at(bytes, optional_header)? {
+        let is_64 = match u16_le(bytes, optional_header)? {
             MAGIC_32 => false,
             MAGIC_64 => true,
             _ => return None,
@@ -154,11 +156,11 @@ impl<'a> Program<'a> {
     }
 
     fn number(&self, at: usize) -> Option<u32> {
-        u32_at(self.bytes, at)
+        u32_le(self.bytes, at)
     }
 
     fn small(&self, at: usize) -> Option<u16> {
-        u16_at(self.bytes, at)
+        u16_le(self.bytes, at)
     }
 
     /// Where the data directory starts.
@@ -206,7 +208,7 @@ impl<'a> Program<'a> {
         let descriptors = self.at(address)?;
         let (mut libraries, mut all) = (0, 0);
         for number in 0..IMPORTS_MAX {
-            let field = |index: usize| u32_at(descriptors, 20 * number + 4 * index);
+            let field = |index: usize| u32_le(descriptors, 20 * number + 4 * index);
             let (names, name, addresses) = (field(0)?, field(3)?, field(4)?);
             if name == 0 || names == 0 && addresses == 0 {
                 return Some(libraries);
@@ -264,16 +266,6 @@ fn text(bytes: &[u8], most: usize) -> Option<&str> {
     let text = bytes.get(..end)?;
     let is_plain = !text.is_empty() && text.iter().all(u8::is_ascii_graphic);
     std::str::from_utf8(text).ok().filter(|_| is_plain)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u16::from_le_bytes(*bytes))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u32::from_le_bytes(*bytes))
 }
 
 #[cfg(test)]
