@@ -14,6 +14,7 @@ use daemon::notify::Progress;
 use daemon::signal::Stop;
 use fanotify::{Answer, Group, GroupOptions, Interrupter, ReadError};
 use proto::v1;
+use quarantine::Vault;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use supervisor::{Unguarded, Worker};
 
@@ -21,8 +22,10 @@ use crate::bell::Bell;
 use crate::books::LedgerFile;
 use crate::credentials::make_private_dir;
 use crate::dialer::{DialError, Dialer};
+use crate::gate::lanes::Lanes;
 use crate::gate::reader::BATCH;
 use crate::gate::standing::Standing;
+use crate::gate::workers::{HashTask, UploadTask};
 use crate::gate::{Gate, workers};
 use crate::guard::marks::GuardError;
 use crate::guard::scope::Scope;
@@ -99,6 +102,39 @@ pub enum GateFailed {
     Panicked,
 }
 
+/// The gate, and what those who work for it take.
+struct Parts {
+    gate: Arc<Gate>,
+    hash_lanes: Lanes<HashTask>,
+    upload_lanes: Lanes<UploadTask>,
+    ledger_file: LedgerFile,
+    vault: Vault,
+}
+
+impl Parts {
+    /// With what is kept in the folders of `config`.
+    fn make(config: &AgentConfig) -> Result<Self, StartError> {
+        make_private_dir(&config.state_dir)?;
+        make_private_dir(&config.runtime_dir)?;
+        let (ledger_file, books) =
+            LedgerFile::open(&config.state_dir, config.limits.ledger_entries_max)?;
+        let vault = open_vault(config.quarantine_dir(), config.limits.quarantine_bytes_max)?;
+        let (queues, hash_lanes, upload_lanes) = workers::Queues::new(config.limits.in_flight_max);
+        let shelf = allow::open(config, true);
+        let bell = Arc::new(Bell::new().map_err(system("the keeper's bell"))?);
+        let standing = Standing::new().map_err(system("verdicts in the kernel"))?;
+        let gate = Arc::new(Gate::new(config, queues, books, shelf, bell, standing));
+        gate.reload_allowlists();
+        Ok(Self {
+            gate,
+            hash_lanes,
+            upload_lanes,
+            ledger_file,
+            vault,
+        })
+    }
+}
+
 /// A running agent.
 pub struct Agent {
     state_dir: PathBuf,
@@ -154,18 +190,13 @@ impl Agent {
         worker: Option<Arc<Worker>>,
     ) -> Result<Self, StartError> {
         let config = Arc::new(with_descriptors(config)?);
-        make_private_dir(&config.state_dir)?;
-        make_private_dir(&config.runtime_dir)?;
-        let (ledger_file, books) =
-            LedgerFile::open(&config.state_dir, config.limits.ledger_entries_max)?;
-        let vault = open_vault(config.quarantine_dir(), config.limits.quarantine_bytes_max)?;
-
-        let (queues, hash_lanes, upload_lanes) = workers::Queues::new(config.limits.in_flight_max);
-        let shelf = allow::open(&config, true);
-        let bell = Arc::new(Bell::new().map_err(system("the keeper's bell"))?);
-        let standing = Standing::new().map_err(system("verdicts in the kernel"))?;
-        let gate = Arc::new(Gate::new(&config, queues, books, shelf, bell, standing));
-        gate.reload_allowlists();
+        let Parts {
+            gate,
+            hash_lanes,
+            upload_lanes,
+            ledger_file,
+            vault,
+        } = Parts::make(&config)?;
         let scope = Arc::new(Scope::new(&config.guard));
         let group = Arc::new(match &worker {
             Some(worker) => worker.group(Answer::Allow)?,
@@ -213,12 +244,12 @@ impl Agent {
         let keeper = spawn_keeper(keeper, &halt)?;
         let tell = status::teller(Arc::clone(&gate), peer, membership);
         let control = spawn_control(&config, &scope, &stop, tell)?;
-        let mut agent = Self {
+        let agent = Self {
             state_dir: config.state_dir.clone(),
-            gate: Arc::clone(&gate),
-            group: Arc::clone(&group),
+            gate,
+            group,
             dialer,
-            stop: stop.clone(),
+            stop,
             halt,
             threads: Threads {
                 marks: None,
@@ -233,19 +264,29 @@ impl Agent {
             reader,
             _metrics: server,
         };
-        match spawn_marks(&config, &group, &gate, &scope, &stop) {
+        agent.guard(&config, &scope, worker.as_deref())
+    }
+
+    /// Now that there is who answers: whoever opens something asks.
+    fn guard(
+        mut self,
+        config: &Arc<AgentConfig>,
+        scope: &Arc<Scope>,
+        worker: Option<&Worker>,
+    ) -> Result<Self, StartError> {
+        match spawn_marks(config, &self.group, &self.gate, scope, &self.stop) {
             Ok(marks) => {
-                agent.threads.marks = Some(marks);
+                self.threads.marks = Some(marks);
                 if let Some(worker) = worker {
                     worker.guarding();
-                    agent.account_for(&worker, &config, &scope)?;
+                    self.account_for(worker, config, scope)?;
                 }
-                Ok(agent)
+                Ok(self)
             }
             Err(error) => {
-                stop.stop();
+                self.stop.stop();
                 // Why it does not guard is the error that counts.
-                let _ = agent.end();
+                let _ = self.end();
                 Err(error)
             }
         }

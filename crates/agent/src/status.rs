@@ -71,6 +71,7 @@ fn tell(gate: &Gate, peer: &Peer, membership: &Membership) -> Value {
         "placement": route.map(|route| json!({
             "epoch": route.epoch(), "appliances": route.appliances(),
         })),
+        "channel": gate.attached.get().map(|id| id.to_string()),
         "moves": link.moves,
         "generation": peer.generation,
         "trouble": peer.trouble,
@@ -129,6 +130,9 @@ pub(crate) fn render(status: &Value) -> String {
             text("appliance"),
             text("generation")
         );
+    }
+    if !text("channel").is_empty() {
+        let _ = writeln!(out, "channel    to the host, {}", text("channel"));
     }
     if !text("trouble").is_empty() {
         let _ = writeln!(out, "trouble    {}", text("trouble"));

@@ -10,12 +10,15 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use chunks::DecompressError;
 use engine::host::Content;
-use model::{Digest, Sha256, UnscannedReason};
+use model::{Digest, Outcome, Sha256, UnscannedReason, Verdict};
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};
 use sha2::Digest as _;
 
 /// Content up to this size is handed to an engine inside the message, not as a descriptor.
 pub(crate) const INLINE_MAX_BYTES: u64 = engine::host::INLINE_MAX_BYTES as u64;
+
+/// Bytes hashed at a time.
+const HASH_BYTES: usize = 128 * 1024;
 
 /// Whole content with its announced digest.
 #[derive(Debug)]
@@ -23,8 +26,6 @@ pub(crate) struct Proved {
     pub(crate) content: Content,
     pub(crate) size: u64,
     pub(crate) digest: Digest,
-    /// `None`: small content in one piece; it is computed while the engines work.
-    pub(crate) sha256: Option<Sha256>,
 }
 
 /// Content that cannot be judged, because it did not come as announced or found no place.
@@ -96,7 +97,6 @@ pub(crate) struct Assembly {
     announced: u64,
     received: u64,
     blake3: blake3::Hasher,
-    sha256: sha2::Sha256,
     sink: Sink,
 }
 
@@ -126,7 +126,6 @@ impl Assembly {
             announced,
             received: 0,
             blake3: blake3::Hasher::new(),
-            sha256: sha2::Sha256::new(),
             sink,
         })
     }
@@ -156,7 +155,6 @@ impl Assembly {
             Sink::Spool(file) => file.write_all(bytes).map_err(AssemblyError::Spool)?,
         }
         self.blake3.update(bytes);
-        self.sha256.update(bytes);
         self.received += len;
         Ok(())
     }
@@ -183,7 +181,6 @@ impl Assembly {
             content,
             size,
             digest,
-            sha256: Some(Sha256(self.sha256.finalize().into())),
         })
     }
 }
@@ -212,7 +209,6 @@ pub(crate) fn prove_whole(
             content: Content::Inline(bytes),
             size,
             digest: claimed,
-            sha256: None,
         });
     }
     let mut file = memory_file().map_err(AssemblyError::Memory)?;
@@ -221,12 +217,49 @@ pub(crate) fn prove_whole(
         content: sealed(file.into(), size).map_err(AssemblyError::Memory)?,
         size,
         digest: claimed,
-        sha256: Some(sha256_of(&bytes)),
     })
 }
 
-pub(crate) fn sha256_of(bytes: &[u8]) -> Sha256 {
-    Sha256(sha2::Sha256::digest(bytes).into())
+/// Adds SHA-256, the name that people and feeds know, to what is malicious. Nobody asks for that
+/// of clean content, and it would cost more than twice what proving it does.
+pub(crate) async fn with_sha256(verdict: Verdict, content: &Content) -> Verdict {
+    if !matches!(verdict.outcome, Outcome::Malicious { .. }) {
+        return verdict;
+    }
+    let content = content.clone();
+    let hashed = tokio::task::spawn_blocking(move || sha256_of(&content)).await;
+    let sha256 = match hashed.map_err(io::Error::other).flatten() {
+        Ok(sha256) => Some(sha256),
+        Err(error) => {
+            tracing::warn!(%error, "malicious content without its SHA-256");
+            None
+        }
+    };
+    Verdict { sha256, ..verdict }
+}
+
+/// Blocks on the disk.
+pub(crate) fn sha256_of(content: &Content) -> io::Result<Sha256> {
+    let mut sha256 = sha2::Sha256::new();
+    match content {
+        Content::Inline(bytes) => sha256.update(bytes),
+        Content::Sealed { fd, size } => {
+            let mut buffer = vec![0; HASH_BYTES];
+            let mut offset = 0;
+            while offset < *size {
+                let wanted = usize::try_from(size - offset).unwrap_or(usize::MAX);
+                let room = buffer.len().min(wanted);
+                let read =
+                    rustix::io::pread(fd, buffer.get_mut(..room).unwrap_or_default(), offset)?;
+                if read == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                sha256.update(buffer.get(..read).unwrap_or_default());
+                offset += read as u64;
+            }
+        }
+    }
+    Ok(Sha256(sha256.finalize().into()))
 }
 
 pub(crate) fn memory_file() -> io::Result<File> {
@@ -292,7 +325,8 @@ mod tests {
             }
             let proved = assembly.finish(Digest::of(&bytes)).unwrap();
             assert_eq!(bytes_of(&proved.content), bytes);
-            assert_eq!(proved.sha256, Some(sha256_of(&bytes)));
+            let expected = Sha256(sha2::Sha256::digest(&bytes).into());
+            assert_eq!(sha256_of(&proved.content).unwrap(), expected);
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

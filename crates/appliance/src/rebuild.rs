@@ -4,9 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use chunks::{Chunk, Copy, Manifest, Plan, Range, plan};
-use model::{Digest, Sha256};
+use model::Digest;
 use scan_core::Place;
-use sha2::Digest as _;
 
 use crate::assembly::{AssemblyError, Proved, Spool, memory_file, read_only, sealed};
 use crate::expected::Expected;
@@ -91,7 +90,7 @@ impl Rebuild {
         self.expected.finish()?;
         let failed = io_error(self.place);
         self.copy().map_err(io_error(self.place))?;
-        let (digest, sha256) = self.hash().map_err(io_error(self.place))?;
+        let digest = self.hash().map_err(io_error(self.place))?;
         if digest != claimed {
             return Err(AssemblyError::Changed);
         }
@@ -104,7 +103,6 @@ impl Rebuild {
             content: content.map_err(failed)?,
             size,
             digest,
-            sha256: Some(sha256),
         })
     }
 
@@ -118,20 +116,18 @@ impl Rebuild {
         Ok(())
     }
 
-    fn hash(&self) -> std::io::Result<(Digest, Sha256)> {
+    fn hash(&self) -> std::io::Result<Digest> {
         let mut buffer = vec![0; READ_BYTES];
-        let (mut blake3, mut sha256) = (blake3::Hasher::new(), sha2::Sha256::new());
+        let mut blake3 = blake3::Hasher::new();
         let mut offset = 0;
         while offset < self.size {
             let wanted = (self.size - offset).min(READ_BYTES as u64) as usize;
             let bytes = buffer.get_mut(..wanted).unwrap_or_default();
             self.file.read_exact_at(bytes, offset)?;
             blake3.update(bytes);
-            sha256.update(&*bytes);
             offset += wanted as u64;
         }
-        let digest = Digest(*blake3.finalize().as_bytes());
-        Ok((digest, Sha256(sha256.finalize().into())))
+        Ok(Digest(*blake3.finalize().as_bytes()))
     }
 }
 
@@ -188,7 +184,9 @@ mod tests {
             assert_eq!(rebuild.received(), rebuild.missing_bytes());
             let proved = rebuild.finish(Digest::of(&bytes)).unwrap();
             assert_eq!(proved.size, bytes.len() as u64);
-            assert_eq!(proved.sha256, Some(crate::assembly::sha256_of(&bytes)));
+            let sha256 = |content| crate::assembly::sha256_of(content).unwrap();
+            let whole = engine::host::Content::Inline(bytes.clone().into());
+            assert_eq!(sha256(&proved.content), sha256(&whole));
         }
     }
 

@@ -9,7 +9,7 @@ use scan_core::{CacheKey, Context, EngineFacts, Finding, Task, generation_in_for
 use tokio::task::spawn_blocking;
 use verdict_store::JudgedBy;
 
-use crate::assembly::Proved;
+use crate::assembly::{Proved, with_sha256};
 use crate::config::Config;
 use crate::engines::{EngineSet, EngineSource, SharedEngine};
 use crate::recheck::tell_holders;
@@ -68,7 +68,7 @@ async fn rejudge(
         Decision::Keep(outcome) => ("kept", Some(Verdict { outcome, ..then })),
         Decision::Rerun(engine) => {
             let found = run(shared, &engine, context, proved).await;
-            ("rerun", with_new(then, &delta, proved, found))
+            ("rerun", with_new(then, &delta, proved, found).await)
         }
         Decision::Drop => ("dropped", None),
     };
@@ -112,11 +112,15 @@ async fn run(
 }
 
 /// Clean content, by what the new rules found. `None`: they did not see it all.
-fn with_new(then: Verdict, delta: &RuleDelta, proved: &Proved, found: Finding) -> Option<Verdict> {
+async fn with_new(
+    then: Verdict,
+    delta: &RuleDelta,
+    proved: &Proved,
+    found: Finding,
+) -> Option<Verdict> {
     if !found.detections.is_empty() {
-        let sha256 = proved.sha256.or(then.sha256);
-        let digest = Some(proved.digest);
-        return Some(merge(proved.size, delta.to, digest, sha256, &[found]));
+        let verdict = merge(proved.size, delta.to, Some(proved.digest), &[found]);
+        return Some(with_sha256(verdict, &proved.content).await);
     }
     let is_complete = found.incomplete.is_none() && found.error.is_none();
     is_complete.then_some(then)

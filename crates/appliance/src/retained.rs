@@ -101,7 +101,6 @@ mod tests {
             content: Content::Inline(content.into()),
             size: bytes as u64,
             digest,
-            sha256: None,
         };
         retained.keep(&key, &Context::default(), &proved);
     }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use verdict_store::JudgedBy;
 
 use crate::answer::{Asker, Holder, Waiter};
-use crate::assembly::{Proved, sha256_of};
+use crate::assembly::{Proved, with_sha256};
 use crate::engines::{EngineSet, SharedEngine};
 use crate::rejudge;
 use crate::shared::{Reservation, Shared};
@@ -453,7 +453,7 @@ async fn must_be_recalled(
         )
 }
 
-/// All engines at once; SHA-256 of small content is computed while they work.
+/// All engines at once.
 async fn judge(shared: &Shared, engines: &EngineSet, job: &ScanJob, context: &Context) -> Judged {
     let ScanJob { key, proved, .. } = job;
     let facts = engines.facts();
@@ -464,14 +464,7 @@ async fn judge(shared: &Shared, engines: &EngineSet, job: &ScanJob, context: &Co
         };
         scan(shared, engine, &facts.name, task)
     });
-    let sha256 = async {
-        match (&proved.sha256, &proved.content) {
-            (Some(sha256), _) => Some(*sha256),
-            (None, Content::Inline(bytes)) => Some(sha256_of(bytes)),
-            (None, Content::Sealed { .. }) => None,
-        }
-    };
-    let (findings, sha256) = futures_util::future::join(join_all(scans), sha256).await;
+    let findings = join_all(scans).await;
     let judged_by = facts.iter().zip(&findings);
     let judged_by = judged_by.map(|(facts, finding)| (facts.name.as_str(), finding.generation));
     // What judged may be newer than what was in force when the check came.
@@ -483,7 +476,8 @@ async fn judge(shared: &Shared, engines: &EngineSet, job: &ScanJob, context: &Co
         ..*key
     };
     let digest = Some(proved.digest);
-    let verdict = merge(proved.size, generation, digest, sha256, &findings);
+    let verdict = merge(proved.size, generation, digest, &findings);
+    let verdict = with_sha256(verdict, &proved.content).await;
     let engines = facts
         .iter()
         .zip(&findings)

@@ -15,6 +15,7 @@ use daemon::signal::{Stop, Wake};
 use fleet_core::{Area, CoreSettings, SiteRules};
 use pki::renew_after;
 use placement::{Resources, StormPolicy};
+use tokio::task::JoinSet;
 
 use crate::controller::{InProcess, end_sessions};
 use crate::desk;
@@ -33,21 +34,20 @@ const RENEW_AGAIN: Duration = Duration::from_secs(60);
 pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     // 1. The state folder is ours alone.
     let state = StateDir::open(&place.state_dir)?;
-    let config = place.config.clone();
+    let config = &place.config;
     let name = config.name.clone().unwrap_or_else(host_name);
 
-    // 2. The controller knows the fleet; a first start makes its CA.
-    let store = store_of(&config, &place.state_dir).await?;
-    let authority = authority_of(store.clone(), &state.pki()).await?;
-    let tls = ServerTls::issue(authority.ca(), &authority.anchors(), &name)?;
+    // 2. The controller knows the fleet and where everything is, and places.
+    let control = Control::start(&place, &state.pki(), &name).await?;
+    let Control {
+        authority,
+        fleet,
+        tls,
+        streams,
+    } = control;
 
-    // 3. It knows where everything is, too, and places.
-    let fleet = fleet_of(store, authority.clone(), &config, &name).await?;
-    let streams = appliances_elsewhere(&config, &tls, &fleet, &authority).await?;
-
-    // 4. The appliance starts its engines and listens for agents.
-    let registry = Registry::new();
-    let progress = Progress::new();
+    // 3. The appliance starts its engines and listens for agents.
+    let (registry, progress) = (Registry::new(), Progress::new());
     let port = Arc::new(Port::default());
     let setup = Setup {
         config: config.clone(),
@@ -68,36 +68,36 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
     };
     let appliance = Arc::new(Appliance::start(setup).await?);
 
-    // 5. It takes its place in the fleet; guests may join.
-    let appliances = advertised(&config, appliance.local_addr(), &name);
+    // 4. It takes its place in the fleet; guests may join.
+    let appliances = advertised(config, appliance.local_addr(), &name);
     let own_tls = Arc::new(Mutex::new(tls.dial.clone()));
     let ways = Ways {
         local: Some((fleet.clone(), authority.clone())),
         remote: Vec::new(),
         tls: shared_tls(&own_tls),
     };
-    let hello = stream::hello(&config, appliances[0].clone());
-    let placed = tokio::spawn(stream::keep(port, appliance.clone(), hello, ways, None));
+    let hello = stream::hello(config, appliances[0].clone());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(stream::keep(port, appliance.clone(), hello, ways, None));
     let sightings = inventory::start(config.connector.clone(), fleet.clone(), &registry)
         .context("connector")?;
     let joins = (authority.clone(), fleet.clone());
-    let enrolment = Arc::new(join_here(&config, &tls, joins, appliances).await?);
-    let followed = tokio::spawn(authority.clone().follow());
-    let ending = end_sessions(authority.clone(), fleet.clone(), appliance.clone());
-    let ended = tokio::spawn(ending);
+    let enrolment = Arc::new(join_here(config, &tls, joins, appliances).await?);
+    tasks.spawn(authority.clone().follow());
+    tasks.spawn(end_sessions(
+        authority.clone(),
+        fleet.clone(),
+        appliance.clone(),
+    ));
     let looks = (authority.clone(), fleet.clone(), enrolment.clone());
-    let gauges = tokio::spawn(gauges::keep(registry.clone(), looks.0, looks.1, looks.2));
+    tasks.spawn(gauges::keep(registry.clone(), looks.0, looks.1, looks.2));
 
-    // 6. Administrators may ask, collectors may look; our own certificate stays fresh.
+    // 5. Administrators may ask, collectors may look; our own certificate stays fresh.
     let reload = reload_of(&place, &appliance);
     let session_valid = Duration::from_secs(config.controller.session_valid_s.get());
     let desk = desk::of(fleet.clone(), authority.clone(), session_valid);
-    let admin = AdminServer::start(
-        &place.admin_socket(),
-        appliance.clone(),
-        reload.clone(),
-        desk,
-    )?;
+    let (socket, asked) = (place.admin_socket(), appliance.clone());
+    let admin = AdminServer::start(&socket, asked, reload.clone(), desk)?;
     let metrics = config.listen.metrics;
     let metrics = metrics
         .map(|address| daemon::metrics::serve(address, registry))
@@ -108,38 +108,68 @@ pub(crate) async fn run(place: Place, stop: Stop) -> anyhow::Result<()> {
         streams: streams.clone(),
         dial: own_tls,
     };
-    let renewals = tokio::spawn(renew_own(authority, name, tls.valid, holders));
+    tasks.spawn(renew_own(authority, name, tls.valid, holders));
 
-    // 7. Ready: say so.
-    println!("agents connect to {}", appliance.local_addr());
-    println!("guests join at    {}", enrolment.local_addr());
-    if let Some(streams) = &streams {
-        println!("appliances are at {}", streams.local_addr());
-    }
-    if let Some(server) = &metrics {
-        println!("metrics are at    http://{}/metrics", server.local_addr());
-    }
+    // 6. Ready: say so.
+    say_where(&appliance, &enrolment, streams.as_deref(), metrics.as_ref());
     println!("state is kept in  {}", place.state_dir.display());
     if let Some(watchdog) = Watchdog::from_env() {
-        watchdog
-            .fed_by(progress)
-            .context("cannot start the watchdog")?;
+        let fed = watchdog.fed_by(progress);
+        fed.context("cannot start the watchdog")?;
     }
     notify::ready();
 
-    // 8. Until told otherwise.
+    // 7. Until told otherwise.
     until_stopped(stop, reload).await?;
     notify::stopping();
-    renewals.abort();
-    placed.abort();
     sightings.abort();
-    followed.abort();
-    ended.abort();
-    gauges.abort();
-    drop((admin, enrolment, streams));
+    drop((tasks, admin, enrolment, streams));
     appliance.stop().await;
     fleet.stop().await;
     Ok(())
+}
+
+/// The controller's half.
+struct Control {
+    authority: Arc<Authority>,
+    fleet: Fleet,
+    tls: ServerTls,
+    streams: Option<Arc<FleetListener>>,
+}
+
+impl Control {
+    /// A first start makes the fleet's CA.
+    async fn start(place: &Place, pki: &Path, name: &str) -> anyhow::Result<Self> {
+        let config = &place.config;
+        let store = store_of(config, &place.state_dir).await?;
+        let authority = authority_of(store.clone(), pki).await?;
+        let tls = ServerTls::issue(authority.ca(), &authority.anchors(), name)?;
+        let fleet = fleet_of(store, authority.clone(), config, name).await?;
+        let streams = appliances_elsewhere(config, &tls, &fleet, &authority).await?;
+        Ok(Self {
+            authority,
+            fleet,
+            tls,
+            streams,
+        })
+    }
+}
+
+/// For whoever has started us by hand.
+fn say_where(
+    appliance: &Appliance,
+    enrolment: &Enrolment,
+    streams: Option<&FleetListener>,
+    metrics: Option<&daemon::metrics::Server>,
+) {
+    println!("agents connect to {}", appliance.local_addr());
+    println!("guests join at    {}", enrolment.local_addr());
+    if let Some(streams) = streams {
+        println!("appliances are at {}", streams.local_addr());
+    }
+    if let Some(server) = metrics {
+        println!("metrics are at    http://{}/metrics", server.local_addr());
+    }
 }
 
 /// Opens the fleet's database.

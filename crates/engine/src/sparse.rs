@@ -33,6 +33,16 @@ pub const PAGE_BYTES: u64 = 4096;
 pub const CONTENT_MAX_BYTES: u64 = 1 << 30;
 /// Bytes copied at a time.
 const COPY_BYTES: u64 = 64 << 10;
+/// Zeros that are kept for the next content, bytes: to map and unmap them costs as much as to judge
+/// most content.
+const SPARE_BYTES: usize = 1 << 20;
+/// They are kept where at most so many have to be made zeros again.
+const CLEARED_MAX_BYTES: u64 = 64 << 10;
+
+thread_local! {
+    /// Nothing but zeros.
+    static SPARE: Cell<Option<Zeros>> = const { Cell::new(None) };
+}
 
 /// Reads bytes of a file at an offset.
 pub type ReadAt<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> io::Result<()>;
@@ -169,6 +179,7 @@ pub struct SparseView {
     layout: Layout,
     size: usize,
     known: Ranges,
+    /// At least `size` of them.
     bytes: Option<Zeros>,
 }
 
@@ -185,7 +196,9 @@ impl SparseView {
             return Err(format!("sparse content has {has} of {wanted} bytes"));
         }
         let file = File::from(fd);
-        let bytes = view.bytes.as_deref_mut().unwrap_or_default();
+        let size = view.size;
+        let bytes = view.bytes.as_deref_mut().and_then(|it| it.get_mut(..size));
+        let bytes = bytes.unwrap_or_default();
         for (from, to) in view.layout.parts() {
             let read = file.read_exact_at(part(bytes, from)?, to);
             read.map_err(|error| format!("content: {error}"))?;
@@ -204,7 +217,9 @@ impl SparseView {
             let (has, wanted) = (packed.len(), view.known.bytes());
             return Err(format!("packed content has {has} of {wanted} bytes"));
         }
-        let bytes = view.bytes.as_deref_mut().unwrap_or_default();
+        let size = view.size;
+        let bytes = view.bytes.as_deref_mut().and_then(|it| it.get_mut(..size));
+        let bytes = bytes.unwrap_or_default();
         let mut rest = packed;
         for range in view.known.iter() {
             let target = part(bytes, range.clone())?;
@@ -223,11 +238,12 @@ impl SparseView {
         let layout = Layout::new(size, &known);
         let length = |bytes: u64| usize::try_from(bytes).map_err(|e| e.to_string());
         let size = length(size)?;
+        let zeros =
+            |len| Zeros::new(len).map_err(|error| format!("no memory for {size} bytes: {error}"));
         let bytes = match size {
             0 => None,
-            size => Some(
-                Zeros::new(size).map_err(|error| format!("no memory for {size} bytes: {error}"))?,
-            ),
+            1..=SPARE_BYTES => Some(SPARE.take().map_or_else(|| zeros(SPARE_BYTES), Ok)?),
+            _ => Some(zeros(size)?),
         };
         Ok(Self {
             file: None,
@@ -243,7 +259,8 @@ impl SparseView {
     /// As many bytes as the file has: what is known, and zeros.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        self.bytes.as_deref().unwrap_or_default()
+        let bytes = self.bytes.as_deref().unwrap_or_default();
+        bytes.get(..self.size).unwrap_or_default()
     }
 
     /// What is known.
@@ -305,6 +322,21 @@ impl SparseView {
             at = hole.max(data + 1);
         }
         Ok(there.without(&self.layout.pages))
+    }
+}
+
+impl Drop for SparseView {
+    /// Nothing but what is known was ever written.
+    fn drop(&mut self) {
+        let is_spare =
+            |zeros: &Zeros| zeros.len() == SPARE_BYTES && self.known.bytes() <= CLEARED_MAX_BYTES;
+        let Some(mut zeros) = self.bytes.take().filter(is_spare) else {
+            return;
+        };
+        let mut clear = |range| part(&mut zeros, range).map(|bytes| bytes.fill(0));
+        if self.known.iter().all(|range| clear(range).is_ok()) {
+            SPARE.set(Some(zeros));
+        }
     }
 }
 
@@ -394,6 +426,33 @@ mod tests {
         assert_eq!(opened.bytes(), view.bytes());
         assert_eq!(opened.bytes()[48_000..], content[48_000..]);
         assert!(opened.guarded().is_ok());
+    }
+
+    #[test]
+    fn nothing_of_a_content_is_left_for_the_next() {
+        let whole = |size: u64| Ranges::of(0..size);
+        let mut was_kept = false;
+        for (size, known) in [
+            (50_001, whole(50_001)),
+            (SPARE_BYTES as u64, whole(300_000)),
+            (100, whole(100)),
+            (
+                2 * SPARE_BYTES as u64,
+                [0..10, 1_500_000..1_500_010].into_iter().collect(),
+            ),
+        ] {
+            let packed = vec![7; usize::try_from(known.bytes()).expect("small")];
+            let view = SparseView::of_packed(&packed, size, known).expect("taken");
+            let address = view.bytes().as_ptr();
+            drop(view);
+            // Refused when some of it is there already.
+            let beyond = [0..4, 99..101].into_iter().collect();
+            assert!(SparseView::of_packed(&[7; 6], 100, beyond).is_err());
+            let next = SparseView::of_packed(&[], 1 << 20, Ranges::new()).expect("taken");
+            assert!(next.bytes().iter().all(|byte| *byte == 0));
+            was_kept |= next.bytes().as_ptr() == address;
+        }
+        assert!(was_kept);
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! Which file a descriptor is.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::sync::OnceLock;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::path::DecInt;
+use rustix::process::{Pid, getpid};
 
 use crate::sys;
 
@@ -92,11 +95,28 @@ fn nanoseconds(seconds: i64, nanoseconds: u64) -> i128 {
 
 /// The path of an open file as the kernel would print it now, for people and for include and
 /// exclude lists. Any bytes may be in it; a deleted file's ends in ` (deleted)`, and a file outside
-/// our mount namespace shows a path that means nothing here. Opens no file.
+/// our mount namespace shows a path that means nothing here. Opens nothing but a folder of procfs, once.
 ///
 /// # Errors
 /// As `readlink` on `/proc/self/fd/N`.
 pub fn path_of(fd: impl AsFd) -> io::Result<Vec<u8>> {
-    let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
-    Ok(rustix::fs::readlink(link, Vec::new())?.into_bytes())
+    let number = fd.as_fd().as_raw_fd();
+    let link = match own_descriptors() {
+        Some(folder) => rustix::fs::readlinkat(folder, DecInt::new(number), Vec::new()),
+        None => rustix::fs::readlink(format!("/proc/self/fd/{number}"), Vec::new()),
+    };
+    Ok(link?.into_bytes())
+}
+
+/// `/proc/self/fd`: to walk there takes a quarter of the time that reading a link in it does. It is
+/// that of the process that opened it, so a child that was forked off later goes without.
+fn own_descriptors() -> Option<&'static OwnedFd> {
+    static FOLDER: OnceLock<Option<(Pid, OwnedFd)>> = OnceLock::new();
+    let opened = FOLDER.get_or_init(|| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open("/proc/self/fd", flags, Mode::empty()).ok()?;
+        Some((getpid(), folder))
+    });
+    let (owner, folder) = opened.as_ref()?;
+    (*owner == getpid()).then_some(folder)
 }

@@ -381,6 +381,7 @@ impl Building {
             },
             variables: Vec::new(),
             hidden: Hidden::default(),
+            depth: 0,
         };
         let condition = converter.condition(&rule.condition);
         let hidden = converter.hidden;

@@ -175,11 +175,36 @@ pub(crate) struct Converter<'a> {
     pub(crate) variables: Vec<String>,
     /// What was left out so far.
     pub(crate) hidden: Hidden,
+    /// Expressions around.
+    pub(crate) depth: u32,
 }
+
+/// What is nested deeper is never known: all that looks at expressions calls itself for each level.
+/// YARA-X takes 3,000 levels.
+const DEPTH_MAX: u32 = 128;
 
 impl Converter<'_> {
     /// An expression where a truth value is wanted.
     pub(crate) fn condition(&mut self, expr: &Ast<'_>) -> Expr {
+        self.deeper(expr, Self::condition_here)
+    }
+
+    /// Any expression.
+    fn value(&mut self, expr: &Ast<'_>) -> Expr {
+        self.deeper(expr, Self::value_here)
+    }
+
+    fn deeper(&mut self, expr: &Ast<'_>, convert: fn(&mut Self, &Ast<'_>) -> Expr) -> Expr {
+        if self.depth >= DEPTH_MAX {
+            return self.opaque(expr);
+        }
+        self.depth += 1;
+        let converted = convert(self, expr);
+        self.depth -= 1;
+        converted
+    }
+
+    fn condition_here(&mut self, expr: &Ast<'_>) -> Expr {
         let hidden = self.hidden.clone();
         let converted = match expr {
             Ast::And(all) => return Expr::And(all.operands().map(|e| self.condition(e)).collect()),
@@ -201,8 +226,7 @@ impl Converter<'_> {
         }
     }
 
-    /// Any expression.
-    fn value(&mut self, expr: &Ast<'_>) -> Expr {
+    fn value_here(&mut self, expr: &Ast<'_>) -> Expr {
         match expr {
             Ast::True { .. } => Expr::Bool(true),
             Ast::False { .. } => Expr::Bool(false),

@@ -312,6 +312,32 @@ mod tests {
         Plan::compile(&[source]).expect("compiles")
     }
 
+    /// A condition of so many levels that comes down to whether a text occurs.
+    fn nested(levels: usize) -> Plan {
+        let opened = "filesize >= 0 and (false or (".repeat(levels);
+        let closed = "))".repeat(levels);
+        let text =
+            format!("rule r {{ strings: $a = \"something\" condition: {opened}$a{closed} }}");
+        let source = Source {
+            namespace: "nested",
+            text: text.as_bytes(),
+        };
+        Plan::compile(&[source]).expect("compiles")
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_may_match() {
+        let content: &[u8] = b"nothing";
+        let known = Known {
+            size: content.len() as u64,
+            bytes: &content,
+            hits: &Hits::default(),
+            search: None,
+        };
+        assert!(nested(20).open(&known, &|_| None).is_empty());
+        assert_eq!(nested(500).open(&known, &|_| None), [0]);
+    }
+
     /// Evaluated anew wherever it is named, the lowest rule would be asked for 2^60 times.
     #[test]
     fn what_rules_refer_to_is_evaluated_once() {

@@ -8,7 +8,7 @@ use regex_syntax::hir::{Class, Hir, HirKind};
 use yara_x_parser::ast::{Pattern, PatternModifier, RegexpPattern, TextPattern};
 
 use crate::gate::literal_cost;
-use crate::hex::{self, Verifier};
+use crate::hex::{self, EFFORT_MAX, Verifier};
 use crate::needle::{self, NeedlePart};
 
 /// Literals of one pattern, beyond which the filter does not look for it.
@@ -102,13 +102,19 @@ impl PatternInfo {
         !self.literals.is_empty() && self.literals.len() <= SEARCHES_MAX
     }
 
-    /// Whether some literal occurs in the content; `None`: there is none, or there are so many
-    /// that YARA-X finds out faster.
+    /// Whether some literal occurs in the content; `None`: there is none, or there are so many, or
+    /// so much that nearly is one, that YARA-X finds out faster.
     pub(crate) fn is_in(&self, content: &[u8]) -> Option<bool> {
         if !self.is_searched() {
             return None;
         }
-        Some(self.literals.iter().any(|part| part.is_in(content)))
+        let mut effort = content.len().saturating_mul(EFFORT_MAX);
+        for part in &self.literals {
+            if part.is_in(content, &mut effort)? {
+                return Some(true);
+            }
+        }
+        Some(false)
     }
 
     pub(crate) fn resident() -> Self {
@@ -125,22 +131,29 @@ impl PatternInfo {
 }
 
 impl Part {
-    fn is_in(&self, content: &[u8]) -> bool {
+    /// `None`: at more than `effort` bytes would have to be looked more than once.
+    fn is_in(&self, content: &[u8], effort: &mut usize) -> Option<bool> {
         if !self.nocase {
-            return memmem::find(content, &self.bytes).is_some();
+            return Some(memmem::find(content, &self.bytes).is_some());
         }
         // The rarest byte, in both cases.
         let places = self.bytes.iter().enumerate();
         let rarest = places.max_by_key(|(_, byte)| rarity(&[**byte]));
         let Some((at, byte)) = rarest else {
-            return true;
+            return Some(true);
         };
         let (lower, upper) = (byte.to_ascii_lowercase(), byte.to_ascii_uppercase());
-        memchr::memchr2_iter(lower, upper, content).any(|found| {
+        for found in memchr::memchr2_iter(lower, upper, content) {
             let start = found.checked_sub(at);
             let there = start.and_then(|start| content.get(start..start + self.bytes.len()));
-            there.is_some_and(|there| there.eq_ignore_ascii_case(&self.bytes))
-        })
+            let mut pairs = there.unwrap_or_default().iter().zip(&self.bytes);
+            let differs = pairs.position(|(one, other)| !one.eq_ignore_ascii_case(other));
+            if there.is_some() && differs.is_none() {
+                return Some(true);
+            }
+            *effort = effort.checked_sub(differs.unwrap_or(0))?;
+        }
+        Some(false)
     }
 }
 
@@ -558,4 +571,25 @@ pub(crate) fn rarity(bytes: &[u8]) -> i64 {
         }
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nearly_occurs_everywhere_is_left_to_yara_x() {
+        let part = Part {
+            bytes: [&b"Z".repeat(40)[..], b"e"].concat(),
+            nocase: true,
+            wide: false,
+            before: Some(0),
+            after: Some(0),
+        };
+        let is_in = |content: &[u8]| part.is_in(content, &mut (content.len() * EFFORT_MAX));
+        let near = b"z".repeat(10_000);
+        assert_eq!(is_in(&near), None);
+        assert_eq!(is_in(&[&near[..100], b"E"].concat()), Some(true));
+        assert_eq!(is_in(&b"zebra ".repeat(1000)), Some(false));
+    }
 }

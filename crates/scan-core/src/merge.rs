@@ -1,8 +1,7 @@
 //! Several engines' findings become one verdict.
 
 use model::{
-    Coverage, DETECTIONS_MAX, Detection, Digest, Generation, Outcome, Sha256, UnscannedReason,
-    Verdict,
+    Coverage, DETECTIONS_MAX, Detection, Digest, Generation, Outcome, UnscannedReason, Verdict,
 };
 
 use crate::Finding;
@@ -15,13 +14,12 @@ use crate::Finding;
 ///
 /// Coverage: bytes that *every* engine judged, so clean always means all of them; for malicious,
 /// bytes that the engine which judged most has seen, since one engine is enough there. Members
-/// are those of the engine that judged most of them.
+/// are those of the engine that judged most of them. SHA-256 is whoever has the content's to add.
 #[must_use]
 pub fn merge(
     size: u64,
     generation: Generation,
     digest: Option<Digest>,
-    sha256: Option<Sha256>,
     findings: &[Finding],
 ) -> Verdict {
     let outcome = outcome(findings);
@@ -42,7 +40,7 @@ pub fn merge(
         coverage,
         generation,
         digest,
-        sha256,
+        sha256: None,
     }
 }
 
@@ -136,7 +134,7 @@ mod tests {
 
     #[track_caller]
     fn check(findings: &[Finding], outcome: &str, bytes_judged: u64) {
-        let verdict = merge(100, Generation([1; 16]), None, None, findings);
+        let verdict = merge(100, Generation([1; 16]), None, findings);
         assert_eq!(verdict.outcome.name(), outcome);
         assert_eq!(verdict.coverage.bytes_judged, bytes_judged);
         assert_eq!(verdict.coverage.bytes_total, 100);
@@ -160,7 +158,7 @@ mod tests {
             omitted: 3,
             ..Finding::default()
         };
-        let verdict = merge(1, Generation([1; 16]), None, None, &[many.clone(), many]);
+        let verdict = merge(1, Generation([1; 16]), None, &[many.clone(), many]);
         let Outcome::Malicious {
             detections,
             omitted,
@@ -195,7 +193,7 @@ mod tests {
             fn clean_only_where_every_engine_judged_everything(
                 findings in proptest::collection::vec(finding(), 0..5)
             ) {
-                let verdict = merge(100, Generation([1; 16]), None, None, &findings);
+                let verdict = merge(100, Generation([1; 16]), None, &findings);
                 let all_complete = !findings.is_empty() && findings.iter().all(|f| {
                     f.detections.is_empty() && f.incomplete.is_none() && f.error.is_none()
                 });

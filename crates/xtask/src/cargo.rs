@@ -11,9 +11,16 @@ pub(crate) fn cargo(subcommand: &str) -> Command {
     command.arg(subcommand);
     // `cargo run` tells a program whose it is. ring's build script watches these: with them, `./x`
     // and plain cargo would build ring, and all that needs it, again at each turn.
-    const OF_RUN: [&str; 4] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"];
+    const OF_RUN: [&str; 4] = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+    ];
     for (name, _) in std::env::vars_os() {
-        let told = name.to_str().is_some_and(|name| OF_RUN.iter().any(|start| name.starts_with(start)));
+        let told = name
+            .to_str()
+            .is_some_and(|name| OF_RUN.iter().any(|start| name.starts_with(start)));
         if told {
             command.env_remove(name);
         }

@@ -274,13 +274,7 @@ impl Known {
             .iter()
             .map(|it| (it.name.as_str(), finding.generation));
         let generation = generation_in_force(names, engines.settings);
-        let merged = merge(
-            self.size,
-            generation,
-            None,
-            None,
-            std::slice::from_ref(finding),
-        );
+        let merged = merge(self.size, generation, None, std::slice::from_ref(finding));
         let ranges = self.ranges.iter();
         Verdict {
             coverage: Coverage {

@@ -1,7 +1,7 @@
 //! Migrations of which only the guest's virtio-serial port tells: its other end is the appliance on
 //! whatever host the guest is. The connector hears nothing all the while.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use testbed::wait_until;
 
@@ -33,7 +33,9 @@ pub(super) fn run(
 ) -> Result<Port> {
     hosts.fall_silent();
     hosts.show_channels()?;
-    is_attached(hosts, told % 2)?;
+    if let Err(error) = is_attached(hosts, told % 2) {
+        bail!("{error}\n{}", guest.status(PATIENCE)?);
+    }
     let (status, tally) = (guest.status(PATIENCE)?, guest.progress(0, PATIENCE)?);
     let mut redirect_ms = Vec::new();
     for round in 1..=migrations {

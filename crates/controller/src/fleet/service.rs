@@ -95,14 +95,29 @@ fn leader_hint(address: &str) -> String {
     }
 }
 
-/// Takes what an appliance is to be sent; false: it is gone. Never waits.
+/// Takes what an appliance is to be sent; false: it is gone, or reads nothing. Never waits.
 pub type OrderSink = Box<dyn Fn(Body) -> bool + Send>;
+
+/// The way to an appliance.
+struct Stream {
+    number: u64,
+    sink: OrderSink,
+    /// It did not take something, and is told nothing more: with a gap in it an appliance would not
+    /// know what it missed. The next stream begins with everything.
+    is_broken: bool,
+}
+
+impl Stream {
+    fn send(&mut self, body: Body) {
+        self.is_broken = self.is_broken || !(self.sink)(body);
+    }
+}
 
 /// What the placer holds while it leads.
 pub struct Lead {
     /// The fleet.
     pub core: Core,
-    sinks: BTreeMap<ApplianceId, (u64, OrderSink)>,
+    streams: BTreeMap<ApplianceId, Stream>,
     next_stream: u64,
 }
 
@@ -110,7 +125,12 @@ impl Lead {
     /// Orders for an appliance go there from now on; the stream's number.
     pub fn attach(&mut self, appliance: ApplianceId, sink: OrderSink) -> u64 {
         self.next_stream += 1;
-        self.sinks.insert(appliance, (self.next_stream, sink));
+        let stream = Stream {
+            number: self.next_stream,
+            sink,
+            is_broken: false,
+        };
+        self.streams.insert(appliance, stream);
         self.next_stream
     }
 
@@ -122,40 +142,36 @@ impl Lead {
         stream: u64,
         said_goodbye: bool,
     ) {
-        if self
-            .sinks
-            .get(&appliance)
-            .is_some_and(|(newest, _)| *newest == stream)
-        {
-            self.sinks.remove(&appliance);
+        let newest = self.streams.get(&appliance);
+        if newest.is_some_and(|newest| newest.number == stream) {
+            self.streams.remove(&appliance);
             self.core.appliance_lost(clock, appliance, said_goodbye);
         }
     }
 
-    /// Whether a stream is the newest of its appliance.
+    /// Whether a stream is the newest of its appliance, and has taken all that it was given. One
+    /// that is not is to be ended and detached by whoever reads it.
     #[must_use]
-    pub fn is_newest(&self, appliance: ApplianceId, stream: u64) -> bool {
-        self.sinks
-            .get(&appliance)
-            .is_some_and(|(newest, _)| *newest == stream)
+    pub fn is_good(&self, appliance: ApplianceId, stream: u64) -> bool {
+        let newest = self.streams.get(&appliance);
+        newest.is_some_and(|newest| newest.number == stream && !newest.is_broken)
     }
 
     /// Sends something to an appliance that has a stream.
-    pub fn send(&self, to: ApplianceId, body: Body) {
-        if let Some((_, sink)) = self.sinks.get(&to) {
-            // A stream that is gone is detached by whoever reads it.
-            let _ = sink(body);
+    pub fn send(&mut self, to: ApplianceId, body: Body) {
+        if let Some(stream) = self.streams.get_mut(&to) {
+            stream.send(body);
         }
     }
 
     /// Sends something to every appliance.
-    pub fn send_all(&self, body: &Body) {
-        for (_, sink) in self.sinks.values() {
-            let _ = sink(body.clone());
+    pub fn send_all(&mut self, body: &Body) {
+        for stream in self.streams.values_mut() {
+            stream.send(body.clone());
         }
     }
 
-    fn carry_out(&self, order: Order) {
+    fn carry_out(&mut self, order: Order) {
         match order {
             Order::Place {
                 via,
@@ -379,7 +395,7 @@ impl Keeper {
             lease,
             lead: Lead {
                 core,
-                sinks: BTreeMap::new(),
+                streams: BTreeMap::new(),
                 next_stream: 0,
             },
             notes: Vec::new(),

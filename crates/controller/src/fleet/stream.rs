@@ -154,9 +154,9 @@ impl Stream {
                         let _ = self.told.send(Told::Elsewhere(v1::FleetElsewhere { address })).await;
                         return ("this controller is no longer the placer", false);
                     }
-                    let newest = self.fleet.with(move |lead, _| lead.is_newest(id, number)).await;
-                    if newest != Ok(true) {
-                        return ("a newer stream has taken its place", false);
+                    let is_good = self.fleet.with(move |lead, _| lead.is_good(id, number)).await;
+                    if is_good != Ok(true) {
+                        return ("a newer one has taken its place, or the appliance read too little", false);
                     }
                     // Full: it is told other things enough, or reads nothing.
                     let _ = self.told.try_send(Told::Alive(true));

@@ -97,6 +97,53 @@ async fn appliances_are_told_of_those_who_could_still_come() {
     assert!(authority.is_revoked(guest));
 }
 
+fn hello() -> Said {
+    Said::Hello(v1::FleetHello {
+        address: "a:7443".into(),
+        capacity: 100,
+        ..v1::FleetHello::default()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_appliance_that_missed_something_gets_another_stream() {
+    let site = Site::new().await;
+    let serve_with = |room| {
+        let (say, said) = mpsc::channel(8);
+        let (tell, told) = mpsc::channel(room);
+        let (fleet, authority) = (site.fleet.clone(), site.authority.clone());
+        let served = tokio::spawn(serve(fleet, authority, "a".into(), said, tell));
+        (say, told, served)
+    };
+    let (say, mut told, served) = serve_with(1);
+    say.send(hello()).await.unwrap();
+    let first = told.recv().await;
+    assert!(matches!(first, Some(Told::Welcome(_))), "{first:?}");
+    let ended = GuestId([7; 16]);
+    let tell_all = || {
+        site.fleet.with(move |lead, _| {
+            lead.send_all(&Told::Revoked(ended.0.to_vec()));
+            lead.send_all(&Told::Revoked(ended.0.to_vec()));
+        })
+    };
+    // There is room for one of them.
+    tell_all().await.unwrap();
+    tokio::time::timeout(PATIENCE, served)
+        .await
+        .expect("the stream goes on with a gap in it")
+        .unwrap();
+    // What has room for all goes on.
+    let (say, mut told, served) = serve_with(8);
+    say.send(hello()).await.unwrap();
+    assert!(matches!(told.recv().await, Some(Told::Welcome(_))));
+    tell_all().await.unwrap();
+    let alive = tokio::time::timeout(PATIENCE, async {
+        while !matches!(told.recv().await, Some(Told::Alive(_)) | None) {}
+    });
+    alive.await.unwrap();
+    assert!(!served.is_finished());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_revoked_while_an_appliance_is_welcomed_is_told_after_it() {
     let site = Site::new().await;
@@ -107,12 +154,7 @@ async fn who_is_revoked_while_an_appliance_is_welcomed_is_told_after_it() {
     tell.send(Told::Alive(true)).await.unwrap();
     let (fleet, authority) = (site.fleet.clone(), site.authority.clone());
     tokio::spawn(serve(fleet, authority, "a".into(), said, tell));
-    let hello = v1::FleetHello {
-        address: "a:7443".into(),
-        capacity: 100,
-        ..v1::FleetHello::default()
-    };
-    say.send(Said::Hello(hello)).await.unwrap();
+    say.send(hello()).await.unwrap();
     let is_there = || async {
         let found = site.fleet.with(|lead, _| lead.core.find_appliance("a"));
         found.await.unwrap().is_some()

@@ -26,6 +26,10 @@ const FEW: usize = 15;
 const MANY: usize = 400;
 /// A scan is to be done within.
 const WITHIN: Duration = Duration::from_secs(300);
+/// … or within this, a turn's 60 s included.
+const SOON: Duration = Duration::from_secs(150);
+/// Whoever may begin at any time has begun by half of what is left of that.
+const SOONER: Duration = Duration::from_secs(105);
 
 /// More than a move takes.
 const MOVE_TIME: Duration = Duration::from_secs(15);
@@ -71,10 +75,10 @@ impl Guest {
         })
     }
 
-    fn scan(&self) -> Result<Scan> {
+    fn scan(&self, within: Duration) -> Result<Scan> {
         let log = self.tree.with_extension("log");
         let mut command = Command::new(binary("lazaret-agent")?);
-        let within = format!("{}s", WITHIN.as_secs());
+        let within = format!("{}s", within.as_secs());
         command
             .args([
                 "scan",
@@ -234,7 +238,7 @@ fn has_begun(turns: &[Value], name: &str) -> bool {
 #[test]
 fn the_second_scan_of_a_host_waits_until_the_first_is_done() -> Result<()> {
     let scene = Scene::start(0, FEW)?;
-    let mut scans = [scene.guests[0].scan()?, scene.guests[1].scan()?];
+    let mut scans = [scene.guests[0].scan(WITHIN)?, scene.guests[1].scan(WITHIN)?];
     let mut worked = [false; 2];
     let mut one_waited = false;
     let over = wait_until(WITHIN + PATIENCE, || {
@@ -268,7 +272,7 @@ fn the_second_scan_of_a_host_waits_until_the_first_is_done() -> Result<()> {
 #[test]
 fn a_scan_stops_where_its_guest_moves_to_a_host_that_is_full() -> Result<()> {
     let scene = Scene::start(1, MANY)?;
-    let scans = [scene.guests[0].scan()?, scene.guests[1].scan()?];
+    let scans = [scene.guests[0].scan(WITHIN)?, scene.guests[1].scan(WITHIN)?];
     // Each is alone on its host; in one of their turns they work at once for a while.
     let both = wait_until(WITHIN, || {
         let turns = scene.turns().unwrap_or_else(|error| panic!("{error:#}"));
@@ -294,5 +298,31 @@ fn a_scan_stops_where_its_guest_moves_to_a_host_that_is_full() -> Result<()> {
         has_begun(&turns, "second") && !scans[1].waits()
     });
     ensure!(again, "{:?}\n{}", scene.turns()?, scans[1].said());
+    Ok(())
+}
+
+#[test]
+fn the_scan_of_a_desktop_in_session_begins_late_and_is_done_in_time() -> Result<()> {
+    let scene = Scene::start(1, FEW)?;
+    let [idle, used] = &scene.guests;
+    scene.server.cli(&["fleet", "session", used.name, "--on"])?;
+    wait_for(&scene.server, used.name, |vm| vm["session"] == "in_session")?;
+    // Each is alone on its host: none waits for the other.
+    let mut scans = [used.scan(SOON)?, idle.scan(SOONER)?];
+    let mut is_held = false;
+    let over = wait_until(SOON + PATIENCE, || {
+        let mut look = || -> Result<bool> {
+            let turns = scene.turns()?;
+            is_held |= has_begun(&turns, idle.name) && scans[0].waits();
+            Ok(scans[0].is_over()? & scans[1].is_over()?)
+        };
+        look().unwrap_or_else(|error| panic!("{error:#}"))
+    });
+    ensure!(over, "{}\n{}", scans[0].said(), scans[1].said());
+    ensure!(is_held, "the desktop's scan did not wait");
+    let took = scans[0].took.context("not over")?;
+    // One that may begin at any time has begun by then in most runs.
+    ensure!(took > SOON / 2, "it took {took:?}");
+    ensure!(took <= SOON, "it took {took:?}");
     Ok(())
 }
