@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
+use daemon::log::RateLimit;
 use daemon::metrics::Registry;
 use daemon::notify::Progress;
 use daemon::signal::Stop;
@@ -29,7 +30,7 @@ use crate::gate::workers::{HashTask, UploadTask};
 use crate::gate::{Gate, workers};
 use crate::guard::marks::GuardError;
 use crate::guard::scope::Scope;
-use crate::keeper::{Keeper, Turns, watch_folders};
+use crate::keeper::{ATTACHED_PER_MINUTE, Keeper, Turns, watch_folders};
 use crate::member::{FromFleet, Member};
 use crate::membership::Membership;
 use crate::metrics::Published;
@@ -235,6 +236,7 @@ impl Agent {
             reported: None,
             fast_paths: None,
             attached: None,
+            attached_rate: RateLimit::new(ATTACHED_PER_MINUTE),
             reported_to: None,
             allowlists_seen: Instant::now(),
             allowlist_changes: watch_folders(gate.allowlist_files()),

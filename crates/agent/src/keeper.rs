@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use agent_core::{Input, LedgerTotals};
 use crossbeam_channel::Receiver;
+use daemon::log::RateLimit;
 use daemon::signal::Stop;
 use fanotify::{FileIdentity, FileKind, lease};
 use model::{AccessClass, ChannelId};
@@ -34,6 +35,8 @@ const IDLE: Duration = Duration::from_secs(6 * 3600);
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// At most one ledger report in this time.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
+/// Frames about the channel to the host in a minute: fewer than an appliance counts.
+pub(crate) const ATTACHED_PER_MINUTE: u32 = 24;
 /// How often the files of allowlists are looked at where the kernel does not tell of changes.
 const ALLOWLIST_PAUSE: Duration = Duration::from_secs(2);
 /// How often where it does: it is silent about what a link leads to.
@@ -113,6 +116,8 @@ pub(crate) struct Keeper {
     /// What was told in this session of the channel to the host; `None`: nothing was, after its
     /// Hello.
     pub(crate) attached: Option<Option<ChannelId>>,
+    /// How often that may be said.
+    pub(crate) attached_rate: RateLimit,
     /// The appliance that was told.
     pub(crate) reported_to: Option<String>,
     pub(crate) allowlists_seen: Instant,
@@ -301,6 +306,10 @@ impl Keeper {
     fn tell_attached(&mut self) {
         let attached = self.gate.attached.get();
         if self.attached == Some(attached) {
+            return;
+        }
+        // What is one too many counts no more, and would never be told again.
+        if self.attached_rate.allow(Instant::now()).is_none() {
             return;
         }
         let channel = attached.map_or_else(Vec::new, |id| id.0.to_vec());

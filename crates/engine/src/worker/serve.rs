@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use model::{DETECTIONS_MAX, FilterId};
 use prost::Message;
@@ -25,6 +26,8 @@ const EXIT_PANIC: i32 = 101;
 
 /// Bytes of all detections of a report: with everything else it fits into a packet.
 const DETECTIONS_MAX_BYTES: usize = ENGINE_PACKET_MAX_BYTES - 16 * 1024;
+/// How often processor time is looked at.
+const WEAR_LOOK: Duration = Duration::from_secs(60);
 /// Key and length of one of them.
 const DETECTION_OVERHEAD_BYTES: usize = 8;
 
@@ -100,15 +103,28 @@ struct Desk {
     socket: OwnedFd,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
+    /// When it was looked how much processor time is used.
+    looked_at: Instant,
 }
 
 impl Desk {
     fn new(socket: OwnedFd) -> Self {
         Self {
             socket,
+            looked_at: Instant::now(),
             incoming: vec![0; ENGINE_PACKET_MAX_BYTES],
             outgoing: Vec::new(),
         }
+    }
+
+    /// The limit of processor time would soon end this process in the middle of a job. To ask the
+    /// kernel for it takes a call, and no more of it passes than time.
+    fn is_worn_out(&mut self) -> bool {
+        if self.looked_at.elapsed() < WEAR_LOOK {
+            return false;
+        }
+        self.looked_at = Instant::now();
+        cpu_seconds() >= sandbox::CPU_MAX_S / 2
     }
 
     /// False where the host is gone.
@@ -146,7 +162,7 @@ impl Desk {
             };
             let mut report = judge(&mut worker, filter, &job, received.fd);
             report.job_id = job.job_id;
-            report.last |= cpu_seconds() >= sandbox::CPU_MAX_S / 2;
+            report.last |= self.is_worn_out();
             if !self.send(&report) || report.last {
                 return EXIT_DONE;
             }
