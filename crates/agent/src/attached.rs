@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use daemon::signal::Stop;
-use link::channel::{Lines, PORT_NAME};
+use link::channel::{ASK, Lines, PORT_NAME, TAKEN};
 use model::ChannelId;
 use rustix::event::{Timespec, epoll};
 
@@ -22,6 +22,8 @@ use crate::gate::Gate;
 const PORTS: &str = "/sys/class/virtio-ports";
 /// Without a port it is looked for again: the driver may come later, and a port be plugged in.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
+/// After reading it failed.
+const FAILED_AGAIN: Duration = Duration::from_secs(30);
 /// The other end went: on a migration the next one is there within this.
 const NEXT_WITHIN: Duration = Duration::from_secs(3);
 
@@ -52,15 +54,17 @@ pub(crate) fn follow(gate: &Gate, stop: &Stop) {
         }
     };
     while !stop.is_set() {
+        let mut again = LOOK_AGAIN;
         if let Some(port) = port_in(Path::new(PORTS)).and_then(|path| open(&path)) {
             tracing::info!("this guest has a channel to its host");
             let followed = follow_port(port, stop.as_fd(), note);
             note(None);
             if let Err(error) = followed {
                 tracing::warn!(%error, "the channel to the host");
+                again = FAILED_AGAIN;
             }
         }
-        wait(stop.as_fd(), LOOK_AGAIN);
+        wait(stop.as_fd(), again);
     }
 }
 
@@ -99,13 +103,18 @@ fn follow_port(
     epoll::add(&changes, port.as_fd(), key(port.as_fd()), edge)?;
     epoll::add(&changes, stop, key(stop), epoll::EventFlags::IN)?;
     // What was written before this agent ran is gone. Without room nobody reads at the other end.
-    let _ = port.write(b"\n");
+    let _ = port.write(&[ASK]);
     let mut lines = Lines::default();
+    let mut taken = None;
     let mut gone_at: Option<Instant> = None;
     loop {
         let read = drain(&mut port, &mut lines)?;
         if let Some(id) = read.latest {
             note(Some(id));
+            if taken.replace(id) != Some(id) {
+                // Without room it is told again.
+                let _ = port.write(&[TAKEN]);
+            }
         }
         match gone_at {
             _ if !read.is_gone => gone_at = None,
@@ -189,12 +198,14 @@ mod tests {
         });
         let mut asked = [0];
         host.read_exact(&mut asked).unwrap();
-        assert_eq!(&asked, b"\n");
+        assert_eq!(asked, [ASK]);
         // Half of one host's line, and then another host's.
         let (first, second) = (ChannelId([1; 16]), ChannelId([2; 16]));
         host.write_all(&line(first).as_bytes()[..20]).unwrap();
         host.write_all(line(second).as_bytes()).unwrap();
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Some(second));
+        host.read_exact(&mut asked).unwrap();
+        assert_eq!(asked, [TAKEN]);
         drop(host);
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), None);
         stop.stop();

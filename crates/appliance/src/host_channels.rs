@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::metrics::{Gauge, Registry};
-use link::channel::{PORT_NAME, line};
+use link::channel::{PORT_NAME, TAKEN, line};
 use model::ChannelId;
 use parking_lot::Mutex;
 use proto::v1;
 use proto::v1::fleet_said::Body as Said;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
@@ -29,6 +29,11 @@ const CHANNELS_MAX: usize = 4096;
 const ENTRIES_MAX: usize = 65_536;
 /// A guest that asks again is answered so soon.
 const ANSWER_PAUSE: Duration = Duration::from_secs(1);
+/// A line that a guest does not take is written again after so long, and after twice as long each
+/// time; a guest that has not arrived yet, or without an agent, takes none.
+const TAKEN_WITHIN: Duration = Duration::from_secs(5);
+/// And this long at most.
+const AGAIN_MAX: Duration = Duration::from_secs(600);
 /// A socket that takes no line for so long is opened anew.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -130,7 +135,7 @@ impl Drop for Named<'_> {
 /// Holds one channel until its other end goes.
 async fn hold(shared: Arc<Shared>, path: PathBuf) {
     // Nobody listens, or somebody else is connected: it is tried again with the next look.
-    let Ok(mut stream) = UnixStream::connect(&path).await else {
+    let Ok(stream) = UnixStream::connect(&path).await else {
         return;
     };
     let Ok(id) = pki::random().map(ChannelId) else {
@@ -144,17 +149,32 @@ async fn hold(shared: Arc<Shared>, path: PathBuf) {
     shared.host_channels.tell(&*shared.fleet, |held| {
         held.insert(path.clone(), id);
     });
-    let own = line(id);
+    serve(stream, &line(id), TAKEN_WITHIN).await;
+}
+
+/// Tells the guest its line as often as it has to be told, until the other end goes.
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, line: &str, within: Duration) {
+    let mut again = within;
+    let mut is_taken = false;
     loop {
-        let written = tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(own.as_bytes()));
-        if !matches!(written.await, Ok(Ok(()))) {
-            return;
+        if !is_taken {
+            let written = tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(line.as_bytes()));
+            if !matches!(written.await, Ok(Ok(()))) {
+                return;
+            }
         }
+        // However much it says.
         tokio::time::sleep(ANSWER_PAUSE).await;
-        // Whatever it says, it wants to know again.
         let mut said = [0; 256];
-        if !matches!(stream.read(&mut said).await, Ok(1..)) {
-            return;
+        let wait = if is_taken { Duration::MAX } else { again };
+        match tokio::time::timeout(wait, stream.read(&mut said)).await {
+            Ok(Ok(length @ 1..)) => {
+                // Whatever else it says, it wants to know again.
+                is_taken = said.get(length - 1) == Some(&TAKEN);
+                again = within;
+            }
+            Ok(_) => return,
+            Err(_) => again = (again * 2).min(AGAIN_MAX),
         }
     }
 }
@@ -162,6 +182,34 @@ async fn hold(shared: Arc<Shared>, path: PathBuf) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_line_is_told_until_it_is_taken_and_when_it_is_asked_for() {
+        use link::channel::ASK;
+        const LINE: &str = "\na line\n";
+        let (appliance, mut guest) = tokio::io::duplex(4096);
+        let within = Duration::from_millis(1);
+        let serving = tokio::spawn(serve(appliance, LINE, within));
+        let mut said = [0; LINE.len()];
+        // Nobody takes it.
+        for _ in 0..3 {
+            guest.read_exact(&mut said).await.unwrap();
+        }
+        guest.write_all(&[TAKEN]).await.unwrap();
+        // One may have been on its way.
+        let wait = 3 * ANSWER_PAUSE;
+        let mut told = 0;
+        while let Ok(read) = tokio::time::timeout(wait, guest.read_exact(&mut said)).await {
+            read.unwrap();
+            told += 1;
+        }
+        assert!(told <= 1, "it was taken");
+        guest.write_all(&[TAKEN, ASK]).await.unwrap();
+        guest.read_exact(&mut said).await.unwrap();
+        assert_eq!(said, LINE.as_bytes());
+        drop(guest);
+        serving.await.unwrap();
+    }
 
     #[test]
     fn sockets_are_found_by_their_names_and_in_folders_of_guests() {

@@ -1,12 +1,16 @@
 //! What an appliance and a guest on its host say through a virtio-serial port. The appliance writes
-//! a line with an id that it has just made up; an empty line from the guest asks for it again. The
-//! port is a stream that may change its other end in the middle of a line (live migration): what is
-//! no whole line of ours is passed over.
+//! a line with an id that it has just made up, and again until the guest says that it took it; an
+//! empty line from the guest asks for it again. The port is a stream that may change its other end in
+//! the middle of a line (live migration): what is no whole line of ours is passed over.
 
 use model::ChannelId;
 
 /// The port's name.
 pub const PORT_NAME: &str = "org.lazaret.0";
+/// What a guest writes to be told the id again.
+pub const ASK: u8 = b'\n';
+/// What a guest writes when it has read an id that is new to it.
+pub const TAKEN: u8 = b'+';
 /// Begins each line.
 const MAGIC: &str = "lazaret-channel/1 ";
 /// Longer lines are none of ours.
