@@ -10,6 +10,7 @@ mod filters;
 mod interpreter;
 pub(crate) mod lanes;
 mod listed;
+pub(crate) mod look;
 pub(crate) mod reader;
 mod reports;
 pub(crate) mod standing;
@@ -43,9 +44,10 @@ use crate::guard::probe::Probes;
 use crate::guard::sweeping::Sweeping;
 use crate::unguarded::Gap;
 use crate::{AgentConfig, allow};
-use content::{Content, Hashed, Medium, Wanted};
+use content::{Content, Hashed, Wanted};
 use deeds::{AtHand, Deed, Preparation};
 use delivery::Delivery;
+use look::Medium;
 use proto::v1;
 use reports::Looking;
 use standing::Standing;
@@ -55,7 +57,7 @@ use trace::Trace;
 use whereabouts::Whereabouts;
 
 use crate::attached::Attached;
-use workers::Queues;
+use workers::{AtOnce, Queues};
 
 /// A file that a ticket names.
 struct Held {
@@ -335,9 +337,9 @@ impl Gate {
         event: PermissionEvent,
         content: Content,
         writer_free: bool,
-        buffer: Option<&mut Vec<u8>>,
+        at_once: Option<AtOnce<'_>>,
     ) {
-        self.take(Some(event), content, writer_free, buffer);
+        self.take(Some(event), content, writer_free, at_once);
     }
 
     fn take(
@@ -345,7 +347,7 @@ impl Gate {
         event: Option<PermissionEvent>,
         content: Content,
         writer_free: bool,
-        buffer: Option<&mut Vec<u8>>,
+        at_once: Option<AtOnce<'_>>,
     ) {
         let ticket = Ticket(self.next_ticket.fetch_add(1, Ordering::Relaxed));
         let opened = Opened {
@@ -365,7 +367,7 @@ impl Gate {
         let mut state = self.lock();
         state.held.insert(ticket, held);
         let at_hand = AtHand {
-            buffer,
+            at_once,
             ..AtHand::default()
         };
         self.act(state, Input::Opened(opened), at_hand);
@@ -413,7 +415,7 @@ impl Gate {
         while !deeds.is_empty() {
             let again: Vec<Input> = deeds
                 .drain(..)
-                .filter_map(|deed| self.do_deed(deed, at_hand.buffer.as_deref_mut()))
+                .filter_map(|deed| self.do_deed(deed, &mut at_hand.at_once))
                 .collect();
             for input in again {
                 let mut state = self.lock();

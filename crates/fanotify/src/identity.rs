@@ -42,6 +42,10 @@ pub struct FileIdentity {
     pub generation: u32,
     /// What kind of object it is.
     pub kind: FileKind,
+    /// Its owner.
+    pub uid: u32,
+    /// Type and permissions, as `st_mode`.
+    pub mode: u32,
     /// Size in bytes.
     pub size: u64,
     /// Last modification, nanoseconds since 1970. Its owner can set it to anything.
@@ -71,6 +75,8 @@ impl FileIdentity {
             ino: stat.st_ino,
             generation,
             kind,
+            uid: stat.st_uid,
+            mode: stat.st_mode,
             size: u64::try_from(stat.st_size).unwrap_or(0),
             mtime_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
             ctime_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),

@@ -6,24 +6,19 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use agent_core::{ContextHash, FileKey, FileNode};
 use bytes::Bytes;
 use chunks::Manifest;
 use fanotify::FileIdentity;
-use fanotify::lease::{LeaseRefused, ReadLease};
 use literal_filter::Pack;
 use model::{AccessClass, Digest, UnscannedReason};
 use proto::v1;
 use rustix::io::ReadWriteFlags;
 
+use super::look::{Lease, Look, Medium, is_settled};
 use super::trace::Stages;
 use crate::transfer::{self, ReadAt, Reporter, Stopped};
-
-/// How old a file's last change must be before its time stamps tell every later one, where
-/// stamps follow the clock's tick: two ticks of the slowest (100 Hz).
-const TICKS: Duration = Duration::from_millis(20);
 
 /// A held file.
 pub(crate) struct Content {
@@ -34,6 +29,8 @@ pub(crate) struct Content {
     /// Its identity when it came.
     pub(crate) key: FileKey,
     pub(crate) context_hash: ContextHash,
+    /// Owner and mode when it came.
+    owner: (u32, u32),
     /// What its file system is good for.
     pub(crate) medium: Medium,
     /// When it came to each stage.
@@ -50,17 +47,6 @@ pub(crate) struct Content {
     manifest: Mutex<Option<Arc<Manifest>>>,
     /// They are those of a report.
     is_reported: AtomicBool,
-}
-
-/// What a file system is good for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Medium {
-    /// Verdicts on its files may be remembered.
-    pub(crate) cacheable: bool,
-    /// Its time stamps tell any two changes apart; those of others follow the clock's tick.
-    pub(crate) fine_stamps: bool,
-    /// Verdicts on its files may stand in the kernel.
-    pub(crate) stands: bool,
 }
 
 /// What hashing gives.
@@ -117,6 +103,7 @@ impl Content {
             pid,
             key: key_of(identity),
             context_hash: ContextHash::NONE,
+            owner: (identity.uid, identity.mode),
             medium: Medium::default(),
             stages: Stages::default(),
             before_us: false,
@@ -168,8 +155,7 @@ impl Content {
 
     /// What rules may read besides the content.
     pub(crate) fn context(&self) -> v1::FileContext {
-        let stat = rustix::fs::fstat(&self.file);
-        let (uid, mode) = stat.map_or((0, 0), |stat| (stat.st_uid, stat.st_mode));
+        let (uid, mode) = self.owner;
         v1::FileContext {
             path: self.path().to_vec(),
             uid,
@@ -255,7 +241,8 @@ impl Content {
 
     /// Hashes the content under a read lease, so that no writer can come between first and last
     /// byte unseen. A writer that comes is let in at once, and then the digest counts only if
-    /// nothing has changed in the end, and is not remembered. Brings what is `wanted` with it.
+    /// nothing has changed in the end, and is not remembered. Brings what is `wanted` with it. `look`:
+    /// it was looked at just now.
     ///
     /// # Errors
     /// Why there is no digest: the file is too large, changed meanwhile, or cannot be read.
@@ -263,13 +250,18 @@ impl Content {
         &self,
         wanted: &Wanted,
         buffer: &mut Vec<u8>,
+        look: Option<Look>,
     ) -> Result<Hashed, UnscannedReason> {
         let size_max = wanted.size_max;
-        let taken = ReadLease::try_take(Arc::clone(&self.file));
-        let held_by_writer = matches!(taken, Err(LeaseRefused::WriterHeld));
-        let mut lease = taken.ok();
         let failed = |_: io::Error| UnscannedReason::ReadFailed;
-        let before = FileIdentity::of(self.file.as_fd()).map_err(failed)?;
+        let Look {
+            mut lease,
+            held_by_writer,
+            identity: before,
+        } = match look {
+            Some(look) => look,
+            None => Look::at(&self.file).map_err(failed)?,
+        };
         if before.size > size_max {
             return Err(UnscannedReason::TooLarge);
         }
@@ -345,7 +337,7 @@ impl Content {
         }
         let pack = wanted.report_of(size);
         if let Some(mut reporter) = pack.and_then(|pack| Reporter::new(pack, size)) {
-            let size = self.stream(wanted, buffer, lease, |it| reporter.push(it))?;
+            let size = self.stream(size, wanted, buffer, lease, |it| reporter.push(it))?;
             let (digest, found) = reporter.finish();
             let (report, groups) = found.unzip();
             let along = Along {
@@ -358,15 +350,16 @@ impl Content {
         let take = |bytes: &[u8]| {
             hasher.update(bytes);
         };
-        let size = self.stream(wanted, buffer, lease, take)?;
+        let size = self.stream(size, wanted, buffer, lease, take)?;
         let digest = Digest(*hasher.finalize().as_bytes());
         Ok((digest, size, Along::default(), None))
     }
 
     /// Reads it in pieces, and no further than one piece beyond the largest that is `wanted`; how many
-    /// bytes it has.
+    /// bytes it has. Under a lease these are the `expected` ones: whoever makes it longer ends that.
     fn stream(
         &self,
+        expected: u64,
         wanted: &Wanted,
         buffer: &mut Vec<u8>,
         lease: &mut Option<Lease>,
@@ -385,6 +378,9 @@ impl Content {
             }
             take(buffer.get(..read).unwrap_or_default());
             size += read as u64;
+            if lease.is_some() && size == expected {
+                break;
+            }
             // A writer waits in its open for the lease to end: not for a large file's whole length.
             lease.take_if(|lease| !lease.is_intact());
         }
@@ -420,8 +416,6 @@ impl ReadAt for Content {
     }
 }
 
-type Lease = ReadLease<Arc<OwnedFd>>;
-
 /// Content of at most so many bytes is looked through while it is hashed.
 const REPORT_ALONG_MAX_BYTES: u64 = 1 << 20;
 /// Bytes read at a time.
@@ -440,16 +434,10 @@ pub(crate) fn key_of(identity: &FileIdentity) -> FileKey {
     }
 }
 
-/// The last change lies so far back that a later one has another time stamp.
-fn is_settled(identity: &FileIdentity) -> bool {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let now_ns = now.map_or(0, |now| now.as_nanos() as i128);
-    now_ns.saturating_sub(identity.ctime_ns) >= TICKS.as_nanos() as i128
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fanotify::lease::ReadLease;
     use rustix::fs::{Mode, OFlags};
     use rustix::io::Errno;
     use std::io::Write;
@@ -473,7 +461,7 @@ mod tests {
             size_max: 1 << 20,
             ..Wanted::default()
         };
-        content.hash(&wanted, &mut Vec::new())
+        content.hash(&wanted, &mut Vec::new(), None)
     }
 
     #[test]
@@ -517,8 +505,9 @@ mod tests {
             size_max: u64::MAX,
             ..Wanted::default()
         };
+        let size = 2 * READ_BYTES as u64;
         content
-            .stream(&everything, &mut Vec::new(), &mut lease, |_| {})
+            .stream(size, &everything, &mut Vec::new(), &mut lease, |_| {})
             .unwrap();
         assert!(lease.is_none());
         assert!(open().is_ok());
@@ -565,11 +554,12 @@ mod tests {
             in_memory_only: true,
             ..Wanted::default()
         };
-        let hashed = content.hash(&wanted, &mut Vec::new()).ok().unwrap();
+        let hashed = content.hash(&wanted, &mut Vec::new(), None);
+        let hashed = hashed.ok().unwrap();
         assert_eq!(hashed.digest, Digest::of(&[7; 20_000]));
         rustix::fs::fsync(&content.file).unwrap();
         rustix::fs::fadvise(&content.file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-        let failed = content.hash(&wanted, &mut Vec::new()).err();
+        let failed = content.hash(&wanted, &mut Vec::new(), None).err();
         assert_eq!(failed, Some(UnscannedReason::ReadFailed));
         assert!(hash(&content, 0).is_ok());
     }

@@ -17,7 +17,7 @@ use proto::v1::{self, envelope::Body};
 use super::content::{Along, Content, key_of};
 use super::interpreter;
 use super::standing::Standing;
-use super::workers::{self, HashTask, UploadTask};
+use super::workers::{self, AtOnce, HashTask, UploadTask};
 use super::{Gate, Held};
 use crate::guard::container;
 
@@ -28,8 +28,8 @@ pub(super) struct AtHand<'a> {
     pub(super) along: Option<(Ticket, Along)>,
     /// What the appliance wants of a content.
     pub(super) need: v1::Need,
-    /// What a small file is read into, where the caller may hash it.
-    pub(super) buffer: Option<&'a mut Vec<u8>>,
+    /// Where the caller may hash a small file itself.
+    pub(super) at_once: Option<AtOnce<'a>>,
 }
 
 /// Something to do, with all it needs.
@@ -202,7 +202,10 @@ impl Preparation<'_, '_> {
 
 impl Gate {
     /// Carries a deed out; what came of it may be an input again.
-    pub(super) fn do_deed(&self, deed: Deed, buffer: Option<&mut Vec<u8>>) -> Option<Input> {
+    pub(super) fn do_deed(&self, deed: Deed, at_once: &mut Option<AtOnce<'_>>) -> Option<Input> {
+        // Its lease would hold up whoever is answered now and wants to write.
+        let is_hash = matches!(deed, Deed::Hash(_));
+        let at_once = at_once.take().filter(|_| is_hash);
         match deed {
             Deed::Answer {
                 event,
@@ -235,7 +238,7 @@ impl Gate {
                 self.suspect(pid, key, self.now().saturating_sub(opened_at));
                 None
             }
-            Deed::Hash(task) => self.hash(task, buffer),
+            Deed::Hash(task) => self.hash(task, at_once),
             Deed::Check {
                 check,
                 content,
@@ -366,8 +369,8 @@ impl Gate {
         );
     }
 
-    fn hash(&self, task: HashTask, buffer: Option<&mut Vec<u8>>) -> Option<Input> {
-        if buffer.is_some_and(|buffer| workers::hash_at_once(self, &task, buffer)) {
+    fn hash(&self, task: HashTask, at_once: Option<AtOnce<'_>>) -> Option<Input> {
+        if at_once.is_some_and(|at_once| workers::hash_at_once(self, &task, at_once)) {
             return None;
         }
         let ticket = task.ticket;

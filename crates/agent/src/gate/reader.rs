@@ -20,7 +20,9 @@ use model::{AccessClass, UnscannedReason};
 use supervisor::Inherited;
 
 use super::Gate;
-use super::content::{Content, Medium, key_of};
+use super::content::{Content, key_of};
+use super::look::{Look, Medium};
+use super::workers::{AtOnce, is_for_at_once};
 use crate::guard::scope::Scope;
 
 /// Events taken in one read. Each costs a descriptor before it is looked at.
@@ -160,12 +162,13 @@ impl<'a> Reader<'a> {
             let reason = UnscannedReason::Overloaded;
             return self.gate.answer_directly(event, reason);
         }
-        // The lease test comes before the identity: a writer that ends in between shows in it.
-        let unwritten = lease::is_unwritten(event.fd());
-        let Ok(identity) = event.identity() else {
+        let Ok(look) = Look::at(&event.file()) else {
             let reason = UnscannedReason::ReadFailed;
             return self.gate.answer_directly(event, reason);
         };
+        // What is not hashed at once is let go first: who is answered may want to write.
+        let (unwritten, identity) = (look.is_unwritten(), look.identity);
+        let look = (is_last && is_for_at_once(&identity)).then_some(look);
         if identity.kind != FileKind::Regular {
             tally.passed_kind.add(1);
             return pass(event);
@@ -177,11 +180,13 @@ impl<'a> Reader<'a> {
         let content = self.content(event.file(), &identity, class, event.pid);
         let Some(content) = content else {
             self.gate.tally.passed_path.add(1);
+            drop(look);
             return pass(event);
         };
         let writer_free = unwritten && content.medium.cacheable;
-        let buffer = is_last.then_some(&mut self.buffer);
-        self.gate.take_opener(event, content, writer_free, buffer);
+        let buffer = &mut self.buffer;
+        let at_once = look.map(|look| AtOnce { buffer, look });
+        self.gate.take_opener(event, content, writer_free, at_once);
     }
 
     fn closed(&mut self, event: CloseEvent) {

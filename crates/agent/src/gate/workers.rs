@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_core::{Input, Ticket};
+use fanotify::{FileIdentity, FileKind};
 use link::Priority;
 use model::{AccessClass, UnscannedReason};
 use proto::v1::{self, envelope::Body};
@@ -15,11 +16,20 @@ use proto::v1::{self, envelope::Body};
 use super::Gate;
 use super::content::{Content, Hashed, Wanted};
 use super::lanes::Lanes;
+use super::look::Look;
 use crate::transfer::{Sending, Stopped};
 
 /// What whoever reads the kernel's events hashes itself: it takes about as long as to wake a thread,
 /// bytes.
 const AT_ONCE_MAX_BYTES: u64 = 32 * 1024;
+
+/// What whoever reads the kernel's events needs to hash a file itself.
+pub(crate) struct AtOnce<'a> {
+    /// What the file is read into.
+    pub(crate) buffer: &'a mut Vec<u8>,
+    /// As it came.
+    pub(crate) look: Look,
+}
 
 /// A file to be hashed.
 pub(crate) struct HashTask {
@@ -85,25 +95,29 @@ pub(crate) fn hash_all(gate: &Gate, lanes: &Lanes<HashTask>) {
     let mut buffer = Vec::new();
     while let Some(task) = lanes.take() {
         let wanted = gate.wanted_of_content();
-        let hashed = hash_one(gate, &task, &wanted, &mut buffer);
+        let hashed = hash_one(gate, &task, &wanted, &mut buffer, None);
         finish(gate, task.ticket, hashed);
     }
 }
 
+/// Whether whoever reads the kernel's events may hash it.
+pub(super) fn is_for_at_once(identity: &FileIdentity) -> bool {
+    let sizes = 1..=AT_ONCE_MAX_BYTES;
+    identity.kind == FileKind::Regular && sizes.contains(&identity.size)
+}
+
 /// Hashes a small file whose content is in memory, in place of waking a thread for it. False: it is
-/// for the threads. Never waits for a disk, or for whoever serves a file system.
-pub(super) fn hash_at_once(gate: &Gate, task: &HashTask, buffer: &mut Vec<u8>) -> bool {
-    let size = task.content.key.size;
-    if size > AT_ONCE_MAX_BYTES {
-        return false;
-    }
+/// for the threads, and nothing holds its writers up. Never waits for a disk, or for whoever serves a
+/// file system.
+pub(super) fn hash_at_once(gate: &Gate, task: &HashTask, at_once: AtOnce<'_>) -> bool {
     let mut wanted = gate.wanted_of_content();
-    if size <= wanted.ride_along_max {
+    if task.content.key.size <= wanted.ride_along_max {
         // It would have to be made smaller, too.
         return false;
     }
     wanted.in_memory_only = true;
-    let hashed = hash_one(gate, task, &wanted, buffer);
+    let AtOnce { buffer, look } = at_once;
+    let hashed = hash_one(gate, task, &wanted, buffer, Some(look));
     let is_hashed = hashed.is_ok();
     if is_hashed {
         finish(gate, task.ticket, hashed);
@@ -116,10 +130,11 @@ fn hash_one(
     task: &HashTask,
     wanted: &Wanted,
     buffer: &mut Vec<u8>,
+    look: Option<Look>,
 ) -> Result<Hashed, UnscannedReason> {
     let hashing = || {
         task.content.stages.hashing(gate.now());
-        let hashed = task.content.hash(wanted, buffer);
+        let hashed = task.content.hash(wanted, buffer, look);
         task.content.stages.hashed(gate.now());
         hashed
     };

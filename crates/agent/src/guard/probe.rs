@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::mountinfo::{self, Mount};
 use crate::AgentConfig;
 use crate::control;
-use crate::gate::content::Medium;
+use crate::gate::look::Medium;
 
 /// File systems that are tried; those mounted beyond use no fast path.
 const PROBES_MAX: usize = 256;
