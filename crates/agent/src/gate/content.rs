@@ -272,7 +272,7 @@ impl Content {
         }
         let after = FileIdentity::of(self.file.as_fd()).map_err(failed)?;
         let same = before == after && size == after.size;
-        let alone = lease.as_ref().is_some_and(ReadLease::is_intact);
+        let alone = lease.as_ref().is_some_and(Lease::is_intact);
         if !same && !held_by_writer {
             return Err(UnscannedReason::Changed);
         }
