@@ -2,6 +2,8 @@
 
 mod serve;
 
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -154,13 +156,46 @@ impl MetricConstructor<Histogram> for Buckets {
     }
 }
 
-/// Metrics told apart by the values of `N` labels. Cheap to clone. Looking one up takes a lock:
-/// on a hot path keep what [`Labelled::with`] returns.
+/// Metrics told apart by the values of `N` labels. Cheap to clone. Looking one up takes a lock, and
+/// allocates nothing once it is there.
 #[derive(Debug)]
 pub struct Labelled<M, C, const N: usize> {
     labels: [&'static str; N],
     family: Family<Labels, M, C>,
-    known: Arc<RwLock<std::collections::HashSet<[String; N]>>>,
+    known: Arc<RwLock<Known<M, N>>>,
+}
+
+/// The metrics of a family by their values.
+#[derive(Debug)]
+struct Known<M, const N: usize> {
+    /// Guests choose some of the values.
+    hashing: RandomState,
+    by_hash: BTreeMap<u64, Vec<([String; N], M)>>,
+    count: usize,
+}
+
+impl<M, const N: usize> Default for Known<M, N> {
+    fn default() -> Self {
+        Self {
+            hashing: RandomState::new(),
+            by_hash: BTreeMap::new(),
+            count: 0,
+        }
+    }
+}
+
+impl<M: Clone, const N: usize> Known<M, N> {
+    fn find(&self, values: [&str; N]) -> Option<M> {
+        let same = self.by_hash.get(&self.hashing.hash_one(values))?;
+        let found = same.iter().find(|(known, _)| *known == values);
+        found.map(|(_, metric)| metric.clone())
+    }
+
+    fn insert(&mut self, values: [String; N], metric: M) {
+        let hash = self.hashing.hash_one(values.each_ref().map(String::as_str));
+        self.by_hash.entry(hash).or_default().push((values, metric));
+        self.count += 1;
+    }
 }
 
 impl<M, C: Clone, const N: usize> Clone for Labelled<M, C, N> {
@@ -177,23 +212,29 @@ impl<M: Clone, C: MetricConstructor<M>, const N: usize> Labelled<M, C, N> {
     /// The metric for these values, in the order of the labels; made at its first use.
     #[must_use]
     pub fn with(&self, values: [&str; N]) -> M {
-        let values = self.admit(values.map(str::to_owned));
-        let labels = self.labels.into_iter().zip(values).collect::<Labels>();
-        self.family.get_or_create_owned(&labels)
+        let found = {
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            known.find(values)
+        };
+        found.unwrap_or_else(|| self.admit(values))
     }
 
-    fn admit(&self, values: [String; N]) -> [String; N] {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(&values) {
-            return values;
-        }
-        drop(known);
+    fn admit(&self, values: [&str; N]) -> M {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= SERIES_MAX && !known.contains(&values) {
-            return std::array::from_fn(|_| "other".to_owned());
+        if let Some(found) = known.find(values) {
+            return found;
         }
-        known.insert(values.clone());
-        values
+        let is_full = known.count >= SERIES_MAX;
+        let values = values.map(|value| match is_full {
+            true => "other".to_owned(),
+            false => value.to_owned(),
+        });
+        let labels = self.labels.into_iter().zip(values.clone()).collect();
+        let metric = self.family.get_or_create_owned(&labels);
+        if !is_full {
+            known.insert(values, metric.clone());
+        }
+        metric
     }
 }
 

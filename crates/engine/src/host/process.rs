@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::Generation;
 use prost::Message;
@@ -16,6 +16,8 @@ use super::report;
 use super::spec::{Content, INLINE_MAX_BYTES, Job, PartialJob};
 use crate::{packet, ranges, sys};
 
+/// In less time than this a worker is not taken to have been idle.
+const IDLE_MIN: Duration = Duration::from_millis(1);
 /// After a worker's socket has closed, its template says within this time what ended it.
 const EXIT_REPORT_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -49,6 +51,8 @@ pub(super) struct WorkerProcess {
     ready: Arc<v1::EngineReady>,
     epoch: u64,
     last_job_id: u64,
+    /// When it last said something that it was asked for.
+    reported_at: Option<Instant>,
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
 }
@@ -69,6 +73,7 @@ impl WorkerProcess {
             ready,
             epoch,
             last_job_id: 0,
+            reported_at: None,
             incoming: vec![0; ENGINE_PACKET_MAX_BYTES],
             outgoing: Vec::new(),
         })
@@ -87,8 +92,12 @@ impl WorkerProcess {
         report::generation(&self.ready)
     }
 
-    /// False where an idle worker has ended or spoken without being asked.
+    /// False where an idle worker has ended or spoken without being asked. One that has reported a
+    /// moment ago has hardly been idle, and is not looked at.
     pub(super) fn is_quiet(&mut self) -> bool {
+        if self.reported_at.is_some_and(|at| at.elapsed() < IDLE_MIN) {
+            return true;
+        }
         let got = packet::recv(self.socket.get_ref(), &mut self.incoming);
         matches!(got, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -203,6 +212,7 @@ impl WorkerProcess {
         if !report::is_well_formed(&report) {
             return Err(Broken::Nonsense("a report that breaks the contract"));
         }
+        self.reported_at = Some(Instant::now());
         Ok(report)
     }
 
