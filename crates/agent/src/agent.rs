@@ -237,7 +237,7 @@ impl Agent {
             fast_paths: None,
             attached: None,
             attached_rate: RateLimit::new(ATTACHED_PER_MINUTE),
-            reported_to: None,
+            reported_to: (None, 0),
             allowlists_seen: Instant::now(),
             allowlist_changes: watch_folders(gate.allowlist_files()),
         };

@@ -105,6 +105,8 @@ pub(crate) struct Gate {
     /// What is looked for in place of the appliance.
     pub(crate) looking: Looking,
     client: OnceLock<Client>,
+    /// Sessions of the link that began so far.
+    pub(crate) sessions: AtomicU64,
     /// `None`: this agent has no supervisor.
     worker: OnceLock<Arc<Worker>>,
     /// `None`: there are no allowlists.
@@ -208,6 +210,7 @@ impl Gate {
             foresight: Foresight::default(),
             looking: Looking::new(FilterFile::of(config), limits.filter_bytes_max),
             client: OnceLock::new(),
+            sessions: AtomicU64::new(0),
             worker: OnceLock::new(),
             obeyed: Mutex::new(listed::what_counts(shelf.as_deref())),
             shelf,

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use agent_core::{Input, LedgerTotals};
@@ -118,8 +119,8 @@ pub(crate) struct Keeper {
     pub(crate) attached: Option<Option<ChannelId>>,
     /// How often that may be said.
     pub(crate) attached_rate: RateLimit,
-    /// The appliance that was told.
-    pub(crate) reported_to: Option<String>,
+    /// Who was told: the appliance, and the session by its number.
+    pub(crate) reported_to: (Option<String>, u64),
     pub(crate) allowlists_seen: Instant,
     /// Tells of changes in the folders of allowlists.
     pub(crate) allowlist_changes: Option<OwnedFd>,
@@ -227,9 +228,10 @@ impl Keeper {
     fn round(&mut self) {
         self.write_ledger();
         let appliance = self.gate.client().and_then(|client| client.connected_to());
-        if appliance != self.reported_to {
-            // Another appliance knows nothing of what the last one was told.
-            (self.reported, self.reported_to) = (None, appliance);
+        let listener = (appliance, self.gate.sessions.load(Ordering::Relaxed));
+        if listener != self.reported_to {
+            // It knows nothing of what the last one was told.
+            (self.reported, self.reported_to) = (None, listener);
             (self.fast_paths, self.attached) = (None, None);
         }
         if self.gate.is_link_up() {

@@ -2,6 +2,7 @@
 //! written to the kernel before anything else happens.
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -257,6 +258,7 @@ impl Session {
             // A handshake runs through much code that nothing else does.
             supervisor::give_back_code();
         }
+        self.gate.sessions.fetch_add(1, Ordering::Relaxed);
         self.gate.bell.ring();
         self.change_peer(|peer| {
             *peer = Peer {
