@@ -39,8 +39,34 @@ impl Cutter {
 
     /// Takes bytes; each chunk that is complete goes to `take`.
     pub(crate) fn update(&mut self, bytes: &[u8], take: impl FnMut(&[u8])) {
+        if let Some(fixed) = self.kind.fixed_bytes() {
+            return self.update_fixed(bytes, fixed as usize, take);
+        }
         self.pending.extend_from_slice(bytes);
         self.cut(LOOKAHEAD_BYTES, take);
+    }
+
+    /// Chunks of `fixed` bytes, out of `bytes` themselves where they lie in there whole. The last one
+    /// is left for the end, full or not.
+    fn update_fixed(&mut self, bytes: &[u8], fixed: usize, mut take: impl FnMut(&[u8])) {
+        let mut rest = bytes;
+        if !self.pending.is_empty() {
+            let missing = fixed.saturating_sub(self.pending.len());
+            let (head, after) = rest.split_at(missing.min(rest.len()));
+            self.pending.extend_from_slice(head);
+            if after.is_empty() {
+                return;
+            }
+            take(&self.pending);
+            self.pending.clear();
+            rest = after;
+        }
+        while rest.len() > fixed {
+            let (chunk, after) = rest.split_at(fixed);
+            take(chunk);
+            rest = after;
+        }
+        self.pending.extend_from_slice(rest);
     }
 
     /// There are no more bytes.
