@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use daemon::signal::Stop;
-use link::channel::{ASK, Lines, PORT_NAME, TAKEN};
+use link::channel::{ASK, Lines, PORT_NAME, taken};
 use model::ChannelId;
 use rustix::event::{Timespec, epoll};
 
@@ -105,16 +105,13 @@ fn follow_port(
     // What was written before this agent ran is gone. Without room nobody reads at the other end.
     let _ = port.write(&[ASK]);
     let mut lines = Lines::default();
-    let mut taken = None;
     let mut gone_at: Option<Instant> = None;
     loop {
         let read = drain(&mut port, &mut lines)?;
         if let Some(id) = read.latest {
             note(Some(id));
-            if taken.replace(id) != Some(id) {
-                // Without room it is told again.
-                let _ = port.write(&[TAKEN]);
-            }
+            // Without room it is told again.
+            let _ = port.write(taken(id).as_bytes());
         }
         match gone_at {
             _ if !read.is_gone => gone_at = None,
@@ -204,8 +201,9 @@ mod tests {
         host.write_all(&line(first).as_bytes()[..20]).unwrap();
         host.write_all(line(second).as_bytes()).unwrap();
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Some(second));
-        host.read_exact(&mut asked).unwrap();
-        assert_eq!(asked, [TAKEN]);
+        let mut said = vec![0; taken(second).len()];
+        host.read_exact(&mut said).unwrap();
+        assert_eq!(said, taken(second).as_bytes());
         drop(host);
         assert_eq!(told.recv_timeout(PATIENCE).unwrap(), None);
         stop.stop();

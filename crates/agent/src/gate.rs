@@ -370,7 +370,7 @@ impl Gate {
         let mut state = self.lock();
         state.held.insert(ticket, held);
         let at_hand = AtHand {
-            at_once,
+            at_once: at_once.map(|at_once| (ticket, at_once)),
             ..AtHand::default()
         };
         self.act(state, Input::Opened(opened), at_hand);
@@ -411,6 +411,10 @@ impl Gate {
     fn act(&self, mut state: MutexGuard<'_, State>, input: Input, at_hand: AtHand<'_>) {
         let mut at_hand = at_hand;
         let mut deeds = self.decide(&mut state, input, &mut at_hand);
+        // Once the lock is free another thread may take up what waits: it would have its lease on the
+        // same open file, and lose it with this one.
+        let is_other = |(of, _): &mut (Ticket, _)| !deeds.iter().any(|deed| deed.hashes(*of));
+        drop(at_hand.at_once.take_if(is_other));
         drop(state);
         // Debts first: once an opener goes on, even a killed agent must know of them.
         deeds.sort_by_key(|deed| !matches!(deed, Deed::LedgerAdd(..)));

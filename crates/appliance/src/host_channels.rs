@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use daemon::metrics::{Gauge, Registry};
-use link::channel::{PORT_NAME, TAKEN, line};
+use link::channel::{PORT_NAME, line, taken};
 use model::ChannelId;
 use parking_lot::Mutex;
 use proto::v1;
@@ -149,11 +149,12 @@ async fn hold(shared: Arc<Shared>, path: PathBuf) {
     shared.host_channels.tell(&*shared.fleet, |held| {
         held.insert(path.clone(), id);
     });
-    serve(stream, &line(id), TAKEN_WITHIN).await;
+    serve(stream, id, TAKEN_WITHIN).await;
 }
 
 /// Tells the guest its line as often as it has to be told, until the other end goes.
-async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, line: &str, within: Duration) {
+async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, id: ChannelId, within: Duration) {
+    let (line, taken) = (line(id), taken(id));
     let mut again = within;
     let mut is_taken = false;
     loop {
@@ -169,8 +170,9 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, line: &str, with
         let wait = if is_taken { Duration::MAX } else { again };
         match tokio::time::timeout(wait, stream.read(&mut said)).await {
             Ok(Ok(length @ 1..)) => {
-                // Whatever else it says, it wants to know again.
-                is_taken = said.get(length - 1) == Some(&TAKEN);
+                // Whatever else it says, it wants to know again: another id was another host's.
+                let said = said.get(..length).unwrap_or_default();
+                is_taken = said.ends_with(taken.as_bytes());
                 again = within;
             }
             Ok(_) => return,
@@ -186,16 +188,17 @@ mod tests {
     #[tokio::test]
     async fn a_line_is_told_until_it_is_taken_and_when_it_is_asked_for() {
         use link::channel::ASK;
-        const LINE: &str = "\na line\n";
+        let (id, other) = (ChannelId([1; 16]), ChannelId([2; 16]));
         let (appliance, mut guest) = tokio::io::duplex(4096);
         let within = Duration::from_millis(1);
-        let serving = tokio::spawn(serve(appliance, LINE, within));
-        let mut said = [0; LINE.len()];
+        let serving = tokio::spawn(serve(appliance, id, within));
+        let own = line(id);
+        let mut said = vec![0; own.len()];
         // Nobody takes it.
         for _ in 0..3 {
             guest.read_exact(&mut said).await.unwrap();
         }
-        guest.write_all(&[TAKEN]).await.unwrap();
+        guest.write_all(taken(id).as_bytes()).await.unwrap();
         // One may have been on its way.
         let wait = 3 * ANSWER_PAUSE;
         let mut told = 0;
@@ -204,9 +207,12 @@ mod tests {
             told += 1;
         }
         assert!(told <= 1, "it was taken");
-        guest.write_all(&[TAKEN, ASK]).await.unwrap();
-        guest.read_exact(&mut said).await.unwrap();
-        assert_eq!(said, LINE.as_bytes());
+        let foreign = taken(other);
+        for wants in [&[ASK][..], foreign.as_bytes()] {
+            guest.write_all(wants).await.unwrap();
+            guest.read_exact(&mut said).await.unwrap();
+            assert_eq!(said, own.as_bytes());
+        }
         drop(guest);
         serving.await.unwrap();
     }

@@ -371,7 +371,11 @@ async fn run(shared: Arc<Shared>, job: Box<ScanJob>, slot: Slot) {
         engines: judged_by,
     } = match rejudge::brought_along(&shared, &engines, &job).await {
         Some(judged) => judged,
-        None => judge(&shared, &engines, &job, &job.context).await,
+        None => {
+            let judged = judge(&shared, &engines, &job, &job.context).await;
+            let verdict = with_sha256(judged.verdict, &job.proved.content).await;
+            Judged { verdict, ..judged }
+        }
     };
     shared.retained.keep(&key, &job.context, &job.proved);
     shared.verdicts.keep_in_memory(&key, &verdict);
@@ -477,7 +481,6 @@ async fn judge(shared: &Shared, engines: &EngineSet, job: &ScanJob, context: &Co
     };
     let digest = Some(proved.digest);
     let verdict = merge(proved.size, generation, digest, &findings);
-    let verdict = with_sha256(verdict, &proved.content).await;
     let engines = facts
         .iter()
         .zip(&findings)

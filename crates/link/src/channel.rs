@@ -9,8 +9,6 @@ use model::ChannelId;
 pub const PORT_NAME: &str = "org.lazaret.0";
 /// What a guest writes to be told the id again.
 pub const ASK: u8 = b'\n';
-/// What a guest writes when it has read an id that is new to it.
-pub const TAKEN: u8 = b'+';
 /// Begins each line.
 const MAGIC: &str = "lazaret-channel/1 ";
 /// Longer lines are none of ours.
@@ -21,6 +19,12 @@ const LINE_BYTES_MAX: usize = 128;
 #[must_use]
 pub fn line(id: ChannelId) -> String {
     format!("\n{MAGIC}{id}\n")
+}
+
+/// As a guest says that it has read an id. It may reach another appliance than the one that told it.
+#[must_use]
+pub fn taken(id: ChannelId) -> String {
+    format!("+{id}\n")
 }
 
 /// Puts lines together.

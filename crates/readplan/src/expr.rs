@@ -181,7 +181,7 @@ pub(crate) struct Converter<'a> {
 
 /// What is nested deeper is never known: all that looks at expressions calls itself for each level.
 /// YARA-X takes 3,000 levels.
-const DEPTH_MAX: u32 = 128;
+pub(crate) const DEPTH_MAX: u32 = 128;
 
 impl Converter<'_> {
     /// An expression where a truth value is wanted.

@@ -316,8 +316,17 @@ mod tests {
     fn nested(levels: usize) -> Plan {
         let opened = "filesize >= 0 and (false or (".repeat(levels);
         let closed = "))".repeat(levels);
-        let text =
-            format!("rule r {{ strings: $a = \"something\" condition: {opened}$a{closed} }}");
+        condition(&format!("{opened}$a{closed}"))
+    }
+
+    /// A number of so many levels, compared where a text occurs.
+    fn summed(levels: usize) -> Plan {
+        let (opened, closed) = ("(1 + ".repeat(levels), ")".repeat(levels));
+        condition(&format!("$a and {opened}1{closed} == filesize"))
+    }
+
+    fn condition(condition: &str) -> Plan {
+        let text = format!("rule r {{ strings: $a = \"something\" condition: {condition} }}");
         let source = Source {
             namespace: "nested",
             text: text.as_bytes(),
@@ -336,6 +345,9 @@ mod tests {
         };
         assert!(nested(20).open(&known, &|_| None).is_empty());
         assert_eq!(nested(500).open(&known, &|_| None), [0]);
+        for levels in [20, 2000] {
+            assert!(summed(levels).open(&known, &|_| None).is_empty());
+        }
     }
 
     /// Evaluated anew wherever it is named, the lowest rule would be asked for 2^60 times.

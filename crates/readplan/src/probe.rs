@@ -5,7 +5,7 @@ use std::ops::Range;
 use yara_x_parser::ast::dfs::{DFSEvent, DFSIter};
 use yara_x_parser::ast::{self, Expr as Ast, WithSpan};
 
-use crate::expr::{Converter, Expr, read};
+use crate::expr::{Converter, DEPTH_MAX, Expr, read};
 
 /// Functions that read as much as their arguments say, or everything.
 const EXPENSIVE: [&str; 2] = ["hash", "math"];
@@ -29,7 +29,7 @@ impl Converter<'_> {
         let mut expensive = false;
         let mut imports = Vec::new();
         let mut locals = Vec::new();
-        if !self.is_pure(expr, &mut locals, &mut imports, &mut expensive) {
+        if !self.is_pure(expr, &mut locals, &mut imports, &mut expensive, 0) {
             return None;
         }
         let text = self.source.get(extent(expr))?;
@@ -72,11 +72,15 @@ impl Converter<'_> {
         locals: &mut Vec<String>,
         imports: &mut Vec<String>,
         expensive: &mut bool,
+        depth: u32,
     ) -> bool {
+        if depth >= DEPTH_MAX {
+            return false;
+        }
         let mut all = |exprs: &mut dyn Iterator<Item = &Ast<'_>>, locals: &mut Vec<String>| {
             let mut pure = true;
             for expr in exprs {
-                pure &= self.is_pure(expr, locals, imports, expensive);
+                pure &= self.is_pure(expr, locals, imports, expensive, depth + 1);
             }
             pure
         };

@@ -29,7 +29,7 @@ pub(super) struct AtHand<'a> {
     /// What the appliance wants of a content.
     pub(super) need: v1::Need,
     /// Where the caller may hash a small file itself.
-    pub(super) at_once: Option<AtOnce<'a>>,
+    pub(super) at_once: Option<(Ticket, AtOnce<'a>)>,
 }
 
 /// Something to do, with all it needs.
@@ -69,6 +69,12 @@ pub(super) enum Deed {
     Late(Arc<Content>, Digest),
     /// Its drop closes the last descriptor, outside the lock.
     Close(#[expect(dead_code, reason = "held for its drop")] Arc<Content>),
+}
+
+impl Deed {
+    pub(super) fn hashes(&self, of: Ticket) -> bool {
+        matches!(self, Self::Hash(task) if task.ticket == of)
+    }
 }
 
 /// A check without its content.
@@ -202,10 +208,14 @@ impl Preparation<'_, '_> {
 
 impl Gate {
     /// Carries a deed out; what came of it may be an input again.
-    pub(super) fn do_deed(&self, deed: Deed, at_once: &mut Option<AtOnce<'_>>) -> Option<Input> {
+    pub(super) fn do_deed(
+        &self,
+        deed: Deed,
+        at_once: &mut Option<(Ticket, AtOnce<'_>)>,
+    ) -> Option<Input> {
         // Its lease would hold up whoever is answered now and wants to write.
-        let is_hash = matches!(deed, Deed::Hash(_));
-        let at_once = at_once.take().filter(|_| is_hash);
+        let at_once = at_once.take().filter(|(of, _)| deed.hashes(*of));
+        let at_once = at_once.map(|(_, at_once)| at_once);
         match deed {
             Deed::Answer {
                 event,
