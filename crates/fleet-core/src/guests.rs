@@ -73,6 +73,7 @@ impl Core {
         let vm = self.vm_for(clock, id, &facts);
         self.outrank(vm, facts.epoch);
         self.claim_channel(clock, id, channel);
+        self.follow_session(clock, id);
         let is_newer = self
             .fleet
             .placement(vm)
@@ -104,6 +105,7 @@ impl Core {
             return;
         }
         guest.via = None;
+        self.follow_session(clock, id);
         let vm = self.vm_of_guest.get(&id).and_then(|vm| self.vms.get(vm));
         if vm.is_some_and(|vm| vm.connector == NO_CONNECTOR) {
             self.absent.insert(id, clock.now);
@@ -132,9 +134,25 @@ impl Core {
             *id
         });
         for id in lost.collect::<Vec<_>>() {
-            if let Some(via) = self.sessions.get(&id).and_then(Sessions::own) {
-                self.goes_on(clock, id, via);
+            match self.sessions.get(&id).and_then(Sessions::own) {
+                Some(via) => self.goes_on(clock, id, via),
+                None => self.follow_session(clock, id),
             }
+        }
+    }
+
+    /// A guest that is connected runs, whatever an inventory that has missed something says of its VM.
+    pub(crate) fn is_at_work(&self, vm: &StoredVm) -> bool {
+        let guest = vm.guest.and_then(|guest| self.guests.get(&guest));
+        vm.state.is_awake() || guest.is_some_and(|guest| guest.via.is_some())
+    }
+
+    /// A session began or ended: where the inventory does not say that the VM runs, that tells.
+    fn follow_session(&mut self, clock: Clock, id: GuestId) {
+        let vm = self.vm_of_guest.get(&id).copied();
+        let is_asleep = |vm: &VmId| self.vms.get(vm).is_some_and(|vm| !vm.state.is_awake());
+        if let Some(vm) = vm.filter(is_asleep) {
+            self.place_vm(clock, vm);
         }
     }
 
@@ -331,6 +349,9 @@ impl Core {
             return;
         }
         let stored = stored.clone();
+        if !stored.state.is_awake() {
+            self.place_vm(clock, vm);
+        }
         self.write(Row::Vm(stored));
         self.match_guest_of(clock, vm);
     }

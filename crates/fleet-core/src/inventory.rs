@@ -444,7 +444,7 @@ impl Core {
             tags: vm.record.tags.iter().cloned().collect(),
             address: vm.record.addresses.first().copied(),
             weight: crate::core::WEIGHT,
-            running: vm.state.is_awake(),
+            running: self.is_at_work(vm),
         };
         self.fleet.put_vm(clock.now, id, facts);
         self.turns_follow(clock.now, id);

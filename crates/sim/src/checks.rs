@@ -10,7 +10,7 @@ use crate::guests::{appliance_of, host_of};
 use crate::world::{APPLIANCES, World};
 
 /// Times of 20 s in which agents measure, with nobody telling of moves.
-const NEARNESS_STEPS: usize = 15;
+const NEARNESS_STEPS: usize = 24;
 
 /// How far a host is from another.
 fn tier(from: usize, to: usize) -> u8 {
