@@ -1,5 +1,7 @@
 //! Agents: the shipped list, a connection, and a ledger of opens without a verdict.
 
+use std::collections::BTreeMap;
+
 use fleet_core::Key;
 use link::client::Route;
 use model::GuestId;
@@ -15,6 +17,9 @@ pub(crate) struct Agent {
     /// It was told that it is a copy, and has no identity of its own yet.
     pub(crate) is_told: bool,
     pub(crate) route: Route,
+    /// Every list that it was told while no other machine had its identity, by its epoch. A copy was
+    /// told what its original was until then, and a machine that was set back nothing that came later.
+    pub(crate) told: BTreeMap<u64, Vec<String>>,
     /// The appliance that it is connected to.
     pub(crate) at: Option<usize>,
     /// Opens answered without a verdict and not paid back.
@@ -31,6 +36,7 @@ impl Default for Agent {
             key: [0; 16],
             is_told: false,
             route: Route::new(0, Vec::new()),
+            told: BTreeMap::new(),
             at: None,
             debt: 0,
             unscanned: 0,

@@ -57,6 +57,7 @@ impl World {
         let agent = &mut self.agents[vm];
         (agent.id, agent.key, agent.is_told) = (guest, key, false);
         agent.route = Route::new(0, (0..APPLIANCES).map(address).collect());
+        agent.told.clear();
         self.work.forget(vm);
     }
 
@@ -102,10 +103,6 @@ impl World {
         self.agents[vm] = agent;
         (self.agents[vm].at, self.agents[vm].is_told) = (None, false);
         self.truth.told.retain(|(told, _)| *told != vm);
-        // It never obeyed what came later: a controller that has forgotten its VM goes on from there.
-        let (guest, epoch) = (self.agents[vm].id, self.agents[vm].route.epoch());
-        self.obeyed
-            .retain(|(of, obeyed), _| *of != guest || *obeyed <= epoch);
         self.truth.restored += 1;
         self.work.forget(vm);
     }

@@ -118,8 +118,6 @@ pub struct World {
     /// When the last word about turns reaches each guest: they do not overtake each other.
     last_word: BTreeMap<usize, u64>,
     pub(crate) connector_up: bool,
-    /// Every list that was ever obeyed, by guest and epoch.
-    pub(crate) obeyed: BTreeMap<(GuestId, u64), Vec<String>>,
     pub(crate) moves: u64,
     /// VMs that measured round trips alone brought to the appliance on their host.
     pub(crate) corrected: u64,
@@ -157,7 +155,6 @@ impl World {
             next_message: 0,
             last_word: BTreeMap::new(),
             connector_up: true,
-            obeyed: BTreeMap::new(),
             moves: 0,
             corrected: 0,
         };
@@ -353,13 +350,16 @@ impl World {
         let Some(gate) = first.filter(|it| it.is_live()) else {
             return;
         };
-        let route = &mut self.agents[gate.vm].route;
-        if route.offer(epoch, appliances).is_err() {
+        let (vm, is_alone) = (gate.vm, self.is_alone(gate.vm));
+        let agent = &mut self.agents[vm];
+        // What is not later is refused; that there are two of one epoch is wrong all the same.
+        let _refused = agent.route.offer(epoch, appliances);
+        if !is_alone {
             return;
         }
-        let same = self.obeyed.insert((guest, epoch), appliances.to_vec());
+        let same = agent.told.insert(epoch, appliances.to_vec());
         if same.is_some_and(|same| same != appliances) {
-            let broken = format!("guest {guest} obeys two lists of the epoch {epoch}");
+            let broken = format!("guest {guest} is told two lists of the epoch {epoch}");
             self.truth.broken.get_or_insert(broken);
         }
     }
