@@ -40,7 +40,9 @@ impl Fleet {
         };
         let tier = |slot: Slot| from_told.tier(self, slot);
         let is_known = told.host.is_some();
-        let expected = counting.iter().min_by_key(|m| (tier(m.slot), m.best_us()));
+        // One that was measured once may be in no list any more, and would be waited for in vain.
+        let twice = counting.iter().filter(|m| m.before_us.is_some());
+        let expected = twice.min_by_key(|m| (tier(m.slot), m.best_us()));
         // One that is expected to be nearer than this one.
         let rival = |of: &Measured| expected.filter(|m| is_known && tier(m.slot) < tier(of.slot));
         let is_clear = |near_us, far_us| self.is_clearly_nearer(near_us, far_us);
