@@ -1,6 +1,6 @@
 //! What connectors tell, in whatever order.
 
-use fleet_core::{Core, InventoryChange, MovePhase, Order};
+use fleet_core::{Core, InventoryChange, MovePhase, Order, Power, VmRecord};
 
 use crate::scene::{CONNECTOR, appliance, at, connect, core, facts, guest, host, vm};
 
@@ -72,6 +72,32 @@ fn a_list_that_went_to_a_dead_session_is_sent_again() {
     lists(&mut core);
     core.appliance_lost(at(62), h1, false);
     assert_eq!(lists(&mut core), [(h2, epoch)]);
+}
+
+#[test]
+fn a_guest_that_is_connected_is_placed_though_its_vm_is_said_to_be_off() {
+    let mut core = core(1);
+    let h1 = appliance(&mut core, "h1");
+    appliance(&mut core, "h2");
+    told(&mut core, vec![host("h1"), host("h2"), vm(1, "h1")]);
+    connect(&mut core, h1, &[1]);
+    let off = |host| match vm(1, host) {
+        InventoryChange::Vm(record) => InventoryChange::Vm(VmRecord {
+            power: Power::Off,
+            ..record
+        }),
+        other => other,
+    };
+    // That it was switched on again nobody tells.
+    told(&mut core, vec![off("h2")]);
+    assert_eq!(only_vm(&core), on("h2"));
+    core.guest_down(at(2), h1, guest(1));
+    told(&mut core, vec![off("h1")]);
+    assert_eq!(only_vm(&core).0.as_deref(), Some("on-h2"), "it is off");
+    // Whoever comes then is one that runs.
+    connect(&mut core, h1, &[1]);
+    core.tick(at(3));
+    assert_eq!(only_vm(&core), on("h1"));
 }
 
 #[test]

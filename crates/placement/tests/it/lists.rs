@@ -246,6 +246,27 @@ fn measured_round_trips_correct_a_wrong_inventory() {
 }
 
 #[test]
+fn what_was_measured_once_hides_no_nearer_appliance() {
+    // Two clusters of two hosts, in one site.
+    let mut world = World::new(1, 2, 2, 1);
+    let vm = VmId(1);
+    world.fleet.put_vm(at(1), vm, on(0));
+    let measure = |world: &mut World, now: u64, rounds: &[(u64, u32)]| {
+        for (appliance, rtt_us) in rounds {
+            let to = ApplianceId(*appliance);
+            world.fleet.measured(at(now), vm, to, *rtt_us);
+        }
+    };
+    // The appliance of the host that the inventory tells drains, and is in no list any more.
+    measure(&mut world, 2, &[(0, 2000), (1, 2000), (3, 100)]);
+    let drained = Availability::Draining;
+    world.fleet.set_availability(at(3), ApplianceId(0), drained);
+    assert_ne!(world.first(1), Some(3));
+    measure(&mut world, 4, &[(1, 2000), (3, 100)]);
+    assert_eq!(world.first(1), Some(3));
+}
+
+#[test]
 fn a_channel_of_the_hypervisor_beats_the_inventory_and_what_is_measured() {
     let mut world = World::new(1, 1, 4, 1);
     let vm = VmId(1);
