@@ -121,13 +121,15 @@ fn socket(path: &Path) -> Option<Socket> {
 struct Named<'a> {
     shared: &'a Shared,
     path: &'a Path,
+    id: ChannelId,
 }
 
 impl Drop for Named<'_> {
     fn drop(&mut self) {
         let channels = &self.shared.host_channels;
         channels.tell(&*self.shared.fleet, |held| {
-            held.remove(self.path);
+            // Another socket may have the name by now.
+            held.retain(|path, id| path != self.path || *id != self.id);
         });
     }
 }
@@ -145,6 +147,7 @@ async fn hold(shared: Arc<Shared>, path: PathBuf) {
     let _named = Named {
         shared: &shared,
         path: &path,
+        id,
     };
     shared.host_channels.tell(&*shared.fleet, |held| {
         held.insert(path.clone(), id);

@@ -69,8 +69,9 @@ impl Core {
             };
             self.event(clock, kind, stored.name.clone());
         } else {
-            // A newer stream took the older one's place: it tells all of its guests anew.
-            self.sessions_ended_via(clock.now, id);
+            // A newer stream took the older one's place: it tells all of its guests anew, and whoever
+            // left meanwhile is not among them.
+            self.guests_lost(clock, id);
         }
         let to = if stored.draining {
             Availability::Draining

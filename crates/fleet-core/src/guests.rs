@@ -105,6 +105,11 @@ impl Core {
             return;
         }
         guest.via = None;
+        self.went_away(clock, id);
+    }
+
+    /// A guest has no session any more. Where nobody but itself tells of its VM, it may be off.
+    fn went_away(&mut self, clock: Clock, id: GuestId) {
         self.follow_session(clock, id);
         let vm = self.vm_of_guest.get(&id).and_then(|vm| self.vms.get(vm));
         if vm.is_some_and(|vm| vm.connector == NO_CONNECTOR) {
@@ -136,7 +141,7 @@ impl Core {
         for id in lost.collect::<Vec<_>>() {
             match self.sessions.get(&id).and_then(Sessions::own) {
                 Some(via) => self.goes_on(clock, id, via),
-                None => self.follow_session(clock, id),
+                None => self.went_away(clock, id),
             }
         }
     }
@@ -310,6 +315,8 @@ impl Core {
         if let (Some((id, guest)), None) = (agreeing.next(), agreeing.next()) {
             let (id, epoch) = (*id, guest.facts.epoch);
             self.bind(clock, id, vm, epoch);
+            // It follows the list of another VM; this one's may be later already.
+            self.order_list(vm);
         }
     }
 
@@ -334,12 +341,14 @@ impl Core {
 
     /// A guest has left the fleet: its VM is free for another one.
     pub fn guest_ended(&mut self, clock: Clock, id: GuestId) {
-        self.guests.remove(&id);
+        self.forget_guest(id);
         self.absent.remove(&id);
         self.sessions.remove(&id);
         let Some(vm) = self.vm_of_guest.remove(&id) else {
             return;
         };
+        // Whoever comes into it next says by itself what it is beside.
+        self.fleet.attached(clock.now, vm, None);
         let Some(stored) = self.vms.get_mut(&vm) else {
             return;
         };

@@ -71,6 +71,11 @@ impl Fleet {
             }
             let vms: Vec<VmId> = self.appliances[slot].vms.iter().copied().collect();
             for vm in vms {
+                if self.vms.get(&vm).is_some_and(|vm| !vm.facts.running) {
+                    // It gets a list when it starts.
+                    self.assign(vm, Vec::new());
+                    continue;
+                }
                 if left == 0 {
                     return true;
                 }

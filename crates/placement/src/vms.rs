@@ -7,8 +7,9 @@ use crate::fleet::{Fleet, Measured, Vm};
 use crate::lists::Cause;
 use crate::{ApplianceId, Epoch, HostId, LIST_LEN, VmFacts, VmId};
 
-/// Round trips kept for one VM.
-const MEASURED_MAX: usize = 4;
+/// Round trips kept for one VM: as many as a list and what an agent is configured with have together.
+/// With fewer none would be there still when it is measured again.
+const MEASURED_MAX: usize = 8;
 
 impl Fleet {
     /// A VM appeared, moved, started, stopped or changed.

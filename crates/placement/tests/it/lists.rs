@@ -109,6 +109,12 @@ fn maintenance_drains_the_appliance_before_the_guests_leave() {
         site: Some("s0".into()),
         maintenance: true,
     };
+    // One of them does not run, and is the first to be looked at.
+    let off = VmFacts {
+        running: false,
+        ..on(2)
+    };
+    world.fleet.put_vm(at(4), VmId(2), off);
     world.fleet.put_host(at(5), HostId(2), facts);
     let view = world.fleet.appliance(ApplianceId(2)).unwrap();
     assert_eq!(view.availability, Availability::Draining);
@@ -116,6 +122,8 @@ fn maintenance_drains_the_appliance_before_the_guests_leave() {
     while world.fleet.tick(at(6)) {}
     assert_eq!(world.fleet.appliance(ApplianceId(2)).unwrap().vms, 0);
     assert_eq!(world.fleet.totals().homeless, 0);
+    world.fleet.put_vm(at(7), VmId(2), on(2));
+    assert!(world.first(2).is_some_and(|first| first != 2));
 }
 
 #[test]
