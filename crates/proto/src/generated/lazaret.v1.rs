@@ -89,7 +89,7 @@ pub struct Verdict {
     /// BLAKE3 of the judged content, 32 bytes. Unset: the content never arrived whole.
     #[prost(bytes = "vec", tag = "7")]
     pub blake3: ::prost::alloc::vec::Vec<u8>,
-    /// SHA-256 of the judged content, 32 bytes, for people and feeds. Unset: not computed.
+    /// SHA-256 of malicious content, 32 bytes, for people and feeds. Unset: not computed.
     #[prost(bytes = "vec", tag = "8")]
     pub sha256: ::prost::alloc::vec::Vec<u8>,
     /// Exactly one; a receiver treats an absent outcome as error.
