@@ -48,6 +48,8 @@ pub(crate) struct Measured {
     pub(crate) rtt_us: u32,
     /// Of the round before. `None`: this is the first.
     pub(crate) before_us: Option<u32>,
+    /// When that was.
+    pub(crate) before_at: Option<Duration>,
     pub(crate) at: Duration,
 }
 

@@ -1,8 +1,13 @@
 //! Where a VM is believed to be.
 
+use std::time::Duration;
+
 use crate::VmId;
 use crate::choose::{Readiness, Slot, Wish};
 use crate::fleet::{Fleet, Location, Measured, Vm};
+
+/// A round of measuring takes no longer: what is older than the last but one is of another list.
+const ROUND_TIME: Duration = Duration::from_secs(30);
 
 impl Fleet {
     /// Where a VM is: beside the appliance that it reaches by the hypervisor itself; else as the
@@ -29,7 +34,12 @@ impl Fleet {
             self.now.saturating_sub(m.at) <= valid && self.readiness(m.slot) != Readiness::Down
         };
         let counting: Vec<&Measured> = vm.measured.iter().filter(counts).collect();
-        let nearest = counting.iter().min_by_key(|m| (m.worst_us(), m.slot))?;
+        // What is in the list no more is measured no more, and says nothing of where the VM is now.
+        let latest = vm.measured.iter().max_by_key(|m| m.at)?;
+        let since = latest.before_at.unwrap_or_default();
+        let since = since.saturating_sub(ROUND_TIME);
+        let recent = || counting.iter().filter(|m| m.at >= since);
+        let nearest = recent().min_by_key(|m| (m.worst_us(), m.slot))?;
         let from_told = Wish {
             vm: VmId(0),
             at: told,
@@ -41,7 +51,7 @@ impl Fleet {
         let tier = |slot: Slot| from_told.tier(self, slot);
         let is_known = told.host.is_some();
         // One that was measured once may be in no list any more, and would be waited for in vain.
-        let twice = counting.iter().filter(|m| m.before_us.is_some());
+        let twice = recent().filter(|m| m.before_us.is_some());
         let expected = twice.min_by_key(|m| (tier(m.slot), m.best_us()));
         // One that is expected to be nearer than this one.
         let rival = |of: &Measured| expected.filter(|m| is_known && tier(m.slot) < tier(of.slot));

@@ -151,7 +151,8 @@ impl Fleet {
         vm.measured.push(Measured {
             slot,
             rtt_us,
-            before_us: before.map(|before| before.rtt_us),
+            before_us: before.as_ref().map(|before| before.rtt_us),
+            before_at: before.map(|before| before.at),
             at,
         });
         let shown = self.vms.get(&id).and_then(|vm| self.shown_by_measuring(vm));

@@ -272,6 +272,25 @@ fn what_was_measured_once_hides_no_nearer_appliance() {
     assert_ne!(world.first(1), Some(3));
     measure(&mut world, 4, &[(1, 2000), (3, 100)]);
     assert_eq!(world.first(1), Some(3));
+    // Nor does what was near before the VM moved, and is measured no more.
+    let vm = VmId(2);
+    world.fleet.put_vm(at(5), vm, on(2));
+    let measure = |world: &mut World, now: u64, rounds: &[(u64, u32)]| {
+        for (appliance, rtt_us) in rounds {
+            let to = ApplianceId(*appliance);
+            world.fleet.measured(at(now), vm, to, *rtt_us);
+        }
+    };
+    measure(&mut world, 10, &[(2, 90), (3, 400), (1, 2000)]);
+    measure(&mut world, 70, &[(2, 90), (3, 400), (1, 2000)]);
+    assert_eq!(world.first(2), Some(2));
+    world
+        .fleet
+        .set_availability(at(71), ApplianceId(2), drained);
+    for now in [130, 190, 250] {
+        measure(&mut world, now, &[(3, 2000), (1, 100)]);
+    }
+    assert_eq!(world.first(2), Some(1));
 }
 
 #[test]
