@@ -257,38 +257,30 @@ fn measured_round_trips_correct_a_wrong_inventory() {
 fn what_was_measured_once_hides_no_nearer_appliance() {
     // Two clusters of two hosts, in one site.
     let mut world = World::new(1, 2, 2, 1);
-    let vm = VmId(1);
-    world.fleet.put_vm(at(1), vm, on(0));
-    let measure = |world: &mut World, now: u64, rounds: &[(u64, u32)]| {
+    world.fleet.put_vm(at(1), VmId(1), on(0));
+    let measure = |world: &mut World, vm: u64, now: u64, rounds: &[(u64, u32)]| {
         for (appliance, rtt_us) in rounds {
-            let to = ApplianceId(*appliance);
+            let (vm, to) = (VmId(vm), ApplianceId(*appliance));
             world.fleet.measured(at(now), vm, to, *rtt_us);
         }
     };
     // The appliance of the host that the inventory tells drains, and is in no list any more.
-    measure(&mut world, 2, &[(0, 2000), (1, 2000), (3, 100)]);
+    measure(&mut world, 1, 2, &[(0, 2000), (1, 2000), (3, 100)]);
     let drained = Availability::Draining;
     world.fleet.set_availability(at(3), ApplianceId(0), drained);
     assert_ne!(world.first(1), Some(3));
-    measure(&mut world, 4, &[(1, 2000), (3, 100)]);
+    measure(&mut world, 1, 4, &[(1, 2000), (3, 100)]);
     assert_eq!(world.first(1), Some(3));
     // Nor does what was near before the VM moved, and is measured no more.
-    let vm = VmId(2);
-    world.fleet.put_vm(at(5), vm, on(2));
-    let measure = |world: &mut World, now: u64, rounds: &[(u64, u32)]| {
-        for (appliance, rtt_us) in rounds {
-            let to = ApplianceId(*appliance);
-            world.fleet.measured(at(now), vm, to, *rtt_us);
-        }
-    };
-    measure(&mut world, 10, &[(2, 90), (3, 400), (1, 2000)]);
-    measure(&mut world, 70, &[(2, 90), (3, 400), (1, 2000)]);
+    world.fleet.put_vm(at(5), VmId(2), on(2));
+    measure(&mut world, 2, 10, &[(2, 90), (3, 400), (1, 2000)]);
+    measure(&mut world, 2, 70, &[(2, 90), (3, 400), (1, 2000)]);
     assert_eq!(world.first(2), Some(2));
     world
         .fleet
         .set_availability(at(71), ApplianceId(2), drained);
     for now in [130, 190, 250] {
-        measure(&mut world, now, &[(3, 2000), (1, 100)]);
+        measure(&mut world, 2, now, &[(3, 2000), (1, 100)]);
     }
     assert_eq!(world.first(2), Some(1));
 }
