@@ -333,8 +333,8 @@ impl Gate {
         self.take(None, content, writer_free, None);
     }
 
-    /// Takes an opener in with its event. With a buffer the caller hashes the content, where that
-    /// takes no longer than to hand it on.
+    /// Takes an opener in with its event. `at_once`: the caller hashes the content, where that takes
+    /// no longer than to hand it on.
     pub(crate) fn take_opener(
         &self,
         event: PermissionEvent,

@@ -17,8 +17,8 @@ use sha2::Digest as _;
 /// Content up to this size is handed to an engine inside the message, not as a descriptor.
 pub(crate) const INLINE_MAX_BYTES: u64 = engine::host::INLINE_MAX_BYTES as u64;
 
-/// Bytes hashed at a time.
-const HASH_BYTES: usize = 128 * 1024;
+/// Bytes read at a time to be hashed.
+const READ_BYTES: usize = 256 * 1024;
 
 /// Whole content with its announced digest.
 #[derive(Debug)]
@@ -243,23 +243,30 @@ pub(crate) fn sha256_of(content: &Content) -> io::Result<Sha256> {
     let mut sha256 = sha2::Sha256::new();
     match content {
         Content::Inline(bytes) => sha256.update(bytes),
-        Content::Sealed { fd, size } => {
-            let mut buffer = vec![0; HASH_BYTES];
-            let mut offset = 0;
-            while offset < *size {
-                let wanted = usize::try_from(size - offset).unwrap_or(usize::MAX);
-                let room = buffer.len().min(wanted);
-                let read =
-                    rustix::io::pread(fd, buffer.get_mut(..room).unwrap_or_default(), offset)?;
-                if read == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                sha256.update(buffer.get(..read).unwrap_or_default());
-                offset += read as u64;
-            }
-        }
+        Content::Sealed { fd, size } => each_piece(fd, *size, |bytes| sha256.update(bytes))?,
     }
     Ok(Sha256(sha256.finalize().into()))
+}
+
+/// Hands on a file of `size` bytes, piece by piece. Blocks on the disk.
+pub(crate) fn each_piece(
+    file: impl AsFd,
+    size: u64,
+    mut take: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    let mut buffer = vec![0; READ_BYTES];
+    let mut offset = 0;
+    while offset < size {
+        let wanted = (size - offset).min(READ_BYTES as u64) as usize;
+        let room = buffer.get_mut(..wanted).unwrap_or_default();
+        let read = rustix::io::retry_on_intr(|| rustix::io::pread(&file, &mut *room, offset))?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        take(buffer.get(..read).unwrap_or_default());
+        offset += read as u64;
+    }
+    Ok(())
 }
 
 pub(crate) fn memory_file() -> io::Result<File> {

@@ -129,7 +129,9 @@ impl Drop for Named<'_> {
         let channels = &self.shared.host_channels;
         channels.tell(&*self.shared.fleet, |held| {
             // Another socket may have the name by now.
-            held.retain(|path, id| path != self.path || *id != self.id);
+            if held.get(self.path) == Some(&self.id) {
+                held.remove(self.path);
+            }
         });
     }
 }

@@ -7,11 +7,8 @@ use chunks::{Chunk, Copy, Manifest, Plan, Range, plan};
 use model::Digest;
 use scan_core::Place;
 
-use crate::assembly::{AssemblyError, Proved, Spool, memory_file, read_only, sealed};
+use crate::assembly::{AssemblyError, Proved, Spool, each_piece, memory_file, read_only, sealed};
 use crate::expected::Expected;
-
-/// Bytes read at a time to be hashed.
-const READ_BYTES: usize = 256 * 1024;
 
 /// Content of which a part is here.
 #[derive(Debug)]
@@ -117,16 +114,10 @@ impl Rebuild {
     }
 
     fn hash(&self) -> std::io::Result<Digest> {
-        let mut buffer = vec![0; READ_BYTES];
         let mut blake3 = blake3::Hasher::new();
-        let mut offset = 0;
-        while offset < self.size {
-            let wanted = (self.size - offset).min(READ_BYTES as u64) as usize;
-            let bytes = buffer.get_mut(..wanted).unwrap_or_default();
-            self.file.read_exact_at(bytes, offset)?;
+        each_piece(&self.file, self.size, |bytes| {
             blake3.update(bytes);
-            offset += wanted as u64;
-        }
+        })?;
         Ok(Digest(*blake3.finalize().as_bytes()))
     }
 }

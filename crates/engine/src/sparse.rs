@@ -196,9 +196,7 @@ impl SparseView {
             return Err(format!("sparse content has {has} of {wanted} bytes"));
         }
         let file = File::from(fd);
-        let size = view.size;
-        let bytes = view.bytes.as_deref_mut().and_then(|it| it.get_mut(..size));
-        let bytes = bytes.unwrap_or_default();
+        let bytes = room(&mut view.bytes, view.size);
         for (from, to) in view.layout.parts() {
             let read = file.read_exact_at(part(bytes, from)?, to);
             read.map_err(|error| format!("content: {error}"))?;
@@ -217,9 +215,7 @@ impl SparseView {
             let (has, wanted) = (packed.len(), view.known.bytes());
             return Err(format!("packed content has {has} of {wanted} bytes"));
         }
-        let size = view.size;
-        let bytes = view.bytes.as_deref_mut().and_then(|it| it.get_mut(..size));
-        let bytes = bytes.unwrap_or_default();
+        let bytes = room(&mut view.bytes, view.size);
         let mut rest = packed;
         for range in view.known.iter() {
             let target = part(bytes, range.clone())?;
@@ -338,6 +334,12 @@ impl Drop for SparseView {
             SPARE.set(Some(zeros));
         }
     }
+}
+
+/// Where content of this size goes: there may be more zeros.
+fn room(zeros: &mut Option<Zeros>, size: usize) -> &mut [u8] {
+    let bytes = zeros.as_deref_mut().unwrap_or_default();
+    bytes.get_mut(..size).unwrap_or_default()
 }
 
 /// Where this range of the content goes.

@@ -302,19 +302,9 @@ impl Core {
         if let Some(guest) = vm.guest {
             self.vm_of_guest.insert(guest, id);
         }
-        let host = vm.record.host.as_deref();
-        let host = host.and_then(|host| self.host_id(&vm.connector, host));
-        if host.is_none() && vm.record.host.is_some() {
-            self.hostless.insert(id);
-        }
-        let facts = placement::VmFacts {
-            host,
-            pool: vm.record.pool.clone(),
-            tags: vm.record.tags.iter().cloned().collect(),
-            address: vm.record.addresses.first().copied(),
-            weight: WEIGHT,
-            running: vm.state.is_awake(),
-        };
+        let facts = self.facts_of(&vm);
+        let is_hostless = facts.host.is_none() && vm.record.host.is_some();
+        self.note_hostless(id, is_hostless);
         let list = list
             .map(|list| (list.appliances, list.epoch))
             .unwrap_or_default();

@@ -154,9 +154,13 @@ impl Core {
 
     /// A session began or ended: where the inventory does not say that the VM runs, that tells.
     fn follow_session(&mut self, clock: Clock, id: GuestId) {
-        let vm = self.vm_of_guest.get(&id).copied();
-        let is_asleep = |vm: &VmId| self.vms.get(vm).is_some_and(|vm| !vm.state.is_awake());
-        if let Some(vm) = vm.filter(is_asleep) {
+        if let Some(vm) = self.vm_of_guest.get(&id).copied() {
+            self.place_if_asleep(clock, vm);
+        }
+    }
+
+    fn place_if_asleep(&mut self, clock: Clock, vm: VmId) {
+        if self.vms.get(&vm).is_some_and(|vm| !vm.state.is_awake()) {
             self.place_vm(clock, vm);
         }
     }
@@ -358,9 +362,7 @@ impl Core {
             return;
         }
         let stored = stored.clone();
-        if !stored.state.is_awake() {
-            self.place_vm(clock, vm);
-        }
+        self.place_if_asleep(clock, vm);
         self.write(Row::Vm(stored));
         self.match_guest_of(clock, vm);
     }

@@ -431,23 +431,33 @@ impl Core {
         let Some(vm) = self.vms.get(&id) else {
             return;
         };
-        let host = vm.record.host.as_deref();
-        let host = host.and_then(|host| self.host_id(&vm.connector, host));
-        if host.is_none() && vm.record.host.is_some() {
+        let facts = self.facts_of(vm);
+        let is_hostless = facts.host.is_none() && vm.record.host.is_some();
+        self.note_hostless(id, is_hostless);
+        self.fleet.put_vm(clock.now, id, facts);
+        self.turns_follow(clock.now, id);
+    }
+
+    /// Whether a VM was told of before its host.
+    pub(crate) fn note_hostless(&mut self, id: VmId, is_hostless: bool) {
+        if is_hostless {
             self.hostless.insert(id);
         } else {
             self.hostless.remove(&id);
         }
-        let facts = VmFacts {
-            host,
+    }
+
+    /// What placement is to know of a VM.
+    pub(crate) fn facts_of(&self, vm: &StoredVm) -> VmFacts {
+        let host = vm.record.host.as_deref();
+        VmFacts {
+            host: host.and_then(|host| self.host_id(&vm.connector, host)),
             pool: vm.record.pool.clone(),
             tags: vm.record.tags.iter().cloned().collect(),
             address: vm.record.addresses.first().copied(),
             weight: crate::core::WEIGHT,
             running: self.is_at_work(vm),
-        };
-        self.fleet.put_vm(clock.now, id, facts);
-        self.turns_follow(clock.now, id);
+        }
     }
 
     pub(crate) fn vm_gone(&mut self, clock: Clock, id: VmId) {

@@ -130,7 +130,7 @@ impl Fleet {
             rank,
             load: appliance.load,
             bound: self.bound(slot),
-            rtt_us: measured.map(|measured| measured.rtt_us),
+            rtt_us: measured.map(|measured| measured.last.rtt_us),
             standing: self.standing(wish, vm, slot, level, rank),
         }
     }

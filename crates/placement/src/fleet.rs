@@ -45,23 +45,29 @@ pub(crate) struct Appliance {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measured {
     pub(crate) slot: Slot,
-    pub(crate) rtt_us: u32,
+    pub(crate) last: Reading,
     /// Of the round before. `None`: this is the first.
-    pub(crate) before_us: Option<u32>,
-    /// When that was.
-    pub(crate) before_at: Option<Duration>,
+    pub(crate) before: Option<Reading>,
+}
+
+/// A round trip, and when it was told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reading {
+    pub(crate) rtt_us: u32,
     pub(crate) at: Duration,
 }
 
 impl Measured {
     /// The longer one of the last two.
     pub(crate) fn worst_us(&self) -> u32 {
-        self.rtt_us.max(self.before_us.unwrap_or(0))
+        let before = self.before.map_or(0, |before| before.rtt_us);
+        self.last.rtt_us.max(before)
     }
 
     /// The shorter one of the last two.
     pub(crate) fn best_us(&self) -> u32 {
-        self.rtt_us.min(self.before_us.unwrap_or(u32::MAX))
+        let before = self.before.map_or(u32::MAX, |before| before.rtt_us);
+        self.last.rtt_us.min(before)
     }
 }
 

@@ -31,14 +31,14 @@ impl Fleet {
         let told = self.told(vm);
         let valid = self.settings.measured_valid;
         let counts = |m: &&Measured| {
-            self.now.saturating_sub(m.at) <= valid && self.readiness(m.slot) != Readiness::Down
+            self.now.saturating_sub(m.last.at) <= valid && self.readiness(m.slot) != Readiness::Down
         };
         let counting: Vec<&Measured> = vm.measured.iter().filter(counts).collect();
         // What is in the list no more is measured no more, and says nothing of where the VM is now.
-        let latest = vm.measured.iter().max_by_key(|m| m.at)?;
-        let since = latest.before_at.unwrap_or_default();
+        let latest = vm.measured.iter().max_by_key(|m| m.last.at)?;
+        let since = latest.before.map_or(Duration::ZERO, |before| before.at);
         let since = since.saturating_sub(ROUND_TIME);
-        let recent = || counting.iter().filter(|m| m.at >= since);
+        let recent = || counting.iter().filter(|m| m.last.at >= since);
         let nearest = recent().min_by_key(|m| (m.worst_us(), m.slot))?;
         let from_told = Wish {
             vm: VmId(0),
@@ -51,7 +51,7 @@ impl Fleet {
         let tier = |slot: Slot| from_told.tier(self, slot);
         let is_known = told.host.is_some();
         // One that was measured once may be in no list any more, and would be waited for in vain.
-        let twice = recent().filter(|m| m.before_us.is_some());
+        let twice = recent().filter(|m| m.before.is_some());
         let expected = twice.min_by_key(|m| (tier(m.slot), m.best_us()));
         // One that is expected to be nearer than this one.
         let rival = |of: &Measured| expected.filter(|m| is_known && tier(m.slot) < tier(of.slot));
@@ -66,7 +66,7 @@ impl Fleet {
             None if !is_known => return Some(nearest.slot),
             None => (*rival(nearest)?, true),
         };
-        let is_agreed = nearest.before_us.is_some() && than.before_us.is_some();
+        let is_agreed = nearest.before.is_some() && than.before.is_some();
         let is_nearer = is_new && is_agreed && is_clear(nearest.worst_us(), than.best_us());
         if is_nearer {
             Some(nearest.slot)

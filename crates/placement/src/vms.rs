@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::choose::Slot;
-use crate::fleet::{Fleet, Measured, Vm};
+use crate::fleet::{Fleet, Measured, Reading, Vm};
 use crate::lists::Cause;
 use crate::{ApplianceId, Epoch, HostId, LIST_LEN, VmFacts, VmId};
 
@@ -144,16 +144,14 @@ impl Fleet {
         let before = before.map(|at| vm.measured.remove(at));
         // What was measured too long ago says nothing of now.
         let valid = self.settings.measured_valid;
-        let before = before.filter(|before| at.saturating_sub(before.at) <= valid);
+        let before = before.filter(|before| at.saturating_sub(before.last.at) <= valid);
         if vm.measured.len() >= MEASURED_MAX {
             vm.measured.remove(0);
         }
         vm.measured.push(Measured {
             slot,
-            rtt_us,
-            before_us: before.as_ref().map(|before| before.rtt_us),
-            before_at: before.map(|before| before.at),
-            at,
+            last: Reading { rtt_us, at },
+            before: before.map(|before| before.last),
         });
         let shown = self.vms.get(&id).and_then(|vm| self.shown_by_measuring(vm));
         if let Some(vm) = self.vms.get_mut(&id) {

@@ -305,11 +305,7 @@ mod tests {
             )
             .expect("a String");
         }
-        let source = Source {
-            namespace: "towers",
-            text: text.as_bytes(),
-        };
-        Plan::compile(&[source]).expect("compiles")
+        compiled(&text)
     }
 
     /// A condition of so many levels that comes down to whether a text occurs.
@@ -326,9 +322,14 @@ mod tests {
     }
 
     fn condition(condition: &str) -> Plan {
-        let text = format!("rule r {{ strings: $a = \"something\" condition: {condition} }}");
+        compiled(&format!(
+            "rule r {{ strings: $a = \"something\" condition: {condition} }}"
+        ))
+    }
+
+    fn compiled(text: &str) -> Plan {
         let source = Source {
-            namespace: "nested",
+            namespace: "rules",
             text: text.as_bytes(),
         };
         Plan::compile(&[source]).expect("compiles")
