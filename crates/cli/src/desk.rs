@@ -179,7 +179,9 @@ fn vm(row: &VmRow, clock: Clock) -> v1::FleetVm {
 }
 
 fn turn(row: &TurnRow) -> v1::FleetTurn {
-    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    // Rounded up: a turn has not begun while another, that ends as it begins, is not over.
+    let millis =
+        |time: Duration| u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
     v1::FleetTurn {
         vm: row.vm.clone(),
         host: row.host.clone(),
@@ -338,6 +340,24 @@ mod tests {
             now: Duration::from_secs(seconds),
             wall_ms: 1_000_000 + seconds * 1000,
         }
+    }
+
+    #[test]
+    fn of_two_turns_that_meet_one_is_under_way() {
+        let moment = Duration::from_micros(400);
+        let told = |begins_in, ends_in| {
+            turn(&TurnRow {
+                vm: "v1".into(),
+                host: "h1".into(),
+                kind: placement::WorkKind::Scan,
+                begins_in,
+                ends_in,
+            })
+        };
+        let ending = told(Duration::ZERO, moment);
+        let beginning = told(moment, moment * 2);
+        assert_eq!((ending.begins_in_ms, ending.ends_in_ms), (0, 1));
+        assert_eq!((beginning.begins_in_ms, beginning.ends_in_ms), (1, 1));
     }
 
     fn core() -> Core {
