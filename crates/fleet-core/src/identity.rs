@@ -17,7 +17,8 @@ use crate::sessions::{Boot, Doubt, Session, Suspect};
 /// A key, as the first 16 bytes of the hash of its public half.
 pub type Key = [u8; 16];
 
-/// Two sessions of one machine may overlap for so long: the link ends silent ones after 60 s.
+/// Two sessions of one machine may overlap for so long: the kernel ends those of dead
+/// machines after 30 s.
 const OVERLAP: Duration = Duration::from_secs(75);
 /// A machine is taken for restored at most so often.
 const RESTORED_EVERY: Duration = Duration::from_secs(60);

@@ -22,6 +22,7 @@ mod liveness;
 mod pipe;
 mod priority;
 mod queue;
+mod socket;
 mod version;
 
 pub use priority::Priority;

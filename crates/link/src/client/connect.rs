@@ -19,8 +19,6 @@ use crate::liveness::{Liveness, Silence};
 use crate::pipe::Pipe;
 use crate::queue::Room;
 
-/// Bytes that the kernel may hold unsent: an urgent frame waits behind no more than that.
-pub(crate) const NOTSENT_LOWAT_BYTES: u32 = 64 * 1024;
 /// Addresses tried for one name.
 const ADDRESSES_MAX: usize = 4;
 /// Bytes read at once.
@@ -57,12 +55,6 @@ pub(crate) struct Greeted {
     pub(crate) welcome: v1::Welcome,
 }
 
-/// Silence after which the kernel asks whether the other side's machine is still there, how often
-/// it asks again, and after how many silences it gives the connection up: 30 s in all.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_RETRIES: u32 = 3;
-
 /// Connects to the first address of `address` that takes it.
 pub(crate) fn dial(address: &str, timeout: Duration) -> Result<TcpStream, ConnectError> {
     let resolved = address.to_socket_addrs().map_err(ConnectError::Resolve)?;
@@ -78,15 +70,7 @@ pub(crate) fn dial(address: &str, timeout: Duration) -> Result<TcpStream, Connec
 
 fn connect_one(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let tcp = TcpStream::connect_timeout(&address, timeout)?;
-    tcp.set_nodelay(true)?;
-    let socket = socket2::SockRef::from(&tcp);
-    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
-    // The kernel looks after an idle connection without waking anybody.
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(KEEPALIVE_AFTER)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_RETRIES);
-    socket.set_tcp_keepalive(&keepalive)?;
+    crate::socket::set_up(&socket2::SockRef::from(&tcp))?;
     Ok(tcp)
 }
 

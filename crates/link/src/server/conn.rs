@@ -17,6 +17,7 @@ use super::listener::Counters;
 use super::rules::{AgentRules, Pass};
 use crate::Priority;
 use crate::inbox::Inbox;
+use crate::liveness::{Liveness, Pulse, Silence};
 use crate::pipe::{NotQueued, Pipe, Pumped};
 
 /// Bytes read at once, into the stack of whoever polls: idle sessions hold no buffer.
@@ -71,7 +72,7 @@ pub(crate) struct Shared {
 
 struct State {
     rules: AgentRules,
-    received_at: Instant,
+    liveness: Liveness,
     /// A pump was handed over to the keeper.
     is_wanted: bool,
     ending: Option<Ending>,
@@ -119,6 +120,11 @@ impl Shared {
         place: OwnedSemaphorePermit,
     ) -> Self {
         counters.open.fetch_add(1, Ordering::Relaxed);
+        let silence = Silence {
+            busy: limits.ping_after,
+            idle: limits.ping_after,
+            dead: limits.dead_after,
+        };
         Self {
             tcp,
             peer,
@@ -127,7 +133,7 @@ impl Shared {
             counters,
             state: Mutex::new(State {
                 rules: AgentRules::new(0, true),
-                received_at: Instant::now(),
+                liveness: Liveness::new(silence, Instant::now().into_std()),
                 is_wanted: false,
                 ending: None,
             }),
@@ -216,7 +222,7 @@ impl Shared {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(format!("cannot receive: {error}")),
         };
-        self.state().received_at = Instant::now();
+        self.heard();
         let received = buffer.get(..read).unwrap_or_default();
         let outcome = self.pipe.receive(received, inbox.plain());
         // A handshake's answer, or an alert that tells the guest what is wrong.
@@ -251,36 +257,57 @@ impl Shared {
 
     /// The next moment at which something must be done; `None` when the session is over.
     fn deadline(&self) -> Option<Instant> {
-        let now = Instant::now();
-        let (silent_at, ending) = {
+        let ending = {
             let state = self.state();
             let ending = state.ending.as_ref();
-            let ending = ending.map(|ending| (ending.until, ending.is_graceful));
-            (state.received_at + self.limits.silent_max, ending)
+            ending.map(|ending| (ending.until, ending.is_graceful))
         };
         match ending {
-            Some((until, _)) if now >= until => return None,
-            Some((until, true)) => return Some(until.min(silent_at)),
+            Some((until, _)) if Instant::now() >= until => None,
+            Some((until, true)) => self.watch().map(|next| next.min(until)),
             Some((until, false)) if self.pipe.is_drained() => {
                 // The words have left; what the guest still sends is not read, and the socket
                 // is not closed at once, for that would take the words back.
                 let _ = socket2::SockRef::from(&self.tcp).shutdown(Shutdown::Write);
-                return Some(until);
+                Some(until)
             }
-            Some((until, false)) => return Some(until),
-            None => {}
+            Some((until, false)) => Some(until),
+            None => self.watch(),
         }
-        if now >= silent_at && self.has_unread() {
+    }
+
+    /// Asks a guest that is silent whether it is there; when to look again. `None`: it is gone, and
+    /// the session is closed.
+    fn watch(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let pulse = self.state().liveness.pulse(now.into_std(), false);
+        match pulse {
+            Pulse::Wait(until) => Some(Instant::from_std(until)),
+            Pulse::Ping => {
+                let ping = v1::Envelope {
+                    request_id: 0,
+                    body: Some(Body::Ping(v1::Ping { nonce: 0 })),
+                };
+                // Where it cannot be sent the session is closed, and the next look finds it.
+                let _ = self.push_and_pump(Priority::Control, &ping);
+                Some(now + self.limits.dead_after)
+            }
             // It is we who do not listen.
-            self.state().received_at = now;
-            return Some(now + self.limits.silent_max);
+            Pulse::Dead if self.has_unread() => {
+                self.heard();
+                Some(now + self.limits.ping_after)
+            }
+            Pulse::Dead => {
+                self.counters.slow_closed.fetch_add(1, Ordering::Relaxed);
+                self.close("the guest has been silent for too long");
+                None
+            }
         }
-        if now >= silent_at {
-            self.counters.slow_closed.fetch_add(1, Ordering::Relaxed);
-            self.close("the guest has been silent for too long");
-            return None;
-        }
-        Some(silent_at)
+    }
+
+    fn heard(&self) {
+        let now = Instant::now().into_std();
+        self.state().liveness.received(now);
     }
 
     /// Whether the guest has sent something that `recv` has not read.

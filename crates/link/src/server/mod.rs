@@ -20,8 +20,11 @@ pub struct Limits {
     pub handshakes_per_address_max: usize,
     /// Sessions; further connections wait in the kernel. 16384.
     pub sessions_max: usize,
-    /// A guest that sends nothing for so long is gone (agents ping after 15 s). 60 s.
-    pub silent_max: Duration,
+    /// Silence before a guest is asked whether it is there. Agents ask earlier, and the kernel finds
+    /// dead machines after 30 s. 330 s.
+    pub ping_after: Duration,
+    /// Silence after that question that means death. 30 s.
+    pub dead_after: Duration,
     /// A guest that takes nothing of what is queued for so long is closed. 20 s.
     pub stalled_max: Duration,
     /// After a Refused, time for the guest to take it. 1 s.
@@ -39,7 +42,8 @@ impl Default for Limits {
             handshakes_max: 256,
             handshakes_per_address_max: 64,
             sessions_max: 16384,
-            silent_max: Duration::from_secs(60),
+            ping_after: Duration::from_secs(330),
+            dead_after: Duration::from_secs(30),
             stalled_max: Duration::from_secs(20),
             farewell_max: Duration::from_secs(1),
             queue_bytes_max: 4 << 20,

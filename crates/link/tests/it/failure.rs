@@ -1,11 +1,12 @@
 //! Appliances that stop, hang, or send away; handlers that panic.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use link::Priority;
-use link::client::{Client, Handler};
+use link::client::{self, Client, Config, Handler};
 use link::server;
 use proto::v1;
 use proto::v1::envelope::Body;
@@ -151,43 +152,70 @@ async fn goodbye_lets_finish_what_is_under_way() {
     agent.up();
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_reads_nothing_is_closed() {
-    struct Stuck(
-        std::sync::mpsc::Sender<()>,
-        std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
-    );
-    impl Handler for Stuck {
-        fn up(&self, _: &v1::Welcome) {}
-        fn down(&self, _: &str) {}
-        fn frame(&self, _: v1::Envelope) {
-            self.0.send(()).unwrap();
-            // Until the test lets go of the other end.
-            let _ = self.1.lock().unwrap().recv();
+/// A guest that hangs once a frame has come, until it is let go.
+struct Hanging {
+    is_stuck: Receiver<()>,
+    release: Sender<()>,
+    client: Client,
+}
+
+struct Stuck(Sender<()>, Mutex<Receiver<()>>);
+
+impl Handler for Stuck {
+    fn up(&self, _: &v1::Welcome) {}
+    fn down(&self, _: &str) {}
+    fn frame(&self, _: v1::Envelope) {
+        self.0.send(()).unwrap();
+        // Until the test lets go of the other end.
+        let _ = self.1.lock().unwrap().recv();
+    }
+}
+
+impl Hanging {
+    fn start(config: Config) -> Self {
+        let (stuck, is_stuck) = channel();
+        let (release, released) = channel();
+        let handler = Arc::new(Stuck(stuck, Mutex::new(released)));
+        Self {
+            is_stuck,
+            release,
+            client: Client::start(config, handler).unwrap(),
         }
     }
+
+    fn hang(&self, sender: &server::Sender, frame: v1::Envelope) {
+        sender.send(Priority::Control, frame).unwrap();
+        self.is_stuck.recv_timeout(PATIENCE).unwrap();
+    }
+
+    fn stop(self) {
+        drop(self.release);
+        self.client.stop();
+    }
+}
+
+fn policy(bytes: usize) -> v1::Envelope {
+    let revision = vec![0; bytes];
+    let policy = v1::Policy {
+        revision,
+        ..v1::Policy::default()
+    };
+    envelope(0, Body::Policy(policy))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_reads_nothing_is_closed() {
     let fleet = Fleet::new();
     let limits = server::Limits {
         queue_bytes_max: 1 << 20,
         ..server::Limits::default()
     };
     let mut listener = fleet.listener(limits).await;
-    let (stuck, is_stuck) = std::sync::mpsc::channel();
-    let (release, released) = std::sync::mpsc::channel();
-    let handler = Arc::new(Stuck(stuck, std::sync::Mutex::new(released)));
-    let config = fleet.config(&[listener.local_addr()]);
-    let client = Client::start(config, handler).unwrap();
+    let guest = Hanging::start(fleet.config(&[listener.local_addr()]));
     let conn = listener.accept().await.welcome(welcome());
     let sender = conn.sender();
-    let big = envelope(
-        0,
-        Body::Policy(v1::Policy {
-            revision: vec![0; 100_000],
-            ..v1::Policy::default()
-        }),
-    );
-    sender.send(Priority::Control, big.clone()).unwrap();
-    is_stuck.recv_timeout(PATIENCE).unwrap();
+    let big = policy(100_000);
+    guest.hang(&sender, big.clone());
     let mut queued = 0;
     while sender.send(Priority::Control, big.clone()).is_ok() {
         queued += 1;
@@ -195,25 +223,55 @@ async fn a_guest_that_reads_nothing_is_closed() {
     }
     assert!(sender.is_closed());
     assert_eq!(listener.stats().slow_closed, 1);
-    drop(release);
-    client.stop();
+    guest.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_guest_is_closed() {
+async fn a_guest_that_hangs_is_closed() {
     let fleet = Fleet::new();
     let limits = server::Limits {
-        silent_max: Duration::from_millis(50),
+        ping_after: Duration::from_millis(50),
+        dead_after: Duration::from_millis(50),
+        ..server::Limits::default()
+    };
+    let mut listener = fleet.listener(limits).await;
+    let guest = Hanging::start(fleet.config(&[listener.local_addr()]));
+    let mut conn = listener.accept().await.welcome(welcome());
+    guest.hang(&conn.sender(), policy(1));
+    let ended = conn.recv().await.unwrap_err();
+    assert!(ended.to_string().contains("silent"), "{ended}");
+    assert_eq!(listener.stats().slow_closed, 1);
+    guest.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_with_nothing_to_say_keeps_its_session() {
+    let fleet = Fleet::new();
+    let limits = server::Limits {
+        ping_after: Duration::from_millis(20),
+        dead_after: Duration::from_secs(3),
         ..server::Limits::default()
     };
     let mut listener = fleet.listener(limits).await;
     let agent = Agent::start(fleet.config(&[listener.local_addr()]));
     let mut conn = listener.accept().await.welcome(welcome());
     agent.up();
-    let ended = conn.recv().await.unwrap_err();
-    assert!(ended.to_string().contains("silent"), "{ended}");
-    agent.down();
-    assert_eq!(listener.stats().slow_closed, 1);
+    let receiving = tokio::spawn(async move { conn.recv().await });
+    let before = agent.client.stats().frames_received;
+    eventually("asked twice whether it is there", || {
+        agent.client.stats().frames_received >= before + 2
+    })
+    .await;
+    assert!(!receiving.is_finished());
+    let stats = agent.client.stats();
+    assert_eq!((stats.sessions, listener.stats().slow_closed), (1, 0));
+    receiving.abort();
+}
+
+#[test]
+fn neither_half_gives_up_a_session_that_the_other_keeps() {
+    let (guest, appliance) = (client::Limits::default(), server::Limits::default());
+    assert!(guest.ping_idle_after < appliance.ping_after + appliance.dead_after);
 }
 
 #[tokio::test(flavor = "multi_thread")]
