@@ -203,7 +203,32 @@ pub(crate) struct Sending<'a> {
     priority: Priority,
     /// How long the appliance may take nothing.
     stall_max: Duration,
-    compressor: Option<PieceCompressor>,
+    compression: Compression,
+}
+
+enum Compression {
+    Off,
+    /// For what somebody waits for.
+    Fast,
+    Small(Box<PieceCompressor>),
+}
+
+impl Compression {
+    fn of(priority: Priority) -> Self {
+        match priority {
+            Priority::Control | Priority::Open => Self::Fast,
+            Priority::CloseWrite | Priority::OnDemand => Self::Small(Box::default()),
+        }
+    }
+
+    /// `None` where it does not pay.
+    fn compress(&mut self, plain: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Off => None,
+            Self::Fast => chunks::compress(plain),
+            Self::Small(compressor) => compressor.compress(plain),
+        }
+    }
 }
 
 impl<'a> Sending<'a> {
@@ -219,7 +244,11 @@ impl<'a> Sending<'a> {
             request_id,
             priority,
             stall_max,
-            compressor: compress.then(PieceCompressor::default),
+            compression: if compress {
+                Compression::of(priority)
+            } else {
+                Compression::Off
+            },
         }
     }
 
@@ -291,15 +320,11 @@ impl<'a> Sending<'a> {
     /// Sends at most `DATA_PLAIN_MAX_BYTES`: compressed together, or else in halves, each
     /// compressed or not.
     fn piece(&mut self, offset: u64, plain: Bytes) -> Result<(), Stopped> {
-        let compressed = self
-            .compressor
-            .as_mut()
-            .map(|compressor| compressor.compress(&plain));
-        match compressed {
-            Some(Some(small)) if small.len() <= DATA_MAX_BYTES => {
+        match self.compression.compress(&plain) {
+            Some(small) if small.len() <= DATA_MAX_BYTES => {
                 self.compressed(offset, plain.len(), small)
             }
-            Some(Some(_)) if plain.len() > DATA_MAX_BYTES => {
+            Some(_) if plain.len() > DATA_MAX_BYTES => {
                 let mut first = plain;
                 let second = first.split_off(DATA_MAX_BYTES);
                 self.piece(offset, first)?;

@@ -254,10 +254,10 @@ impl Session {
         match envelope.body {
             Some(Body::CheckReply(_)) => {
                 self.pipe.drop_data_of(envelope.request_id);
-                self.may_send_data.notify_all();
+                self.wake_data_waiters();
                 self.end_if_finished();
             }
-            Some(Body::Need(_) | Body::Credit(_)) => self.may_send_data.notify_all(),
+            Some(Body::Need(_) | Body::Credit(_)) => self.wake_data_waiters(),
             _ => {}
         }
         is_for_somebody
