@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use daemon::log::RateLimit;
-use fleet_core::{ApplianceHello, GuestFacts, TurnAnswer, TurnAsk};
+use fleet_core::{ApplianceHello, Clock, GuestFacts, TurnAnswer, TurnAsk};
 use model::{ChannelId, GuestId, Machine};
 use pki::KeyId;
 use placement::{ApplianceId, LeaseId, WorkKind};
@@ -17,7 +17,7 @@ use proto::v1::fleet_said::Body as Said;
 use tokio::sync::broadcast::error::TryRecvError;
 use tokio::sync::mpsc;
 
-use super::service::{Fleet, NotLeading, Standing};
+use super::service::{Fleet, Lead, NotLeading, Standing};
 use crate::{Authority, Refusal, Rekey};
 
 /// An appliance says who it is within this.
@@ -63,6 +63,16 @@ pub async fn serve(
     }
 }
 
+const NOT_THE_PLACER: &str = "this controller is no longer the placer";
+const NOT_GOOD: &str = "a newer one has taken its place, or the appliance read too little";
+
+/// Whose stream it is, and which one.
+#[derive(Clone, Copy)]
+struct Attached {
+    id: ApplianceId,
+    number: u64,
+}
+
 struct Stream {
     fleet: Fleet,
     authority: Arc<Authority>,
@@ -85,9 +95,10 @@ impl Stream {
         let attached = self.fleet.with(move |lead, clock| {
             let id = lead.core.appliance_up(clock, hello);
             let sink = move |body| sink.try_send(body).is_ok();
-            (id, lead.attach(id, Box::new(sink)))
+            let number = lead.attach(id, Box::new(sink));
+            Attached { id, number }
         });
-        let (id, number) = match attached.await {
+        let own = match attached.await {
             Ok(attached) => attached,
             Err(NotLeading(address)) => {
                 let _ = self
@@ -98,9 +109,9 @@ impl Stream {
             }
         };
         self.welcome().await;
-        let (why, said_goodbye) = self.listen(id, number).await;
+        let (why, said_goodbye) = self.listen(own).await;
         let detached = self.fleet.with(move |lead, clock| {
-            lead.detach(clock, id, number, said_goodbye);
+            lead.detach(clock, own.id, own.number, said_goodbye);
         });
         // Who places now finds out by itself.
         let _ = detached.await;
@@ -131,7 +142,7 @@ impl Stream {
     }
 
     /// Why it ended, and whether the appliance said that it stops.
-    async fn listen(&mut self, id: ApplianceId, number: u64) -> (&'static str, bool) {
+    async fn listen(&mut self, own: Attached) -> (&'static str, bool) {
         let mut alive = tokio::time::interval(ALIVE_EVERY);
         let mut heard = Instant::now();
         loop {
@@ -141,8 +152,8 @@ impl Stream {
                     match said {
                         None => return ("it is gone", false),
                         Some(Said::Leaving(_)) => return ("the appliance stops", true),
-                        Some(said) => if self.take(id, said).await.is_err() {
-                            return ("this controller is no longer the placer", false);
+                        Some(said) => if let Err(why) = self.take(own, said).await {
+                            return (why, false);
                         },
                     }
                 }
@@ -152,11 +163,10 @@ impl Stream {
                     }
                     if let Standing::Follows(address) = self.fleet.standing() {
                         let _ = self.told.send(Told::Elsewhere(v1::FleetElsewhere { address })).await;
-                        return ("this controller is no longer the placer", false);
+                        return (NOT_THE_PLACER, false);
                     }
-                    let is_good = self.fleet.with(move |lead, _| lead.is_good(id, number)).await;
-                    if is_good != Ok(true) {
-                        return ("a newer one has taken its place, or the appliance read too little", false);
+                    if let Err(why) = self.heard(own, |_, _| ()).await {
+                        return (why, false);
                     }
                     // Full: it is told other things enough, or reads nothing.
                     let _ = self.told.try_send(Told::Alive(true));
@@ -165,84 +175,111 @@ impl Stream {
         }
     }
 
-    async fn take(&self, id: ApplianceId, said: Said) -> Result<(), NotLeading> {
+    /// Has the placer take something in, unless the stream is over: what one says that was replaced
+    /// is older than what the newer one said.
+    ///
+    /// # Errors
+    /// Why the stream is over.
+    async fn heard<T: Send + 'static>(
+        &self,
+        own: Attached,
+        take_in: impl FnOnce(&mut Lead, Clock) -> T + Send + 'static,
+    ) -> Result<T, &'static str> {
+        let taken = self.fleet.with(move |lead, clock| {
+            let is_good = lead.is_good(own.id, own.number);
+            is_good.then(|| take_in(lead, clock))
+        });
+        match taken.await {
+            Ok(taken) => taken.ok_or(NOT_GOOD),
+            Err(NotLeading(_)) => Err(NOT_THE_PLACER),
+        }
+    }
+
+    async fn take(&self, own: Attached, said: Said) -> Result<(), &'static str> {
+        let id = own.id;
         match said {
-            Said::GuestsUp(up) => {
-                let ids = up.guests.iter().map(|up| GuestId::from_slice(&up.guest_id));
-                self.authority.know(ids.flatten().collect()).await;
-                let guests: Vec<_> = up.guests.iter().filter_map(|up| self.guest(up)).collect();
-                self.fleet
-                    .with(move |lead, clock| {
-                        for (guest, facts) in guests {
-                            lead.core.guest_up(clock, id, guest, facts);
-                        }
-                    })
-                    .await
+            Said::GuestsUp(up) => self.guests_up(own, &up).await,
+            Said::GuestDown(guest) => {
+                let Some(guest) = GuestId::from_slice(&guest) else {
+                    return Ok(());
+                };
+                self.heard(own, move |lead, clock| {
+                    lead.core.guest_down(clock, id, guest);
+                })
+                .await
             }
-            Said::GuestDown(guest) => match GuestId::from_slice(&guest) {
-                Some(guest) => {
-                    self.fleet
-                        .with(move |lead, clock| lead.core.guest_down(clock, id, guest))
-                        .await
-                }
-                None => Ok(()),
-            },
             Said::Nearness(near) => {
-                let guest = GuestId::from_slice(&near.guest_id);
-                self.fleet
-                    .with(move |lead, clock| {
-                        if let Some(guest) = guest {
-                            lead.core
-                                .measured(clock, guest, &near.appliance, near.rtt_us);
-                        }
-                    })
-                    .await
+                let Some(guest) = GuestId::from_slice(&near.guest_id) else {
+                    return Ok(());
+                };
+                self.heard(own, move |lead, clock| {
+                    let core = &mut lead.core;
+                    core.measured(clock, guest, &near.appliance, near.rtt_us);
+                })
+                .await
             }
             Said::Channels(told) => {
                 let held = told.channels.iter().take(CHANNELS_MAX);
                 let held: BTreeSet<_> = held.filter_map(|id| ChannelId::from_slice(id)).collect();
-                self.fleet
-                    .with(move |lead, clock| lead.core.appliance_channels(clock, id, &held))
-                    .await
+                self.heard(own, move |lead, clock| {
+                    lead.core.appliance_channels(clock, id, &held);
+                })
+                .await
             }
             Said::QueueMs(queue_ms) => {
-                self.fleet
-                    .with(move |lead, clock| lead.core.appliance_queue(clock, id, queue_ms))
-                    .await
+                self.heard(own, move |lead, clock| {
+                    lead.core.appliance_queue(clock, id, queue_ms);
+                })
+                .await
             }
             Said::Warmth(mut warmth) => {
-                self.fleet
-                    .with(move |lead, _| {
-                        let to = std::mem::take(&mut warmth.appliance);
-                        if let Some(to) = lead.core.find_appliance(&to) {
-                            lead.send(to, Told::Warmth(warmth));
-                        }
-                    })
-                    .await
+                self.heard(own, move |lead, _| {
+                    let to = std::mem::take(&mut warmth.appliance);
+                    if let Some(to) = lead.core.find_appliance(&to) {
+                        lead.send(to, Told::Warmth(warmth));
+                    }
+                })
+                .await
+            }
+            Said::AskTurn(asked) => self.ask_turn(own, asked).await,
+            Said::TurnOver(over) => {
+                let Some(guest) = GuestId::from_slice(&over.guest_id) else {
+                    return Ok(());
+                };
+                self.heard(own, move |lead, clock| {
+                    lead.core.turn_over(clock, guest, LeaseId(over.turn_id));
+                })
+                .await
             }
             Said::RenewGuest(renew) => {
                 self.renew_guest(renew);
                 Ok(())
             }
-            Said::AskTurn(asked) => self.ask_turn(id, asked).await,
-            Said::TurnOver(over) => match GuestId::from_slice(&over.guest_id) {
-                Some(guest) => {
-                    let turn = LeaseId(over.turn_id);
-                    self.fleet
-                        .with(move |lead, clock| lead.core.turn_over(clock, guest, turn))
-                        .await
-                }
-                None => Ok(()),
-            },
             Said::RenewSelf(csr) => {
-                let renewed = self
-                    .authority
-                    .renew_appliance(&self.name, &csr, SystemTime::now());
-                let _ = self.told.try_send(Told::RenewedSelf(renewal(0, renewed)));
+                self.renew_self(&csr);
                 Ok(())
             }
             Said::Hello(_) | Said::Leaving(_) => Ok(()),
         }
+    }
+
+    async fn guests_up(&self, own: Attached, up: &v1::GuestsUp) -> Result<(), &'static str> {
+        let ids = up.guests.iter().map(|up| GuestId::from_slice(&up.guest_id));
+        self.authority.know(ids.flatten().collect()).await;
+        let guests: Vec<_> = up.guests.iter().filter_map(|up| self.guest(up)).collect();
+        self.heard(own, move |lead, clock| {
+            for (guest, facts) in guests {
+                lead.core.guest_up(clock, own.id, guest, facts);
+            }
+        })
+        .await
+    }
+
+    fn renew_self(&self, csr: &[u8]) {
+        let renewed = self
+            .authority
+            .renew_appliance(&self.name, csr, SystemTime::now());
+        let _ = self.told.try_send(Told::RenewedSelf(renewal(0, renewed)));
     }
 
     /// Welcomes the appliance, with who is revoked: what one frame cannot hold comes one by one. It
@@ -279,15 +316,16 @@ impl Stream {
         }
     }
 
-    async fn ask_turn(&self, via: ApplianceId, asked: v1::AskGuestTurn) -> Result<(), NotLeading> {
+    async fn ask_turn(&self, own: Attached, asked: v1::AskGuestTurn) -> Result<(), &'static str> {
         let guest = GuestId::from_slice(&asked.guest_id);
         let (Some(guest), Some(ask)) = (guest, asked.ask.and_then(|ask| turn_ask(&ask))) else {
             return Ok(());
         };
-        let question = (via, asked.ticket);
-        self.fleet
-            .with(move |lead, clock| lead.core.order_turn(clock, question, guest, ask))
-            .await
+        let question = (own.id, asked.ticket);
+        self.heard(own, move |lead, clock| {
+            lead.core.order_turn(clock, question, guest, ask);
+        })
+        .await
     }
 
     fn guest(&self, up: &v1::GuestUp) -> Option<(GuestId, GuestFacts)> {

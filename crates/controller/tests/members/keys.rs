@@ -12,6 +12,7 @@ use proto::v1;
 use proto::v1::fleet_order::Body as Told;
 use proto::v1::fleet_said::Body as Said;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use crate::scene::{
     Joiner, PATIENCE, a_guest, embedded, joined, placer_with, pool, tell, token, vm, waits,
@@ -105,17 +106,22 @@ fn hello() -> Said {
     })
 }
 
+/// A stream of appliance `a`, with room for so many orders, and what serves it.
+fn stream_of_a(
+    site: &Site,
+    room: usize,
+) -> (mpsc::Sender<Said>, mpsc::Receiver<Told>, JoinHandle<()>) {
+    let (say, said) = mpsc::channel(8);
+    let (tell, told) = mpsc::channel(room);
+    let (fleet, authority) = (site.fleet.clone(), site.authority.clone());
+    let served = tokio::spawn(serve(fleet, authority, "a".into(), said, tell));
+    (say, told, served)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_appliance_that_missed_something_gets_another_stream() {
     let site = Site::new().await;
-    let serve_with = |room| {
-        let (say, said) = mpsc::channel(8);
-        let (tell, told) = mpsc::channel(room);
-        let (fleet, authority) = (site.fleet.clone(), site.authority.clone());
-        let served = tokio::spawn(serve(fleet, authority, "a".into(), said, tell));
-        (say, told, served)
-    };
-    let (say, mut told, served) = serve_with(1);
+    let (say, mut told, served) = stream_of_a(&site, 1);
     say.send(hello()).await.unwrap();
     let first = told.recv().await;
     assert!(matches!(first, Some(Told::Welcome(_))), "{first:?}");
@@ -133,7 +139,7 @@ async fn an_appliance_that_missed_something_gets_another_stream() {
         .expect("the stream goes on with a gap in it")
         .unwrap();
     // What has room for all goes on.
-    let (say, mut told, served) = serve_with(8);
+    let (say, mut told, served) = stream_of_a(&site, 8);
     say.send(hello()).await.unwrap();
     assert!(matches!(told.recv().await, Some(Told::Welcome(_))));
     tell_all().await.unwrap();
@@ -142,6 +148,45 @@ async fn an_appliance_that_missed_something_gets_another_stream() {
     });
     alive.await.unwrap();
     assert!(!served.is_finished());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replaced_stream_says_counts_no_more() {
+    let site = Site::new().await;
+    let guest = a_guest(&site.authority).await;
+    let is_connected = || async {
+        let rows = site
+            .fleet
+            .with(|lead, _| lead.core.vm_rows(None, 0, usize::MAX));
+        let rows = rows.await.unwrap();
+        rows.iter()
+            .any(|vm| vm.connected_to.as_deref() == Some("a"))
+    };
+    let (old, mut told, served) = stream_of_a(&site, 8);
+    old.send(hello()).await.unwrap();
+    assert!(matches!(told.recv().await, Some(Told::Welcome(_))));
+    let (say, mut told, _newer) = stream_of_a(&site, 8);
+    say.send(hello()).await.unwrap();
+    assert!(matches!(told.recv().await, Some(Told::Welcome(_))));
+    let up = v1::GuestUp {
+        guest_id: guest.0.to_vec(),
+        address: "10.1.0.1".into(),
+        ..v1::GuestUp::default()
+    };
+    let guests = vec![up];
+    say.send(Said::GuestsUp(v1::GuestsUp { guests }))
+        .await
+        .unwrap();
+    while !is_connected().await {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // As what was on its way when the newer one came.
+    let _ended = old.send(Said::GuestDown(guest.0.to_vec())).await;
+    tokio::time::timeout(PATIENCE, served)
+        .await
+        .expect("it goes on")
+        .unwrap();
+    assert!(is_connected().await, "it was obeyed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
