@@ -21,6 +21,7 @@ mod filter_file;
 mod foresight;
 mod gate;
 mod guard;
+mod guest_tpm;
 mod keeper;
 pub mod machine;
 mod member;

@@ -101,7 +101,9 @@ impl Joiner {
                 ..v1::MachineFacts::default()
             }),
         };
-        authority.enrol(&request, self.from, fleet, now).await
+        authority
+            .enrol(&request, self.from, fleet, self.tpm.clone(), now)
+            .await
     }
 }
 
