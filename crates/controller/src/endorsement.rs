@@ -104,3 +104,45 @@ fn challenge(shown: &v1::EnrolTpm, cas: &[TpmCa], now: SystemTime) -> Result<Cha
 fn failed(answer: &v1::EnrolTpm) -> String {
     answer.failed.chars().take(FAILED_MAX_CHARS).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use testbed::{TpmCa as HostCa, TpmSocket, VirtualTpm};
+    use tpm::Transport;
+
+    use super::*;
+
+    struct Socket(TpmSocket);
+
+    impl Transport for Socket {
+        fn exchange(&mut self, command: &[u8]) -> io::Result<Vec<u8>> {
+            self.0.exchange(command)
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_valid_now_has_no_challenge() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = HostCa::new(&dir.path().join("ca")).unwrap();
+        let state = dir.path().join("tpm");
+        ca.manufacture(&state, "a").unwrap();
+        let served = VirtualTpm::serving(&state).unwrap();
+        let mut tpm = tpm::Tpm::new(Socket(served.connect().unwrap()));
+        let shown = tpm.show().unwrap();
+        let shown = v1::EnrolTpm {
+            ek_certificate: shown.certificate,
+            key_name: shown.key_name.to_vec(),
+            ..v1::EnrolTpm::default()
+        };
+        let issuer = pki::load_anchors(&ca.issuer()).unwrap();
+        let cas = [TpmCa(issuer[0].to_vec().into())];
+        let now = SystemTime::now();
+        let made = challenge(&shown, &cas, now).ok().unwrap();
+        assert_eq!(tpm.open(&made.sealed).unwrap(), made.secret);
+        let before = challenge(&shown, &cas, now - Duration::from_secs(86_400));
+        let why = before.err().unwrap();
+        assert!(why.contains("not valid now"), "{why}");
+    }
+}

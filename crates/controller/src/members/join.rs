@@ -220,8 +220,8 @@ fn by_tpm(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
     }
     let with_it = members.active().filter(|it| it.ek == Some(tpm.ek));
     let with_it: Vec<GuestId> = with_it.map(|member| member.id).collect();
-    if !take_over(members, pool, &with_it) {
-        return too_little("a guest joined with this TPM already");
+    if let (false, [other, ..]) = (take_over(members, pool, &with_it), &with_it[..]) {
+        return Shown::TooLittle(format!("a guest joined with this TPM already: {other}"));
     }
     let in_vm = vm.map_or_else(Vec::new, |vm| guests_in(members, vm));
     if !take_over(members, pool, &in_vm) {
