@@ -6,7 +6,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use daemon::log::escape;
 use link::enrol::GuestTpm;
 use proto::v1;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -23,7 +22,7 @@ const RESPONSE_MAX_BYTES: usize = 4096;
 /// The TPM, which is opened when it is asked for.
 pub(crate) struct MachineTpm {
     path: &'static Path,
-    open: Option<Tpm<Device>>,
+    open: Option<Tpm<'static>>,
 }
 
 impl MachineTpm {
@@ -65,11 +64,10 @@ impl GuestTpm for MachineTpm {
     }
 }
 
+/// It is said to whoever is to approve this machine now.
 fn failed(error: TpmError) -> v1::EnrolTpm {
-    let why = error.to_string();
-    tracing::warn!(why = %escape(why.as_bytes()), "the TPM does not prove this machine");
     v1::EnrolTpm {
-        failed: why,
+        failed: error.to_string(),
         ..v1::EnrolTpm::default()
     }
 }

@@ -79,19 +79,20 @@ pub struct Shown {
 }
 
 /// A TPM. What was loaded into it goes when this is dropped.
-pub struct Tpm<T: Transport> {
-    transport: T,
+pub struct Tpm<'a> {
+    // Behind a pointer, so that this is compiled here: for size, as the agent wants it.
+    transport: Box<dyn Transport + 'a>,
     certificate: Vec<u8>,
     /// The key whose name was shown.
     named: u32,
     loaded: Vec<u32>,
 }
 
-impl<T: Transport> Tpm<T> {
+impl<'a> Tpm<'a> {
     /// Nothing is sent yet.
-    pub fn new(transport: T) -> Self {
+    pub fn new(transport: impl Transport + 'a) -> Self {
         Self {
-            transport,
+            transport: Box::new(transport),
             certificate: Vec::new(),
             named: RH_NULL,
             loaded: Vec::new(),
@@ -242,7 +243,7 @@ impl<T: Transport> Tpm<T> {
     }
 }
 
-impl<T: Transport> Drop for Tpm<T> {
+impl Drop for Tpm<'_> {
     fn drop(&mut self) {
         for handle in std::mem::take(&mut self.loaded) {
             // A TPM without resource manager would keep it; there is nobody to tell.

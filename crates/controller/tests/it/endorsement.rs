@@ -43,7 +43,7 @@ enum Trick {
 
 /// A guest's TPM, and the last proof that it gave.
 struct Guest {
-    tpm: Tpm<Socket>,
+    tpm: Tpm<'static>,
     trick: Trick,
     proof: Vec<u8>,
 }
