@@ -12,7 +12,6 @@ mod attached;
 mod bell;
 mod books;
 pub mod cli;
-mod config;
 pub mod control;
 pub mod credentials;
 mod dialer;
@@ -38,7 +37,7 @@ mod turns;
 mod unguarded;
 
 pub use agent::{Agent, GateFailed, StartError};
-pub use config::{
+pub use agent_config::{
     AgentConfig, Allowlist, Appliance, CONFIG_PATH, Enrol, Guard, Limits, Log, Metrics,
     UnusableConfig,
 };
