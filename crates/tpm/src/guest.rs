@@ -81,7 +81,7 @@ pub struct Shown {
 /// A TPM. What was loaded into it goes when this is dropped.
 pub struct Tpm<'a> {
     // Behind a pointer, so that this is compiled here: for size, as the agent wants it.
-    transport: Box<dyn Transport + 'a>,
+    transport: Box<dyn Transport + Send + 'a>,
     certificate: Vec<u8>,
     /// The key whose name was shown.
     named: u32,
@@ -90,7 +90,7 @@ pub struct Tpm<'a> {
 
 impl<'a> Tpm<'a> {
     /// Nothing is sent yet.
-    pub fn new(transport: impl Transport + 'a) -> Self {
+    pub fn new(transport: impl Transport + Send + 'a) -> Self {
         Self {
             transport: Box::new(transport),
             certificate: Vec::new(),
