@@ -206,8 +206,9 @@ impl<'a> Tpm<'a> {
     fn nv(&mut self, index: u32, max: usize) -> Result<Option<Vec<u8>>, TpmError> {
         let mut command = Command::new(NV_READ_PUBLIC, &[index]);
         let answer = self.send(&mut command, NV_READ_PUBLIC)?;
-        let Ok(mut response) = answer.of(false) else {
-            return Ok(None);
+        let mut response = match answer.of(false) {
+            Err(TpmError::Refused { .. }) => return Ok(None),
+            response => response?,
         };
         let wrong = || TpmError::Answer(NV_READ_PUBLIC);
         let public = response.parameters.sized().ok_or_else(wrong)?;
