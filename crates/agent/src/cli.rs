@@ -164,7 +164,7 @@ fn load(path: &Path) -> Result<AgentConfig> {
     let config: AgentConfig = if path == Path::new(CONFIG_PATH) && !path.exists() {
         AgentConfig::default()
     } else {
-        daemon::config::load(path)?
+        AgentConfig::load(path)?
     };
     config
         .validate()

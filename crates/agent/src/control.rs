@@ -280,8 +280,8 @@ fn say(mut stream: &UnixStream, answer: &serde_json::Value) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Guard;
     use crate::guard::scope::Scope;
+    use agent_config::Guard;
 
     #[test]
     fn asked_answered_and_excluded_for_a_connections_life() {

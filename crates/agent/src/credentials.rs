@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use link::enrol::{EnrolError, enrol};
+use link::enrol::{EnrolError, GuestTpm, enrol};
 use model::{GuestId, Machine};
 use pki::{CertificateDer, FileError, GuestKey, Identity, JoinToken, RENEW_GRACE, Validity};
 use proto::v1;
 
+use crate::guest_tpm::MachineTpm;
 use crate::placed::Placed;
 use crate::{AgentConfig, machine, origin};
 
@@ -189,7 +190,9 @@ impl Credentials {
     ) -> Result<Self, CredentialsError> {
         let machine = machine::facts(&config.sys_dir);
         let pending = config.runtime_dir.join(PENDING_FILE);
-        let enrolled = match enrol(controller, token, key, &hostname(), &machine) {
+        let mut tpm = MachineTpm::find();
+        let tpm = tpm.as_mut().map(|it| it as &mut dyn GuestTpm);
+        let enrolled = match enrol(controller, token, key, &hostname(), &machine, tpm) {
             Ok(enrolled) => enrolled,
             Err(error) => {
                 // Whether this key may ever reach a disk is not known yet.

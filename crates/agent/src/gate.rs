@@ -37,13 +37,13 @@ use supervisor::{Fallback, Worker};
 
 use crate::bell::Bell;
 use crate::books::Books;
-use crate::config::Limits;
 use crate::filter_file::FilterFile;
 use crate::foresight::Foresight;
 use crate::guard::probe::Probes;
 use crate::guard::sweeping::Sweeping;
 use crate::unguarded::Gap;
 use crate::{AgentConfig, allow};
+use agent_config::Limits;
 use content::{Content, Hashed, Wanted};
 use deeds::{AtHand, Deed, Preparation};
 use delivery::Delivery;

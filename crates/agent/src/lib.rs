@@ -12,7 +12,6 @@ mod attached;
 mod bell;
 mod books;
 pub mod cli;
-mod config;
 pub mod control;
 pub mod credentials;
 mod dialer;
@@ -21,6 +20,7 @@ mod filter_file;
 mod foresight;
 mod gate;
 mod guard;
+mod guest_tpm;
 mod keeper;
 pub mod machine;
 mod member;
@@ -37,7 +37,7 @@ mod turns;
 mod unguarded;
 
 pub use agent::{Agent, GateFailed, StartError};
-pub use config::{
+pub use agent_config::{
     AgentConfig, Allowlist, Appliance, CONFIG_PATH, Enrol, Guard, Limits, Log, Metrics,
     UnusableConfig,
 };

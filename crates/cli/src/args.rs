@@ -211,7 +211,7 @@ pub(crate) enum PoolCommand {
 pub(crate) struct PoolArgs {
     /// Its name.
     pub(crate) name: String,
-    /// What a machine has to show: token, inventory or approval.
+    /// What a machine has to show: token, inventory, tpm or approval.
     #[arg(long, default_value = "token", value_parser = proof)]
     pub(crate) proof: Proof,
     /// Its machines do not outlive their users: keys in memory, certificates for 12 hours.
@@ -220,15 +220,19 @@ pub(crate) struct PoolArgs {
     /// Where its machines may come from, such as 10.1.0.0/16; may be repeated. Unset: from anywhere.
     #[arg(long = "range", value_name = "ADDRESS/PREFIX")]
     pub(crate) ranges: Vec<String>,
-    /// With proof by inventory: VMs with one of these tags. Unset: any.
+    /// With proof by inventory or tpm: VMs with one of these tags. Unset: any.
     #[arg(long = "tag", value_name = "NAME")]
     pub(crate) tags: Vec<String>,
-    /// With proof by inventory: VMs in one of these clusters. Unset: any.
+    /// With proof by inventory or tpm: VMs in one of these clusters. Unset: any.
     #[arg(long = "cluster", value_name = "NAME")]
     pub(crate) clusters: Vec<String>,
     /// Members at once. 0: any number.
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub(crate) guests_max: u32,
+    /// With proof by tpm: certificates of the CAs that issue those of the VMs' TPMs, PEM, one or
+    /// more in a file; may be repeated.
+    #[arg(long = "tpm-ca", value_name = "FILE")]
+    pub(crate) tpm_cas: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, clap::Args)]

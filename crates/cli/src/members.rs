@@ -1,5 +1,8 @@
 //! `lazaret fleet pools | pool | pending | approve | deny | members | revoke`.
 
+use std::path::PathBuf;
+
+use anyhow::Context as _;
 use proto::v1;
 use proto::v1::fleet_request::Ask;
 use serde_json::{Value, json};
@@ -22,7 +25,7 @@ pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
             Ok((pool_table(&pools), pools.iter().map(pool_json).collect()))
         }),
         FleetCommand::Pool(PoolCommand::Set(args)) => {
-            ask(place, Ask::PoolSet(pool_of(args)))?;
+            ask(place, Ask::PoolSet(pool_of(args)?))?;
             println!("{}: set", args.name);
             Ok(())
         }
@@ -65,8 +68,8 @@ pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
     }
 }
 
-fn pool_of(args: &PoolArgs) -> v1::FleetPool {
-    v1::FleetPool {
+fn pool_of(args: &PoolArgs) -> anyhow::Result<v1::FleetPool> {
+    Ok(v1::FleetPool {
         name: args.name.clone(),
         ephemeral: args.ephemeral,
         proof: args.proof.name().to_owned(),
@@ -74,8 +77,22 @@ fn pool_of(args: &PoolArgs) -> v1::FleetPool {
         tags: args.tags.clone(),
         clusters: args.clusters.clone(),
         guests_max: args.guests_max,
-        members: 0,
+        tpm_cas: tpm_cas(&args.tpm_cas)?,
+        ..v1::FleetPool::default()
+    })
+}
+
+/// The certificates (DER) in these files, each of which may be a CA's.
+fn tpm_cas(files: &[PathBuf]) -> anyhow::Result<Vec<Vec<u8>>> {
+    let mut cas = Vec::new();
+    for file in files {
+        for (number, ca) in (1..).zip(pki::load_anchors(file)?) {
+            let name = || format!("{}: certificate {number}", file.display());
+            tpm::check_ca(&ca).with_context(name)?;
+            cas.push(ca.to_vec());
+        }
     }
+    Ok(cas)
 }
 
 fn decide(place: &Place, id: &str, deny: bool) -> anyhow::Result<()> {
@@ -116,6 +133,10 @@ fn pool_table(pools: &[v1::FleetPool]) -> String {
         ]
         .iter()
         .flat_map(|(kind, names)| names.iter().map(move |name| format!("{kind}:{name}")))
+        .chain(pool.tpm_ca_fingerprints.iter().map(|ca| {
+            let digits: String = hex(ca).chars().take(ID_DIGITS).collect();
+            format!("tpm-ca:{digits}")
+        }))
         .collect();
         let members = match pool.guests_max {
             0 => pool.members.to_string(),
@@ -195,6 +216,7 @@ fn pool_json(pool: &v1::FleetPool) -> Value {
         "name": pool.name, "proof": pool.proof, "ephemeral": pool.ephemeral,
         "ranges": pool.ranges, "tags": pool.tags, "clusters": pool.clusters,
         "guests_max": pool.guests_max, "members": pool.members,
+        "tpm_cas": pool.tpm_ca_fingerprints.iter().map(|ca| hex(ca)).collect::<Vec<_>>(),
     })
 }
 
@@ -223,6 +245,37 @@ fn member_json(member: &v1::FleetMember) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_ca_is_said_with_its_file_and_nothing_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = pki::Ca::init(dir.path()).unwrap();
+        let validity = pki::Validity::starting(std::time::SystemTime::now(), pki::LIFETIME);
+        let other = ca.issue_appliance("a", validity).unwrap();
+        let file = dir.path().join("tpms.pem");
+        let write = |certificates: &[pki::CertificateDer<'_>]| {
+            pki::save_anchors(&file, certificates).unwrap();
+            tpm_cas(std::slice::from_ref(&file))
+        };
+        assert_eq!(write(&[ca.cert().clone()]).unwrap(), [ca.cert().to_vec()]);
+        let wrong = format!(
+            "{:#}",
+            write(&[ca.cert().clone(), other.chain[0].clone()]).unwrap_err()
+        );
+        assert!(
+            wrong.contains("tpms.pem: certificate 2: it is not a CA's"),
+            "{wrong}"
+        );
+        std::fs::write(&file, "nothing").unwrap();
+        let wrong = format!("{:#}", tpm_cas(std::slice::from_ref(&file)).unwrap_err());
+        assert!(
+            wrong.contains("tpms.pem") && wrong.contains("no PEM certificate"),
+            "{wrong}"
+        );
+        std::fs::remove_file(&file).unwrap();
+        let wrong = format!("{:#}", tpm_cas(&[file]).unwrap_err());
+        assert!(wrong.contains("tpms.pem"), "{wrong}");
+    }
 
     #[test]
     fn hostile_names_do_not_reach_the_terminal() {

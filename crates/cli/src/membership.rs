@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use controller::{Authority, Decision, Member, Pending, Pool};
+use controller::{Authority, Decision, Member, Pending, Pool, TpmCa};
 use model::GuestId;
 use proto::v1;
 use proto::v1::fleet_request::Ask;
@@ -11,6 +11,8 @@ use crate::desk::{page, page_of};
 
 /// Members in one reply, which must fit a frame: some of their texts are hostile and long.
 const MEMBERS_PAGE: usize = 500;
+/// Pools in one reply, which must fit a frame, too.
+const POOLS_PAGE: usize = 100;
 /// Longest reason of a revocation.
 const REASON_MAX_BYTES: usize = 255;
 
@@ -25,7 +27,8 @@ pub(crate) async fn answer(
             .map_err(|error| error.to_string())
     };
     Some(match ask {
-        Ask::Pools(list) => Ok(page(
+        Ask::Pools(list) => Ok(page_of(
+            POOLS_PAGE,
             &authority.pools(),
             list.skip,
             |reply, (it, members)| {
@@ -112,6 +115,12 @@ fn pool(pool: &Pool, members: usize) -> v1::FleetPool {
         clusters: pool.clusters.clone(),
         guests_max: pool.guests_max,
         members: members as u64,
+        tpm_cas: Vec::new(),
+        tpm_ca_fingerprints: pool
+            .tpm_cas
+            .iter()
+            .map(|ca| ca.fingerprint().0.to_vec())
+            .collect(),
     }
 }
 
@@ -128,6 +137,11 @@ fn read_pool(pool: &v1::FleetPool) -> Result<Pool, String> {
         tags: pool.tags.clone(),
         clusters: pool.clusters.clone(),
         guests_max: pool.guests_max,
+        tpm_cas: pool
+            .tpm_cas
+            .iter()
+            .map(|ca| TpmCa(ca.as_slice().into()))
+            .collect(),
     })
 }
 

@@ -1,4 +1,5 @@
-//! The enrolment service: TLS without client certificates, one request, one reply.
+//! The enrolment service: TLS without client certificates, one request, one reply; between them the
+//! machine's TPM, where its pool asks for that.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::BytesMut;
 use daemon::log::RateLimit;
 use link::enrol::ENROL_MESSAGE_MAX_BYTES;
+use prost::Message;
 use proto::v1;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::endorsement::{self, TpmShown};
 use crate::fleet::Fleet;
 use crate::visitors::Visitors;
 use crate::{Authority, Enrolled, Refusal};
@@ -33,8 +36,11 @@ static LOG_ACCEPT: RateLimit = RateLimit::new(LOG_PER_MINUTE);
 /// Limits of the enrolment service, each with its default.
 #[derive(Debug, Clone)]
 pub struct EnrolmentLimits {
-    /// For the whole exchange. 10 s.
+    /// Until the request is there, and again for the reply. 10 s.
     pub exchange_timeout: Duration,
+    /// For what the machine's TPM does between them; a chip that has to make its key first is slow.
+    /// 30 s.
+    pub tpm_timeout: Duration,
     /// Exchanges at once; further connections wait in the kernel. 64.
     pub exchanges_max: usize,
     /// Attempts that one address may make at once. 32.
@@ -49,6 +55,7 @@ impl Default for EnrolmentLimits {
     fn default() -> Self {
         Self {
             exchange_timeout: Duration::from_secs(10),
+            tpm_timeout: Duration::from_secs(30),
             exchanges_max: 64,
             burst_per_address: 32,
             per_minute_per_address: 120,
@@ -209,13 +216,10 @@ impl Service {
     }
 
     async fn serve(&self, tcp: TcpStream, peer: SocketAddr, turn: Turn) {
-        let exchange = self.exchange(tcp, peer, turn);
-        let outcome = tokio::time::timeout(self.limits.exchange_timeout, exchange).await;
-        let why = match outcome {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "it took too long".to_owned(),
+        let Err(error) = self.exchange(tcp, peer, turn).await else {
+            return;
         };
+        let why = error.to_string();
         self.counters.failed.fetch_add(1, Ordering::Relaxed);
         if let Some(suppressed) = LOG_FAILED.allow(Instant::now()) {
             tracing::warn!(%peer, why, suppressed, "an enrolment broke off");
@@ -223,23 +227,42 @@ impl Service {
     }
 
     async fn exchange(&self, tcp: TcpStream, peer: SocketAddr, turn: Turn) -> io::Result<()> {
+        let limits = &self.limits;
+        let asking = within(limits.exchange_timeout, self.request(tcp));
+        let (mut conversation, request) = Box::pin(asking).await?;
+        let tpm = match self.authority.tpm_cas(&request.token).await {
+            Some(cas) => {
+                let asking = endorsement::ask(&mut conversation, &request, &cas);
+                within(limits.tpm_timeout, asking).await?
+            }
+            None => TpmShown::NotAsked,
+        };
+        within(limits.exchange_timeout, async {
+            let reply = self.decide(request, tpm, peer, turn).await;
+            conversation.send(&reply).await?;
+            conversation.stream.shutdown().await
+        })
+        .await
+    }
+
+    async fn request(&self, tcp: TcpStream) -> io::Result<(Conversation, v1::EnrolRequest)> {
         let tls = Arc::clone(&self.tls.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut stream = TlsAcceptor::from(tls).accept(tcp).await?;
+        let stream = TlsAcceptor::from(tls).accept(tcp).await?;
         if stream.get_ref().1.alpn_protocol() != Some(proto::ALPN_ENROL) {
             return Err(io::Error::other(
                 "it does not say that it wants to enrol (ALPN)",
             ));
         }
-        let request = read_request(&mut stream).await?;
-        let reply = self.decide(request, peer, turn).await;
-        let frame = proto::encode(&reply).map_err(io::Error::other)?;
-        stream.write_all(&frame).await?;
-        stream.shutdown().await
+        let received = BytesMut::new();
+        let mut conversation = Conversation { stream, received };
+        let request = conversation.receive().await?;
+        Ok((conversation, request))
     }
 
     async fn decide(
         &self,
         request: v1::EnrolRequest,
+        tpm: TpmShown,
         peer: SocketAddr,
         turn: Turn,
     ) -> v1::EnrolReply {
@@ -250,7 +273,8 @@ impl Service {
         let enrolling = tokio::spawn(async move {
             let now = SystemTime::now();
             let from = peer.ip().to_canonical();
-            let outcome = authority.enrol(&request, from, fleet.as_ref(), now).await;
+            let enrolling = authority.enrol(&request, from, fleet.as_ref(), tpm, now);
+            let outcome = enrolling.await;
             drop(turn);
             outcome
         });
@@ -297,17 +321,35 @@ impl Service {
     }
 }
 
-async fn read_request(stream: &mut TlsStream<TcpStream>) -> io::Result<v1::EnrolRequest> {
-    let mut received = BytesMut::new();
-    loop {
-        if let Some(body) = proto::split(&mut received).map_err(io::Error::other)? {
-            return proto::decode(body).map_err(io::Error::other);
-        }
-        if received.len() > ENROL_MESSAGE_MAX_BYTES {
-            return Err(io::Error::other("its request is too long"));
-        }
-        if stream.read_buf(&mut received).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+async fn within<T>(time: Duration, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let step = tokio::time::timeout(time, step).await;
+    step.unwrap_or_else(|_| Err(io::Error::other("it took too long")))
+}
+
+/// The messages of one enrolment.
+pub(crate) struct Conversation {
+    stream: TlsStream<TcpStream>,
+    received: BytesMut,
+}
+
+impl Conversation {
+    pub(crate) async fn send(&mut self, message: &v1::EnrolReply) -> io::Result<()> {
+        let frame = proto::encode(message).map_err(io::Error::other)?;
+        self.stream.write_all(&frame).await?;
+        self.stream.flush().await
+    }
+
+    pub(crate) async fn receive<M: Message + Default>(&mut self) -> io::Result<M> {
+        loop {
+            if let Some(body) = proto::split(&mut self.received).map_err(io::Error::other)? {
+                return proto::decode(body).map_err(io::Error::other);
+            }
+            if self.received.len() > ENROL_MESSAGE_MAX_BYTES {
+                return Err(io::Error::other("its message is too long"));
+            }
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
     }
 }

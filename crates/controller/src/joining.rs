@@ -8,10 +8,11 @@ use pki::{CertificateDer, KeyId, LIFETIME, Secret, SecretHash, Validity};
 use proto::v1;
 
 use crate::authority::{Authority, AuthorityError, Refusal, end, refused};
+use crate::endorsement::TpmShown;
 use crate::fleet::Fleet;
 use crate::members::{
     Asked, Decision, KeyRecord, Member, Members, PENDING, Pending, Plan, Pool, Proof, Put, Renewal,
-    TokenInfo, can_approve, plan, seconds,
+    TokenInfo, TpmCa, can_approve, plan, seconds,
 };
 
 /// Longest host name that a guest may have.
@@ -39,7 +40,8 @@ pub enum Enrolled {
 
 impl Authority {
     /// Takes a guest into the fleet, or has it wait. The use of the token is spent and the guest
-    /// recorded in one step that a crash cannot split. `fleet` tells what connectors report.
+    /// recorded in one step that a crash cannot split. `fleet` tells what connectors report, `tpm` what
+    /// the machine showed where [`tpm_cas`](Self::tpm_cas) asked for it.
     ///
     /// # Errors
     /// [`Refusal`]; nothing has changed.
@@ -48,6 +50,7 @@ impl Authority {
         request: &v1::EnrolRequest,
         from: IpAddr,
         fleet: Option<&Fleet>,
+        tpm: TpmShown,
         now: SystemTime,
     ) -> Result<Enrolled, Refusal> {
         let secret: Secret = request.token.parse().map_err(|_| Refusal::Token)?;
@@ -73,6 +76,7 @@ impl Authority {
             machine,
             from,
             vms,
+            tpm,
             now,
         };
         // What waits already writes nothing.
@@ -119,8 +123,21 @@ impl Authority {
         Ok(Terms {
             ephemeral: pool.is_some_and(|pool| pool.ephemeral),
             asks_inventory: info.vm.is_some()
-                || pool.is_some_and(|pool| pool.proof == Proof::Inventory),
+                || pool.is_some_and(|pool| matches!(pool.proof, Proof::Inventory | Proof::Tpm)),
         })
+    }
+
+    /// The CAs of TPMs, where a machine with this token has to show its own. What the token says of
+    /// the VM itself comes before that.
+    pub(crate) async fn tpm_cas(&self, token: &str) -> Option<Vec<TpmCa>> {
+        let token = token.parse::<Secret>().ok()?.hash();
+        if self.members().token(&token).is_none() {
+            self.refresh().await.ok()?;
+        }
+        let members = self.members();
+        let info = members.token(&token).filter(|info| info.vm.is_none())?;
+        let pool = members.pool(info.pool.as_ref()?)?;
+        (pool.proof == Proof::Tpm).then(|| pool.tpm_cas.clone())
     }
 
     pub(crate) fn sign(
@@ -311,6 +328,10 @@ fn new_member(asked: &Asked, pool: Option<&Pool>, (id, key): (GuestId, KeyRecord
         pool: pool.map(|pool| pool.name.clone()),
         ephemeral: pool.is_some_and(|pool| pool.ephemeral),
         vm: None,
+        ek: match &asked.tpm {
+            TpmShown::Proved(tpm) => Some(tpm.ek),
+            _ => None,
+        },
         serial: 1,
         key: Some(key),
         issued: Vec::new(),

@@ -203,6 +203,7 @@ fn take(
                 pool: None,
                 ephemeral: false,
                 vm: None,
+                ek: None,
                 serial: 1,
                 key: None,
                 issued: Vec::new(),

@@ -4,6 +4,7 @@
 //! The controller never sees a byte of any file.
 
 mod authority;
+mod endorsement;
 mod enrolment;
 pub mod fleet;
 mod joining;
@@ -15,11 +16,12 @@ mod terms;
 mod visitors;
 
 pub use authority::{Authority, AuthorityError, Refusal};
+pub use endorsement::{Tpm, TpmShown};
 pub use enrolment::{Enrolment, EnrolmentLimits, EnrolmentStats};
 pub use joining::{EPHEMERAL_LIFETIME, Enrolled};
 pub use journal::JournalError;
 pub use members::{
-    Decision, Ended, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, ToldCopy, VmRef,
+    Decision, Ended, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, ToldCopy, TpmCa, VmRef,
 };
 pub use rekeying::{REKEYS_PER_HOUR, Rekey};
 pub use terms::{POOLS_MAX, TOKENS_MAX, TokenTerms};

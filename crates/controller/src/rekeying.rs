@@ -189,6 +189,7 @@ impl Copy<'_> {
             machine: self.asks.machine.clone(),
             joined_s: seconds(self.now),
             vm: None,
+            ek: None,
             serial: 1,
             key: Some(self.key),
             issued: Vec::new(),

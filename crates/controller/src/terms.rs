@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use pki::JoinToken;
 
 use crate::authority::{Authority, AuthorityError};
-use crate::members::{PENDING, POOL, Pool, Put, TOKEN, TokenInfo, VmRef};
+use crate::members::{PENDING, POOL, Pool, Proof, Put, TOKEN, TokenInfo, VmRef};
 
 /// Tokens that may be good at once: each attempt to join is compared with every one.
 pub const TOKENS_MAX: usize = 10_000;
@@ -13,7 +13,7 @@ pub const TOKENS_MAX: usize = 10_000;
 pub const POOLS_MAX: usize = 1000;
 /// Longest name of a pool.
 const POOL_NAME_MAX_BYTES: usize = 64;
-/// Ranges, tags and clusters of a pool, each.
+/// Ranges, tags, clusters and CAs of TPMs of a pool, each.
 const POOL_SCOPE_MAX: usize = 64;
 
 /// On what terms a token is made.
@@ -137,10 +137,26 @@ fn check_pool(pool: &Pool) -> Result<(), AuthorityError> {
         );
         return Err(AuthorityError::Pool(problem));
     }
-    let counts = [pool.ranges.len(), pool.tags.len(), pool.clusters.len()];
+    let counts = [
+        pool.ranges.len(),
+        pool.tags.len(),
+        pool.clusters.len(),
+        pool.tpm_cas.len(),
+    ];
     if counts.iter().any(|count| *count > POOL_SCOPE_MAX) {
-        let problem = format!("a pool has at most {POOL_SCOPE_MAX} ranges, tags and clusters each");
+        let problem = format!(
+            "a pool has at most {POOL_SCOPE_MAX} ranges, tags, clusters and CAs of TPMs each"
+        );
         return Err(AuthorityError::Pool(problem));
+    }
+    if (pool.proof == Proof::Tpm) == pool.tpm_cas.is_empty() {
+        let problem =
+            "proof by tpm needs the CAs that issue the TPMs' certificates, and no other does";
+        return Err(AuthorityError::Pool(problem.to_owned()));
+    }
+    for (number, ca) in (1..).zip(&pool.tpm_cas) {
+        let wrong = |why| AuthorityError::Pool(format!("certificate {number} of TPMs' CAs: {why}"));
+        tpm::check_ca(&ca.0).map_err(wrong)?;
     }
     Ok(())
 }

@@ -4,10 +4,10 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use model::{GuestId, Machine};
 use pki::{CertificateDer, Fingerprint, GuestKey, Identity, JoinToken};
-use proto::v1;
+use proto::{FrameError, v1};
 use rustix::event::PollFlags;
 use rustls::{CertificateError, ClientConnection};
 
@@ -17,6 +17,9 @@ use crate::tls::{TlsError, appliance_name, enrol_client_config, guest_is_trusted
 
 /// The whole exchange must end within this.
 pub const ENROL_TIMEOUT: Duration = Duration::from_secs(15);
+/// So much more where the controller asks for the guest's TPM: a chip is slow, and it may have to
+/// make its key first. Longer than either side gives the other for that.
+pub const ENROL_TPM_TIMEOUT: Duration = Duration::from_secs(40);
 /// Longest message of an enrolment, either way.
 pub const ENROL_MESSAGE_MAX_BYTES: usize = 32 * 1024;
 /// To connect to one address.
@@ -37,6 +40,16 @@ pub struct Enrolled {
     pub appliances: Vec<String>,
     /// The machine does not outlive its user: its key is never to reach a disk.
     pub ephemeral: bool,
+}
+
+/// The guest's TPM, which the controller may ask for. What fails is said in the answer: whether that
+/// is enough the controller decides.
+pub trait GuestTpm {
+    /// Its endorsement certificate, and the name of a key that it holds.
+    fn show(&mut self) -> v1::EnrolTpm;
+
+    /// The proof that it opened this challenge for this certificate request.
+    fn answer(&mut self, challenge: &[u8], csr: &[u8]) -> v1::EnrolTpm;
 }
 
 /// Enrolment failed; nothing was kept.
@@ -82,7 +95,7 @@ pub enum EnrolError {
 }
 
 /// Exchanges the token for a certificate for this key. Blocks up to [`ENROL_TIMEOUT`] (and to
-/// resolve the controller's name).
+/// resolve the controller's name), and [`ENROL_TPM_TIMEOUT`] where the TPM is asked for.
 ///
 /// # Errors
 /// [`EnrolError`]; the token's use may have been spent where the answer was lost on its way.
@@ -92,6 +105,7 @@ pub fn enrol(
     key: &GuestKey,
     hostname: &str,
     machine: &Machine,
+    tpm: Option<&mut dyn GuestTpm>,
 ) -> Result<Enrolled, EnrolError> {
     let until = Instant::now() + ENROL_TIMEOUT;
     let request = v1::EnrolRequest {
@@ -99,6 +113,7 @@ pub fn enrol(
         csr: key.csr().to_vec(),
         hostname: hostname.to_owned(),
         machine: Some(machine.into()),
+        has_tpm: tpm.is_some(),
     };
     let config = enrol_client_config(token.ca).map_err(EnrolError::Tls)?;
     let name = appliance_name().map_err(|e| EnrolError::Tls(TlsError::Setup(e)))?;
@@ -108,7 +123,7 @@ pub fn enrol(
         address: controller.to_owned(),
         why: error.to_string(),
     })?;
-    let reply = converse(tcp, connection, &request, until)
+    let reply = converse(tcp, connection, &request, tpm, until)
         .map_err(|error| conversation_error(controller, error))?;
     accept(reply, token.ca, key)
 }
@@ -126,21 +141,42 @@ fn conversation_error(address: &str, source: io::Error) -> EnrolError {
     }
 }
 
-/// One request, one reply.
+/// One request, one reply; between them what the controller wants of the TPM, each thing once.
 fn converse(
     tcp: TcpStream,
     connection: ClientConnection,
     request: &v1::EnrolRequest,
+    tpm: Option<&mut dyn GuestTpm>,
     until: Instant,
 ) -> io::Result<v1::EnrolReply> {
     let mut stream = rustls::StreamOwned::new(connection, Deadlined { tcp, until });
-    let frame = proto::encode(request).map_err(io::Error::other)?;
-    stream.write_all(&frame)?;
-    stream.flush()?;
     let mut plain = BytesMut::new();
+    send(&mut stream, proto::encode(request))?;
+    let mut reply = receive(&mut stream, &mut plain)?;
+    if let Some(tpm) = tpm.filter(|_| reply.tpm_wanted) {
+        stream.sock.until += ENROL_TPM_TIMEOUT;
+        send(&mut stream, proto::encode(&tpm.show()))?;
+        reply = receive(&mut stream, &mut plain)?;
+        if !reply.tpm_challenge.is_empty() {
+            let answer = tpm.answer(&reply.tpm_challenge, &request.csr);
+            send(&mut stream, proto::encode(&answer))?;
+            reply = receive(&mut stream, &mut plain)?;
+        }
+    }
+    Ok(reply)
+}
+
+type Stream = rustls::StreamOwned<ClientConnection, Deadlined>;
+
+fn send(stream: &mut Stream, frame: Result<Bytes, FrameError>) -> io::Result<()> {
+    stream.write_all(&frame.map_err(io::Error::other)?)?;
+    stream.flush()
+}
+
+fn receive(stream: &mut Stream, plain: &mut BytesMut) -> io::Result<v1::EnrolReply> {
     let mut buffer = [0; 4096];
     loop {
-        if let Some(body) = proto::split(&mut plain).map_err(io::Error::other)? {
+        if let Some(body) = proto::split(plain).map_err(io::Error::other)? {
             return proto::decode(body).map_err(io::Error::other);
         }
         if plain.len() > ENROL_MESSAGE_MAX_BYTES {

@@ -21,6 +21,7 @@ pub mod samples;
 mod slow_wire;
 mod tap;
 mod test_driver;
+mod tpm;
 mod usage;
 mod vm;
 
@@ -41,5 +42,6 @@ pub use process::{Pin, Process, Spawn, run, wait_until};
 pub use relay::{Relay, RelayBytes};
 pub use slow_wire::SlowWire;
 pub use test_driver::TestDriver;
+pub use tpm::{TpmCa, TpmSocket, VirtualTpm};
 pub use usage::Usage;
 pub use vm::{Vm, VmOptions};

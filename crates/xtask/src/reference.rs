@@ -67,8 +67,8 @@ fn every_key_of_agent_toml_is_named() {
     check(
         "docs/operators/agent.toml",
         &[
-            "crates/agent/src/config.rs",
-            "crates/agent/src/config/enrol.rs",
+            "crates/agent-config/src/lib.rs",
+            "crates/agent-config/src/enrol.rs",
         ],
         // For tests alone.
         &["sys_dir"],

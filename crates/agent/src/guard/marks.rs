@@ -16,8 +16,8 @@ use rustix::fs::{AtFlags, CWD, Statx, StatxFlags};
 
 use super::mountinfo::{self, Mount};
 use super::strangers::Strangers;
-use crate::config::Guard;
 use crate::gate::Gate;
+use agent_config::Guard;
 
 /// How long other mount namespaces are not looked at again.
 const STRANGERS_PAUSE: Duration = Duration::from_millis(100);

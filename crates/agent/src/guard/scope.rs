@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use crate::config::Guard;
+use agent_config::Guard;
 
 /// Processes that may be excluded by registration at once: on-demand scans.
 const REGISTERED_MAX: usize = 16;

@@ -7,11 +7,11 @@ use fleet_core::VmSeen;
 use model::{GuestId, Machine};
 use pki::{KeyId, SecretHash};
 
-use super::records::{
-    Decision, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, VmRef, seconds,
-};
+use super::pool::{Pool, Proof};
+use super::records::{Decision, KeyRecord, Member, Pending, TokenInfo, VmRef, seconds};
 use super::state::Members;
 use crate::Refusal;
+use crate::endorsement::{Tpm, TpmShown};
 
 /// Requests that wait at once, of one pool.
 pub(crate) const PENDING_POOL_MAX: usize = 1000;
@@ -31,6 +31,8 @@ pub(crate) struct Asked {
     pub(crate) from: IpAddr,
     /// VMs that connectors report with the uuid that the machine shows.
     pub(crate) vms: Vec<VmSeen>,
+    /// What it showed of its TPM.
+    pub(crate) tpm: TpmShown,
     pub(crate) now: SystemTime,
 }
 
@@ -192,11 +194,59 @@ fn proof(
         None | Some((_, Proof::Token)) => Ok(enough),
         Some((_, Proof::Approval)) => Ok(Shown::TooLittle("this pool asks a person".to_owned())),
         Some((pool, Proof::Inventory)) => Ok(in_inventory(members, asked, pool)),
+        Some((pool, Proof::Tpm)) => Ok(by_tpm(members, asked, pool)),
+    }
+}
+
+fn too_little(why: &str) -> Shown {
+    Shown::TooLittle(why.to_owned())
+}
+
+/// A TPM that its hypervisor's CA vouches for, and no other guest's. Where its certificate names a
+/// VM, the machine has to be that one.
+fn by_tpm(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
+    let tpm = match &asked.tpm {
+        TpmShown::Proved(tpm) => tpm,
+        TpmShown::TooLittle(why) => return too_little(why),
+        TpmShown::NotAsked => return too_little("its TPM was not asked for"),
+    };
+    if tpm.vm_uuid.is_some() && tpm.vm_uuid != asked.machine.system_uuid {
+        return too_little("its TPM is that of a VM with another SMBIOS UUID");
+    }
+    let vm = running_vm(asked, tpm);
+    let is_scoped = !pool.tags.is_empty() || !pool.clusters.is_empty();
+    if is_scoped && !vm.is_some_and(|vm| is_of_scope(vm, pool)) {
+        return too_little("no connector reports that the VM of its TPM runs and is of this pool");
+    }
+    let with_it = members.active().filter(|it| it.ek == Some(tpm.ek));
+    let with_it: Vec<GuestId> = with_it.map(|member| member.id).collect();
+    if let (false, [other, ..]) = (take_over(members, pool, &with_it), &with_it[..]) {
+        return Shown::TooLittle(format!("a guest joined with this TPM already: {other}"));
+    }
+    let in_vm = vm.map_or_else(Vec::new, |vm| guests_in(members, vm));
+    if !take_over(members, pool, &in_vm) {
+        return too_little("its VM has a guest already");
+    }
+    let mut replaced = [in_vm, with_it].concat();
+    replaced.sort_unstable();
+    replaced.dedup();
+    Shown::Enough {
+        vm: vm.map(vm_ref),
+        replaced,
+    }
+}
+
+/// The VM that a TPM was made for, where connectors report one that runs, and not two.
+fn running_vm<'a>(asked: &'a Asked, tpm: &Tpm) -> Option<&'a VmSeen> {
+    tpm.vm_uuid?;
+    let mut running = asked.vms.iter().filter(|vm| vm.is_running);
+    match (running.next(), running.next()) {
+        (Some(only), None) => Some(only),
+        _ => None,
     }
 }
 
 fn in_inventory(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
-    let too_little = |why: &str| Shown::TooLittle(why.to_owned());
     if asked.machine.system_uuid.is_none() {
         return too_little("it shows no SMBIOS UUID");
     }
@@ -213,35 +263,52 @@ fn in_inventory(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
     if !vm.is_running {
         return too_little("the VM with its SMBIOS UUID does not run");
     }
+    if !is_of_scope(vm, pool) {
+        return too_little("its VM does not belong to this pool");
+    }
+    let replaced = guests_in(members, vm);
+    if !take_over(members, pool, &replaced) {
+        return too_little("its VM has a guest already");
+    }
+    Shown::Enough {
+        vm: Some(vm_ref(vm)),
+        replaced,
+    }
+}
+
+fn is_of_scope(vm: &VmSeen, pool: &Pool) -> bool {
     let has_tag = pool.tags.is_empty() || pool.tags.iter().any(|tag| vm.tags.contains(tag));
     let cluster = vm.cluster.as_ref();
     let is_in_cluster =
         pool.clusters.is_empty() || cluster.is_some_and(|it| pool.clusters.contains(it));
-    if !has_tag || !is_in_cluster {
-        return too_little("its VM does not belong to this pool");
-    }
-    let vm_ref = VmRef {
+    has_tag && is_in_cluster
+}
+
+fn vm_ref(vm: &VmSeen) -> VmRef {
+    VmRef {
         connector: vm.connector.clone(),
         id: vm.id.clone(),
         name: vm.name.clone(),
-    };
-    let mut replaced = members_in(members, &vm_ref);
+    }
+}
+
+/// Guests that are in a VM: by proof, or as the placer sees it.
+fn guests_in(members: &Members, vm: &VmSeen) -> Vec<GuestId> {
+    let mut guests = members_in(members, &vm_ref(vm));
     let guest = vm.guest.and_then(|guest| members.member(guest));
-    replaced.extend(guest.filter(|it| !it.is_ended()).map(|it| it.id));
-    replaced.sort_unstable();
-    replaced.dedup();
-    // A machine that was reset to its image lost the key of the guest that it was.
-    let is_of_pool = |guest: &GuestId| {
+    guests.extend(guest.filter(|it| !it.is_ended()).map(|it| it.id));
+    guests.sort_unstable();
+    guests.dedup();
+    guests
+}
+
+/// Whether a machine of this pool may take the place of these guests: one that was reset to its image
+/// lost the key of the guest that it was.
+fn take_over(members: &Members, pool: &Pool, guests: &[GuestId]) -> bool {
+    guests.iter().all(|guest| {
         let member = members.member(*guest);
         pool.ephemeral && member.is_some_and(|it| it.pool.as_ref() == Some(&pool.name))
-    };
-    if !replaced.iter().all(is_of_pool) {
-        return too_little("its VM has a guest already");
-    }
-    Shown::Enough {
-        vm: Some(vm_ref),
-        replaced,
-    }
+    })
 }
 
 fn members_in(members: &Members, vm: &VmRef) -> Vec<GuestId> {

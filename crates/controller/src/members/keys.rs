@@ -95,6 +95,7 @@ pub(super) mod tests {
             pool: None,
             ephemeral: false,
             vm: None,
+            ek: None,
             serial: 1,
             key: Some(key(1, 1000)),
             issued: Vec::new(),

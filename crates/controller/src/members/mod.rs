@@ -2,15 +2,15 @@
 
 mod join;
 mod keys;
+mod pool;
 mod records;
 mod state;
 mod told;
 
 pub(crate) use join::{Asked, Plan, can_approve, has_room, is_over, may_wait, plan, waiting_id};
 pub(crate) use keys::{Renewal, renewed, seen_with};
-pub use records::{
-    Decision, Ended, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, ToldCopy, VmRef,
-};
+pub use pool::{Pool, Proof, TpmCa};
+pub use records::{Decision, Ended, KeyRecord, Member, Pending, TokenInfo, ToldCopy, VmRef};
 pub(crate) use records::{moment, seconds};
 pub(crate) use state::{MEMBER, Members, PENDING, POOL, Put, TOKEN};
 pub(crate) use told::told_with;

@@ -3,70 +3,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use ipnet::IpNet;
 use model::{GuestId, Machine};
 use pki::{KeyId, SecretHash};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-/// What a pool wants to see before a machine belongs to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Proof {
-    /// The token alone.
-    Token,
-    /// A running VM that a connector reports, without a guest yet, agrees with the SMBIOS UUID that
-    /// the machine shows and with the address that it comes from.
-    Inventory,
-    /// A person's word for each machine.
-    Approval,
-}
-
-impl Proof {
-    /// A stable name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Token => "token",
-            Self::Inventory => "inventory",
-            Self::Approval => "approval",
-        }
-    }
-}
-
-impl FromStr for Proof {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        [Self::Token, Self::Inventory, Self::Approval]
-            .into_iter()
-            .find(|proof| proof.name() == text)
-            .ok_or_else(|| "a pool's proof is token, inventory or approval".to_owned())
-    }
-}
-
-/// Machines that join under one set of terms.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pool {
-    /// Its name.
-    pub name: String,
-    /// Its machines do not outlive their users: keys in memory, short certificates.
-    pub ephemeral: bool,
-    /// What it wants to see.
-    pub proof: Proof,
-    /// Where its machines may come from. Empty: from anywhere.
-    #[serde(with = "ranges")]
-    pub ranges: Vec<IpNet>,
-    /// With [`Proof::Inventory`]: VMs with one of these tags. Empty: any.
-    pub tags: Vec<String>,
-    /// With [`Proof::Inventory`]: VMs in one of these clusters. Empty: any.
-    pub clusters: Vec<String>,
-    /// Members at once. 0: any number.
-    pub guests_max: u32,
-}
+use tpm::EkId;
 
 /// A VM as its connector calls it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -159,6 +102,8 @@ pub struct Member {
     pub ephemeral: bool,
     /// The VM that it was proved to be in.
     pub vm: Option<VmRef>,
+    /// The endorsement key of the TPM that it joined with.
+    pub ek: Option<EkId>,
     /// Join sequence: certificates so far.
     pub serial: u64,
     /// The key in force. `None`: it joined before keys were noted, and has not been seen since.
@@ -277,24 +222,6 @@ impl<'de, const N: usize> Deserialize<'de> for Hex<N> {
             *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
         }
         Ok(Self(bytes))
-    }
-}
-
-/// Ranges of addresses as people write them.
-mod ranges {
-    use ipnet::IpNet;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(ranges: &[IpNet], to: S) -> Result<S::Ok, S::Error> {
-        let texts: Vec<String> = ranges.iter().map(ToString::to_string).collect();
-        texts.serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<IpNet>, D::Error> {
-        let texts: Vec<String> = Vec::deserialize(from)?;
-        let wrong = serde::de::Error::custom;
-        let ranges = texts.iter().map(|text| text.parse().map_err(wrong));
-        ranges.collect()
     }
 }
 
@@ -444,6 +371,8 @@ pub(super) struct MemberBody {
     pool: Option<String>,
     ephemeral: bool,
     vm: Option<VmRef>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ek: Option<Hex<32>>,
     serial: u64,
     key: Option<KeyBody>,
     issued: Vec<KeyBody>,
@@ -466,6 +395,7 @@ impl From<&Member> for MemberBody {
             pool: member.pool.clone(),
             ephemeral: member.ephemeral,
             vm: member.vm.clone(),
+            ek: member.ek.map(|ek| Hex(ek.0)),
             serial: member.serial,
             key: member.key.map(Into::into),
             issued: member.issued.iter().copied().map(Into::into).collect(),
@@ -490,6 +420,7 @@ impl MemberBody {
             pool: self.pool,
             ephemeral: self.ephemeral,
             vm: self.vm,
+            ek: self.ek.map(|hex| EkId(hex.0)),
             serial: self.serial,
             key: self.key.map(Into::into),
             issued: self.issued.into_iter().map(Into::into).collect(),

@@ -8,7 +8,8 @@ use pki::{KeyId, SecretHash};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::records::{Member, MemberBody, Pending, PendingBody, Pool, TokenBody, TokenInfo};
+use super::pool::Pool;
+use super::records::{Member, MemberBody, Pending, PendingBody, TokenBody, TokenInfo};
 use crate::fleet::{IdentityRow, StoreError};
 
 /// Kinds of rows.

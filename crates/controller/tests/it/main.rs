@@ -1,5 +1,7 @@
 //! Tokens, enrolment, renewal and revocation, with real TLS on loopback.
 
+mod endorsement;
+
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -9,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use controller::fleet::Store;
 use controller::{
     Authority, AuthorityError, Enrolled as Answer, Enrolment, EnrolmentLimits, Refusal, TokenTerms,
+    TpmShown::NotAsked,
 };
 use link::enrol::{EnrolError, Enrolled, enrol};
 use model::{GuestId, Machine};
@@ -49,6 +52,7 @@ fn request(token: &JoinToken, key: &GuestKey) -> v1::EnrolRequest {
             system_uuid: vec![3; 16],
             ..v1::MachineFacts::default()
         }),
+        has_tpm: false,
     }
 }
 
@@ -60,7 +64,10 @@ async fn join(
 ) -> Result<GuestId, Refusal> {
     let key = GuestKey::generate().unwrap();
     let request = request(token, &key);
-    match authority.enrol(&request, LOCAL, None, now).await? {
+    match authority
+        .enrol(&request, LOCAL, None, NotAsked, now)
+        .await?
+    {
         Answer::Joined { guest, .. } => Ok(guest),
         Answer::Waits(_) => panic!("it waits"),
     }
@@ -106,11 +113,11 @@ async fn an_answer_that_was_lost_costs_no_second_use() {
     let key = GuestKey::generate().unwrap();
     let ask = |token: &JoinToken| request(token, &key);
     let first = authority
-        .enrol(&ask(&token), LOCAL, None, now)
+        .enrol(&ask(&token), LOCAL, None, NotAsked, now)
         .await
         .unwrap();
     let again = authority
-        .enrol(&ask(&token), LOCAL, None, now)
+        .enrol(&ask(&token), LOCAL, None, NotAsked, now)
         .await
         .unwrap();
     let (Answer::Joined { guest, .. }, Answer::Joined { guest: same, .. }) = (first, again) else {
@@ -119,10 +126,14 @@ async fn an_answer_that_was_lost_costs_no_second_use() {
     assert_eq!(guest, same);
     assert_eq!(authority.guests().len(), 1);
     // Whoever knows the key alone is not that guest.
-    let refused = authority.enrol(&ask(&other), LOCAL, None, now).await;
+    let refused = authority
+        .enrol(&ask(&other), LOCAL, None, NotAsked, now)
+        .await;
     assert_eq!(refused.unwrap_err(), Refusal::Token);
     authority.revoke(guest, false, "", now).await.unwrap();
-    let refused = authority.enrol(&ask(&token), LOCAL, None, now).await;
+    let refused = authority
+        .enrol(&ask(&token), LOCAL, None, NotAsked, now)
+        .await;
     assert_eq!(refused.unwrap_err(), Refusal::Revoked);
 }
 
@@ -170,18 +181,23 @@ async fn refusals_change_nothing() {
     for (spoil, expected) in spoils {
         let mut request = good.clone();
         spoil(&mut request);
-        let refused = authority.enrol(&request, LOCAL, None, now).await;
+        let refused = authority.enrol(&request, LOCAL, None, NotAsked, now).await;
         assert_eq!(refused.unwrap_err(), expected);
     }
     let mut request = good.clone();
     request.csr.clear();
-    let refused = authority.enrol(&request, LOCAL, None, now).await;
+    let refused = authority.enrol(&request, LOCAL, None, NotAsked, now).await;
     assert!(matches!(refused, Err(Refusal::Request(_))));
-    let late = authority.enrol(&good, LOCAL, None, now + 2 * HOUR).await;
+    let late = authority
+        .enrol(&good, LOCAL, None, NotAsked, now + 2 * HOUR)
+        .await;
     assert_eq!(late.unwrap_err(), Refusal::Token, "expired");
     assert!(authority.guests().is_empty());
     assert_eq!(authority.tokens(now)[0].uses_left, 1);
-    authority.enrol(&good, LOCAL, None, now).await.unwrap();
+    authority
+        .enrol(&good, LOCAL, None, NotAsked, now)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -294,7 +310,7 @@ impl Site {
             ..Machine::default()
         };
         let key = GuestKey::generate().unwrap();
-        let joining = move || enrol(&address, &token, &key, "web-1", &machine);
+        let joining = move || enrol(&address, &token, &key, "web-1", &machine, None);
         tokio::task::spawn_blocking(joining).await.unwrap()
     }
 }
@@ -339,7 +355,7 @@ async fn nobody_there_is_said_so() {
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
         let key = GuestKey::generate().unwrap();
-        enrol(&address, &token, &key, "", &Machine::default())
+        enrol(&address, &token, &key, "", &Machine::default(), None)
     });
     let error = nobody.await.unwrap().unwrap_err();
     assert!(matches!(error, EnrolError::Connect { .. }), "{error}");

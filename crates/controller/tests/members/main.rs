@@ -8,3 +8,4 @@ mod scene;
 mod shared;
 mod site;
 mod taken_over;
+mod tpm;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use controller::fleet::{Fleet, FleetConfig, Retirement, Standing, Store};
-use controller::{Authority, Enrolled, Pool, Proof, Refusal, TokenTerms};
+use controller::{Authority, Enrolled, Pool, Proof, Refusal, TokenTerms, TpmShown};
 use fleet_core::{CoreSettings, HostRecord, InventoryChange, Power, SiteRules, VmRecord};
 use model::GuestId;
 use pki::{Ca, GuestKey, JoinToken};
@@ -41,6 +41,7 @@ pub(crate) fn pool(name: &str, proof: Proof) -> Pool {
         tags: Vec::new(),
         clusters: Vec::new(),
         guests_max: 0,
+        tpm_cas: Vec::new(),
     }
 }
 
@@ -63,6 +64,7 @@ pub(crate) struct Joiner {
     pub(crate) hostname: String,
     pub(crate) uuid: Option<u8>,
     pub(crate) from: IpAddr,
+    pub(crate) tpm: TpmShown,
 }
 
 impl Joiner {
@@ -72,6 +74,7 @@ impl Joiner {
             hostname: format!("v{number}"),
             uuid: Some(number),
             from: address(number),
+            tpm: TpmShown::NotAsked,
         }
     }
 
@@ -100,8 +103,11 @@ impl Joiner {
                 system_uuid: self.uuid.map_or_else(Vec::new, |uuid| vec![uuid; 16]),
                 ..v1::MachineFacts::default()
             }),
+            has_tpm: false,
         };
-        authority.enrol(&request, self.from, fleet, now).await
+        authority
+            .enrol(&request, self.from, fleet, self.tpm.clone(), now)
+            .await
     }
 }
 

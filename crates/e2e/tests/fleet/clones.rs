@@ -35,8 +35,8 @@ done
 
 /// What a machine says of itself.
 #[derive(Debug, Clone)]
-struct Said {
-    status: Value,
+pub(crate) struct Said {
+    pub(crate) status: Value,
     /// A malicious file was opened.
     is_open: bool,
     /// The files with a private key, each between commas.
@@ -54,24 +54,24 @@ impl Said {
         })
     }
 
-    fn guest(&self) -> &str {
+    pub(crate) fn guest(&self) -> &str {
         self.status["identity"]["guest"].as_str().unwrap_or("")
     }
 
-    fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.status["link"] == "up" && !self.is_open
     }
 }
 
 /// Waits until a machine says so.
-fn said(vm: &mut Vm, what: &str, wanted: impl Fn(&Said) -> bool) -> Result<Said> {
+pub(crate) fn said(vm: &mut Vm, what: &str, wanted: impl Fn(&Said) -> bool) -> Result<Said> {
     vm.wait(PATIENCE, what, |text| {
         text.lines().rev().filter_map(Said::of).find(&wanted)
     })
 }
 
 /// An image with our agent, whose configuration ends in this.
-fn tree(dir: &Path, server: &Server, more: &str) -> Result<GuestTree> {
+pub(crate) fn tree(dir: &Path, server: &Server, more: &str) -> Result<GuestTree> {
     let port = |address: &str| -> Result<String> {
         let (_, port) = address.rsplit_once(':').context("no port")?;
         Ok(format!("{HOST}:{port}"))
@@ -90,7 +90,7 @@ fn tree(dir: &Path, server: &Server, more: &str) -> Result<GuestTree> {
     Ok(tree)
 }
 
-fn server(dir: &Path) -> Result<Server> {
+pub(crate) fn server(dir: &Path) -> Result<Server> {
     let extra = "[removal]\non_malicious = \"deny\"\n\n[policy]\nopen_budget_ms = 60000\n";
     let options = ServerOptions {
         extra: extra.to_owned(),
@@ -99,12 +99,12 @@ fn server(dir: &Path) -> Result<Server> {
     Server::start(&dir.join("server"), &options)
 }
 
-fn uuid(n: u8) -> String {
+pub(crate) fn uuid(n: u8) -> String {
     format!("5d1c7a52-8f0e-4a5a-9d0b-3f6f2b7e00{n:02x}")
 }
 
 /// The machine of that number.
-fn clone_of(dir: &Path, image: &GuestImage, n: u8, more: &[&str]) -> Result<Vm> {
+pub(crate) fn clone_of(dir: &Path, image: &GuestImage, n: u8, more: &[&str]) -> Result<Vm> {
     twin_of(&dir.join(format!("vm{n}")), image, (n, n), more)
 }
 

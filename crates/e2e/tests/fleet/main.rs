@@ -4,6 +4,7 @@
 mod clones;
 mod nearness;
 mod position;
+mod tpm;
 mod turns;
 
 use std::fmt::Write as _;

@@ -1273,6 +1273,28 @@ pub struct EnrolRequest {
     /// The machine as the agent finds it. Unset: unknown.
     #[prost(message, optional, tag = "5")]
     pub machine: ::core::option::Option<MachineFacts>,
+    /// The machine has a TPM, and the agent can show it.
+    #[prost(bool, tag = "6")]
+    pub has_tpm: bool,
+}
+/// What a guest's TPM shows and answers, where it was asked.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnrolTpm {
+    /// Answers tpm_wanted: the certificate of its RSA 2048 endorsement key, DER.
+    #[prost(bytes = "vec", tag = "1")]
+    pub ek_certificate: ::prost::alloc::vec::Vec<u8>,
+    /// Certificates between that and its CA, DER, one after the other. Unset: none.
+    #[prost(bytes = "vec", tag = "2")]
+    pub intermediates: ::prost::alloc::vec::Vec<u8>,
+    /// The name of a key that the TPM holds (TPM2B_NAME without its count).
+    #[prost(bytes = "vec", tag = "3")]
+    pub key_name: ::prost::alloc::vec::Vec<u8>,
+    /// Answers tpm_challenge: HMAC-SHA-256 by the secret in the challenge over EnrolRequest.csr.
+    #[prost(bytes = "vec", tag = "4")]
+    pub proof: ::prost::alloc::vec::Vec<u8>,
+    /// Why there is no answer, for people. Unset: there is one.
+    #[prost(string, tag = "5")]
+    pub failed: ::prost::alloc::string::String,
 }
 /// Answer to EnrolRequest.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1300,6 +1322,13 @@ pub struct EnrolReply {
     /// lost it enrols again.
     #[prost(bool, tag = "7")]
     pub ephemeral: bool,
+    /// No answer yet: the pool asks for the machine's TPM.
+    #[prost(bool, tag = "8")]
+    pub tpm_wanted: bool,
+    /// No answer yet: what the TPM is to open, TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET one after the
+    /// other. Unset: nothing.
+    #[prost(bytes = "vec", tag = "9")]
+    pub tpm_challenge: ::prost::alloc::vec::Vec<u8>,
 }
 /// Appliance to template.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1821,7 +1850,7 @@ pub struct FleetPool {
     /// Its machines do not outlive their users.
     #[prost(bool, tag = "2")]
     pub ephemeral: bool,
-    /// token, inventory or approval.
+    /// token, inventory, tpm or approval.
     #[prost(string, tag = "3")]
     pub proof: ::prost::alloc::string::String,
     /// Where its machines may come from, as ADDRESS/PREFIX. Unset: from anywhere.
@@ -1839,6 +1868,12 @@ pub struct FleetPool {
     /// Members now. Unset in a request.
     #[prost(uint64, tag = "8")]
     pub members: u64,
+    /// With tpm: certificates of the CAs that issue those of TPMs, DER. Unset in a reply.
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub tpm_cas: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// SHA-256 of each. Unset in a request.
+    #[prost(bytes = "vec", repeated, tag = "10")]
+    pub tpm_ca_fingerprints: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// A machine that waits for a person's word.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

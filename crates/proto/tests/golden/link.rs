@@ -338,6 +338,17 @@ fn enrolment(golden: &mut Golden) {
             csr: vec![0x30, 0x82],
             hostname: "web-1".into(),
             machine: Some(machine_facts()),
+            has_tpm: true,
+        },
+    );
+    golden.add(
+        "EnrolTpm",
+        &v1::EnrolTpm {
+            ek_certificate: vec![0x30, 0x04],
+            intermediates: vec![0x30, 0x05, 0x30, 0x06],
+            key_name: vec![0x0b; 34],
+            proof: vec![0x77; 32],
+            failed: "it cannot be used".into(),
         },
     );
     golden.add(
@@ -350,6 +361,8 @@ fn enrolment(golden: &mut Golden) {
             refused: "the join token is not valid".into(),
             pending_retry_s: 30,
             ephemeral: true,
+            tpm_wanted: true,
+            tpm_challenge: vec![0x00, 0x44],
         },
     );
 }

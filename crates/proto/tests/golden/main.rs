@@ -125,6 +125,7 @@ fn damaged_golden_bytes_hurt_nobody() {
             read::<proto::v1::EngineReply>(&changed);
             read::<proto::v1::AdminRequest>(&changed);
             read::<proto::v1::EnrolRequest>(&changed);
+            read::<proto::v1::EnrolTpm>(&changed);
         }
     }
 }

@@ -14,6 +14,8 @@ pub(crate) fn pool() -> v1::FleetPool {
         clusters: vec!["c1".into()],
         guests_max: 500,
         members: 480,
+        tpm_cas: vec![vec![0x30, 0x07]],
+        tpm_ca_fingerprints: vec![vec![0x66; 32]],
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{UnusableConfig, check_address, check_path};
+use crate::{UnusableConfig, check_address, check_path};
 
 /// How a guest that has no identity gets one by itself. What its hypervisor injects comes first.
 #[derive(Debug, Clone, Deserialize)]
@@ -32,7 +32,7 @@ impl Default for Enrol {
 }
 
 impl Enrol {
-    pub(super) fn validate(&self) -> Result<(), UnusableConfig> {
+    pub(crate) fn validate(&self) -> Result<(), UnusableConfig> {
         if let Some(controller) = &self.controller {
             check_address("enrol.controller", controller)?;
         }

@@ -1,4 +1,5 @@
-//! The agent's configuration: `/etc/lazaret/agent.toml`. Unknown keys are refused.
+//! The agent's configuration: `/etc/lazaret/agent.toml`. Unknown keys are refused. A crate of its own,
+//! compiled for size: what reads all these keys would be a fiftieth of the agent's program.
 
 mod enrol;
 
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use agent_core::CoreLimits;
 use allowlist::PublicKey;
+use daemon::config::ConfigError;
 use daemon::log::LogFormat;
 use serde::Deserialize;
 
@@ -416,6 +418,14 @@ impl Limits {
 }
 
 impl AgentConfig {
+    /// Reads a file; [`validate`](Self::validate) it then.
+    ///
+    /// # Errors
+    /// It cannot be read, or a key in it is unknown or of another type.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        daemon::config::load(path)
+    }
+
     /// Checks what the types cannot.
     ///
     /// # Errors

@@ -1,0 +1,224 @@
+//! Pools that ask for TPMs: what counts, which VM it is, and that one TPM is one guest.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use controller::fleet::Fleet;
+use controller::{Authority, AuthorityError, Enrolled, Pool, Proof, Refusal, Tpm, TpmCa, TpmShown};
+use fleet_core::{InventoryChange, Power};
+use pki::JoinToken;
+use tpm::EkId;
+
+use crate::scene::{Joiner, address, embedded, joined, placer, pool, tell, token, vm, waits};
+
+/// A pool whose TPMs are certified by the fleet's own CA; members do not look at that.
+fn tpm_pool(authority: &Authority) -> Pool {
+    Pool {
+        tpm_cas: vec![TpmCa(authority.ca().cert().to_vec().into())],
+        ..pool("servers", Proof::Tpm)
+    }
+}
+
+fn shown(ek: u8, uuid: Option<u8>) -> TpmShown {
+    TpmShown::Proved(Tpm {
+        ek: EkId([ek; 32]),
+        vm_uuid: uuid.map(|uuid| [uuid; 16]),
+    })
+}
+
+/// The machine of a number, with the TPM of one and the VM that this was made for.
+fn machine(number: u8, tpm: TpmShown) -> Joiner {
+    Joiner {
+        tpm,
+        // Where it comes from says nothing here.
+        from: address(99),
+        ..Joiner::new(number)
+    }
+}
+
+struct Scene {
+    _dir: tempfile::TempDir,
+    authority: Arc<Authority>,
+    fleet: Fleet,
+    token: JoinToken,
+}
+
+impl Scene {
+    async fn new(change: impl FnOnce(Pool) -> Pool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = embedded(dir.path()).await;
+        let fleet = placer(dir.path()).await;
+        let pool = change(tpm_pool(&authority));
+        authority.set_pool(pool, SystemTime::now()).await.unwrap();
+        let token = token(&authority, Some("servers"), 100).await;
+        Self {
+            _dir: dir,
+            authority,
+            fleet,
+            token,
+        }
+    }
+
+    async fn ask(&self, machine: &Joiner) -> Result<Enrolled, Refusal> {
+        machine
+            .ask(&self.authority, &self.token, Some(&self.fleet))
+            .await
+    }
+
+    #[track_caller]
+    fn says(&self, why: &str) {
+        let waiting = self.authority.pending(SystemTime::now());
+        assert!(
+            waiting.iter().any(|entry| entry.why.contains(why)),
+            "{why}: {waiting:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_tells_the_vm_and_what_is_too_little_waits() {
+    let scene = Scene::new(|pool| pool).await;
+    for number in 1..=3 {
+        let mut record = vm(number);
+        if number == 2 {
+            record.power = Power::Off;
+        }
+        tell(&scene.fleet, InventoryChange::Vm(record)).await;
+    }
+    let vm_of = |guest| {
+        let member = scene.authority.guest(guest).unwrap();
+        assert!(member.ek.is_some());
+        member.vm.map(|vm| vm.id)
+    };
+    let first = joined(scene.ask(&machine(1, shown(1, Some(1)))).await);
+    assert_eq!(vm_of(first).as_deref(), Some("id-1"));
+    // Its VM is not seen to run, no connector knows it, its certificate names none.
+    for (number, uuid) in [(2, Some(2)), (9, Some(9)), (3, None)] {
+        let guest = joined(scene.ask(&machine(number, shown(number, uuid))).await);
+        assert_eq!(vm_of(guest), None, "{number}");
+    }
+    let silent = Joiner {
+        uuid: None,
+        ..machine(5, shown(5, Some(5)))
+    };
+    let told = |why: &str| TpmShown::TooLittle(why.to_owned());
+    for (machine, why) in [
+        (machine(5, shown(5, Some(6))), "another SMBIOS UUID"),
+        (silent, "another SMBIOS UUID"),
+        (machine(5, told("it has no TPM")), "it has no TPM"),
+        (machine(5, TpmShown::NotAsked), "was not asked for"),
+        (machine(6, shown(1, Some(6))), "with this TPM already"),
+        (machine(1, shown(7, Some(1))), "its VM has a guest already"),
+    ] {
+        waits(scene.ask(&machine).await);
+        scene.says(why);
+    }
+    assert!(!scene.authority.is_revoked(first));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_may_let_in_who_showed_too_little() {
+    let scene = Scene::new(|pool| pool).await;
+    let other = machine(5, shown(5, Some(6)));
+    waits(scene.ask(&other).await);
+    let now = SystemTime::now();
+    let id = scene.authority.pending(now)[0].id.clone();
+    scene.authority.decide(&id, true, now).await.unwrap();
+    let guest = joined(scene.ask(&other).await);
+    let member = scene.authority.guest(guest).unwrap();
+    assert_eq!((member.vm, member.ek), (None, Some(EkId([5; 32]))));
+    // What it lacked comes: nobody need say anything.
+    let late = machine(7, TpmShown::TooLittle("it cannot be used".to_owned()));
+    waits(scene.ask(&late).await);
+    let late = Joiner {
+        tpm: shown(7, None),
+        ..late
+    };
+    joined(scene.ask(&late).await);
+    assert!(scene.authority.pending(now).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scope_of_a_pool_is_that_of_the_tpms_vm() {
+    let scene = Scene::new(|pool| Pool {
+        tags: vec!["vdi".into()],
+        ..pool
+    })
+    .await;
+    let mut untagged = vm(2);
+    untagged.tags.clear();
+    tell(&scene.fleet, InventoryChange::Vm(vm(1))).await;
+    tell(&scene.fleet, InventoryChange::Vm(untagged)).await;
+    joined(scene.ask(&machine(1, shown(1, Some(1)))).await);
+    for (number, uuid) in [(2, Some(2)), (3, Some(3)), (1, None)] {
+        waits(scene.ask(&machine(number, shown(9, uuid))).await);
+        scene.says("runs and is of this pool");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_desktop_that_was_reset_takes_the_place_of_its_tpm() {
+    let scene = Scene::new(|pool| Pool {
+        ephemeral: true,
+        guests_max: 1,
+        ..pool
+    })
+    .await;
+    let first = joined(scene.ask(&machine(1, shown(1, None))).await);
+    let second = joined(scene.ask(&machine(1, shown(1, None))).await);
+    let old = scene.authority.guest(first).unwrap().ended.unwrap();
+    assert!(!old.revoked && old.why.contains(&second.to_string()));
+    let full = scene.ask(&machine(2, shown(2, None))).await;
+    assert_eq!(full, Err(Refusal::PoolFull));
+    // Another pool's guests keep theirs.
+    let now = SystemTime::now();
+    let others = Pool {
+        name: "others".to_owned(),
+        ephemeral: true,
+        ..tpm_pool(&scene.authority)
+    };
+    scene.authority.set_pool(others, now).await.unwrap();
+    let made = token(&scene.authority, Some("others"), 1).await;
+    let foreign = machine(1, shown(1, None));
+    waits(foreign.ask(&scene.authority, &made, None).await);
+    scene.says("with this TPM already");
+}
+
+#[tokio::test]
+async fn a_pool_that_asks_for_tpms_names_cas_and_others_name_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = embedded(dir.path()).await;
+    let good = tpm_pool(&authority);
+    let ca = good.tpm_cas[0].clone();
+    let validity = pki::Validity::starting(SystemTime::now(), pki::LIFETIME);
+    let leaf = authority.ca().issue_appliance("a", validity).unwrap();
+    let leaf = TpmCa(leaf.chain[0].to_vec().into());
+    let noise = TpmCa([1, 2, 3].into());
+    for (proof, cas, why) in [
+        (Proof::Tpm, vec![], "needs the CAs"),
+        (Proof::Token, vec![ca.clone()], "no other does"),
+        (
+            Proof::Tpm,
+            vec![ca.clone(), leaf],
+            "certificate 2 of TPMs' CAs: it is not a CA's",
+        ),
+        (
+            Proof::Tpm,
+            vec![noise],
+            "certificate 1 of TPMs' CAs: it is no certificate",
+        ),
+        (Proof::Tpm, vec![ca; 65], "at most 64"),
+    ] {
+        let wrong = Pool {
+            proof,
+            tpm_cas: cas,
+            ..good.clone()
+        };
+        let refused = authority.set_pool(wrong, SystemTime::now()).await;
+        match refused {
+            Err(AuthorityError::Pool(said)) => assert!(said.contains(why), "{said}"),
+            other => panic!("{why}: {other:?}"),
+        }
+    }
+    assert!(authority.pools().is_empty());
+}
