@@ -12,7 +12,7 @@ use bytes::Bytes;
 use chunks::{Chunk, GROUP_BYTES, HEAD_BYTES, Kind, Lister, Manifest, PieceCompressor};
 use link::Priority;
 use link::client::{Client, SendDataError, SendError};
-use literal_filter::{Pack, PackScan};
+use literal_filter::{Pack, PackScan, Report};
 use model::{Digest, UnscannedReason};
 use proto::v1::{self, envelope::Body};
 use proto::{DATA_MAX_BYTES, DATA_PLAIN_MAX_BYTES, REPORT_HEAD_BYTES};
@@ -100,7 +100,7 @@ pub(crate) fn report(
     (size, digest): (u64, Digest),
     pack: &Pack,
     is_wanted: impl Fn() -> bool,
-) -> Result<Option<(v1::FilterReport, Manifest)>, Stopped> {
+) -> Result<Option<Reported>, Stopped> {
     let Some(mut reporter) = Reporter::new(pack, size) else {
         return Ok(None);
     };
@@ -159,20 +159,38 @@ impl<'p> Reporter<'p> {
     }
 
     /// The digest of all that came, and the report with the groups that it is of.
-    pub(crate) fn finish(self) -> (Digest, Option<(v1::FilterReport, Manifest)>) {
+    pub(crate) fn finish(self) -> (Digest, Option<Reported>) {
         let (groups, digest) = self.lister.finish();
         let found = self.scan.and_then(PackScan::finish);
-        let found = found.and_then(|report| report.to_bytes());
-        let found = found.map(|found| {
-            let report = v1::FilterReport {
-                filter: self.pack.id().to_vec(),
-                head: self.head,
-                report: found.into(),
-            };
-            (report, groups)
-        });
-        (Digest(digest), found)
+        let reported = reported(self.pack, self.head, found.as_ref(), groups);
+        (Digest(digest), reported)
     }
+}
+
+/// A report, and the groups of what it is of.
+pub(crate) type Reported = (v1::FilterReport, Manifest);
+
+/// The same as of a [`Reporter`], of content that has come whole.
+pub(crate) fn report_whole(pack: &Pack, whole: &[u8]) -> (Digest, Option<Reported>) {
+    let (groups, digest) = Lister::new(Kind::Groups).finish_with(whole);
+    let head = whole.get(..REPORT_HEAD_BYTES).unwrap_or(whole).to_vec();
+    let found = pack.scan(whole);
+    (Digest(digest), reported(pack, head, found.as_ref(), groups))
+}
+
+/// `None`: there is more than a report can tell.
+fn reported(
+    pack: &Pack,
+    head: Vec<u8>,
+    found: Option<&Report>,
+    groups: Manifest,
+) -> Option<Reported> {
+    let report = v1::FilterReport {
+        filter: pack.id().to_vec(),
+        head,
+        report: found?.to_bytes()?.into(),
+    };
+    Some((report, groups))
 }
 
 /// Fills the buffer, unless `end` comes first; a file that ends before it has changed.
@@ -486,7 +504,7 @@ mod tests {
         Pack::read(&Pack::write(&filter, &needles)).unwrap()
     }
 
-    fn reported(bytes: &[u8], size: u64) -> Result<Option<(v1::FilterReport, Manifest)>, Stopped> {
+    fn reported(bytes: &[u8], size: u64) -> Result<Option<Reported>, Stopped> {
         let digest = Digest::of(bytes);
         report(&bytes, (size, digest), &pack(), || true)
     }
@@ -513,6 +531,18 @@ mod tests {
         assert_eq!(reported(&bytes, 1 << 40), Ok(None), "too many groups");
         let unwanted = report(&&bytes[..], (size, Digest::of(&bytes)), &pack(), || false);
         assert_eq!(unwanted.err(), Some(Stopped::NotWanted));
+    }
+
+    #[test]
+    fn what_comes_whole_is_reported_as_in_pieces() {
+        let mut bytes = content();
+        bytes[60_000..60_005].copy_from_slice(b"EVIL!");
+        for len in [1, 511, 512, 4096, 60_003, 65_536, 65_537, 131_071, 700_000] {
+            let whole = &bytes[..len];
+            let (digest, at_once) = report_whole(&pack(), whole);
+            assert_eq!(digest, Digest::of(whole), "{len}");
+            assert_eq!(Ok(at_once), reported(whole, len as u64), "{len}");
+        }
     }
 
     #[test]

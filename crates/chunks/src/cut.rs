@@ -69,19 +69,30 @@ impl Cutter {
         self.pending.extend_from_slice(rest);
     }
 
-    /// There are no more bytes.
-    pub(crate) fn finish(mut self, take: impl FnMut(&[u8])) {
-        self.cut(1, take);
+    /// There are no more bytes than these.
+    pub(crate) fn finish_with(mut self, last: &[u8], take: impl FnMut(&[u8])) {
+        if self.pending.is_empty() {
+            self.cut_from(last, 1, take);
+        } else {
+            self.pending.extend_from_slice(last);
+            self.cut_from(&self.pending, 1, take);
+        }
     }
 
-    fn cut(&mut self, at_least: usize, mut take: impl FnMut(&[u8])) {
+    fn cut(&mut self, at_least: usize, take: impl FnMut(&[u8])) {
+        let cut = self.cut_from(&self.pending, at_least, take);
+        self.pending.drain(..cut);
+    }
+
+    /// Cuts until fewer bytes than `at_least` are left; how many went.
+    fn cut_from(&self, bytes: &[u8], at_least: usize, mut take: impl FnMut(&[u8])) -> usize {
         let mut from = 0;
-        while let Some(rest) = self.pending.get(from..).filter(|it| it.len() >= at_least) {
+        while let Some(rest) = bytes.get(from..).filter(|it| it.len() >= at_least) {
             let len = self.first(rest);
             take(rest.get(..len).unwrap_or_default());
             from += len;
         }
-        self.pending.drain(..from);
+        from
     }
 
     /// Length of the first chunk of `rest`, which is not empty; never 0.

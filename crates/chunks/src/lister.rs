@@ -1,6 +1,6 @@
 //! From bytes to their list.
 
-use blake3::hazmat::ChainingValue;
+use blake3::hazmat::{ChainingValue, HasherExt};
 
 use crate::cut::Cutter;
 use crate::groups;
@@ -20,7 +20,8 @@ struct List {
     chunks: Vec<Chunk>,
     values: Vec<ChainingValue>,
     size: u64,
-    /// Of the whole; for groups it follows from their values.
+    /// Of the whole; for groups of the first one alone: of several the digest follows from their
+    /// values.
     whole: blake3::Hasher,
 }
 
@@ -28,7 +29,10 @@ impl List {
     fn take(&mut self, bytes: &[u8]) {
         let (offset, len) = (self.size, bytes.len() as u32);
         let id = if self.kind == Kind::Groups {
-            let value = groups::chaining_value(offset, bytes);
+            let value = match offset {
+                0 => self.whole.update(bytes).finalize_non_root(),
+                _ => groups::chaining_value(offset, bytes),
+            };
             self.values.push(value);
             groups::id_of(&value)
         } else {
@@ -67,19 +71,23 @@ impl Lister {
     /// The list, and the BLAKE3 digest of all that came.
     #[must_use]
     pub fn finish(self) -> (Manifest, [u8; 32]) {
+        self.finish_with(&[])
+    }
+
+    /// The same where these bytes are the last ones: what comes at once is copied nowhere.
+    #[must_use]
+    pub fn finish_with(mut self, last: &[u8]) -> (Manifest, [u8; 32]) {
+        if self.list.kind != Kind::Groups {
+            self.list.whole.update(last);
+        }
         let Self { cutter, mut list } = self;
-        let mut last = Vec::new();
-        cutter.finish(|chunk| {
-            list.take(chunk);
-            last = chunk.to_vec();
-        });
-        let digest = if list.kind == Kind::Groups {
-            // One group is no tree: then it is the whole.
-            groups::digest(list.size, &list.values)
-                .unwrap_or_else(|| *blake3::hash(&last).as_bytes())
-        } else {
-            *list.whole.finalize().as_bytes()
+        cutter.finish_with(last, |chunk| list.take(chunk));
+        // One group is no tree: then it is the whole.
+        let of_tree = match list.kind {
+            Kind::Groups => groups::digest(list.size, &list.values),
+            _ => None,
         };
+        let digest = of_tree.unwrap_or_else(|| *list.whole.finalize().as_bytes());
         (
             Manifest::new(list.kind, list.size, list.chunks, list.values),
             digest,

@@ -21,6 +21,27 @@ pub struct PackScan<'a> {
     too_large: bool,
 }
 
+impl Pack {
+    /// Looks through a whole file at once; what [`PackScan`] finds. `None`: there is more than a
+    /// report can tell.
+    #[must_use]
+    pub fn scan(&self, whole: &[u8]) -> Option<Report> {
+        let mut report = Report::default();
+        let first = self.filter().len() as u32;
+        let filtered = self
+            .filter()
+            .scan(whole, &mut |id, at| report.add(id, at as u64));
+        let needles = self.needles();
+        let looked = filtered.is_continue()
+            && needles
+                .scan(whole, 0, whole.len(), &mut |id, at| {
+                    report.add(first + id, at as u64)
+                })
+                .is_continue();
+        looked.then_some(report)
+    }
+}
+
 impl<'a> PackScan<'a> {
     /// At the start of a file.
     #[must_use]

@@ -74,6 +74,12 @@ proptest! {
         let (manifest, digest) = list(kind, &bytes, pieces);
         prop_assert_eq!(digest, *blake3::hash(&bytes).as_bytes());
         prop_assert_eq!(&manifest, &list(kind, &bytes, len).0);
+        let (before, last) = bytes.split_at(pieces % (len + 1));
+        for (before, last) in [(before, last), (&[][..], &bytes[..])] {
+            let mut lister = Lister::new(kind);
+            lister.update(before);
+            prop_assert_eq!(lister.finish_with(last), (manifest.clone(), digest));
+        }
         let mut end = 0;
         for chunk in manifest.chunks() {
             prop_assert_eq!(chunk.offset, end);
