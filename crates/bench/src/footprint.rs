@@ -238,9 +238,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let server = Server::start(&scratch.path().join("server"), &server)?;
     let agent_options = AgentOptions {
         guard: vec![guarded.clone()],
+        extra: "[limits]\nfilter_fetch_spread_s = 0\n".to_owned(),
         ..AgentOptions::default()
     };
     let agent = Agent::start(&scratch.path().join("agent"), &server, &agent_options, None)?;
+    agent.until_filtered()?;
     let ours = measure(&agent, &storm, quiet)?;
     ensure!(
         agent.status()?["ledger"]["entries_total"] == 0,

@@ -2,12 +2,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::daemons::PATIENCE;
 use crate::{Netns, Process, Server, Spawn, binary, free_port_on, run, wait_until};
+
+/// A filter is fetched within a minute after it was offered; compiling rules may come before that.
+const FILTER_PATIENCE: Duration = Duration::from_secs(900);
 
 /// How to run an agent.
 #[derive(Debug, Clone, Default)]
@@ -173,6 +177,19 @@ impl Agent {
     pub fn status(&self) -> Result<serde_json::Value> {
         let text = self.cli(&["status", "--json"])?;
         Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Waits until it has the appliance's filter.
+    ///
+    /// # Errors
+    /// It does not fetch it.
+    pub fn until_filtered(&self) -> Result<()> {
+        let is_there = wait_until(FILTER_PATIENCE, || {
+            let status = self.status();
+            status.is_ok_and(|status| status["reports"]["in_force"] == true)
+        });
+        ensure!(is_there, "no filter was fetched in {FILTER_PATIENCE:?}");
+        Ok(())
     }
 
     /// Runs a `lazaret-agent` command with its configuration and gives its standard output.

@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testbed::{
-    Agent, AgentOptions, FileSystem, LoopMount, Relay, Server, ServerOptions, binary, wait_until,
-};
+use testbed::{Agent, AgentOptions, FileSystem, LoopMount, Relay, Server, ServerOptions, binary};
 
 /// Exit codes of a scan that came to its end: nothing found, something found. Public rules find
 /// something in most systems.
@@ -97,11 +95,7 @@ impl Fleet {
             return Ok(Cost::default());
         };
         first.restart(None)?;
-        let is_there = || {
-            let status = first.status();
-            status.is_ok_and(|status| status["reports"]["in_force"] == true)
-        };
-        ensure!(wait_until(PATIENCE, is_there), "no filter was fetched");
+        first.until_filtered()?;
         first.stop()?;
         let kept = first.state_dir().join(FILTER);
         for other in others {

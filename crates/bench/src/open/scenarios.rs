@@ -13,8 +13,6 @@ use crate::measure::Pass;
 
 /// Threads of the passes for opens a second.
 const MANY: usize = 4;
-/// How long an agent may take to fetch its filter.
-const FILTER_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 
 type Scenario = fn(&Stage, &mut Outcome) -> Result<()>;
 
@@ -245,14 +243,9 @@ impl LazaretPeer {
         };
         let start = || Agent::start(&dir.join("agent"), &server, &options, None);
         let agent = stage.guest.apply(start)?;
-        let in_force = || {
-            let status = agent.status();
-            status.is_ok_and(|status| status["reports"]["in_force"] == true)
-        };
-        anyhow::ensure!(
-            judge != Judge::Yara || wait_until(FILTER_TIME_MAX, in_force),
-            "the agent has no filter"
-        );
+        if judge == Judge::Yara {
+            agent.until_filtered()?;
+        }
         stage.check_denied()?;
         Ok(Self {
             agent,
