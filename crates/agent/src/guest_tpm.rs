@@ -101,7 +101,9 @@ impl Transport for Device {
         let left = self.until.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(io::Error::other)?;
         let mut sources = [PollFd::new(&self.file, PollFlags::IN)];
-        if rustix::event::poll(&mut sources, Some(&left))? == 0 {
+        let answered =
+            rustix::io::retry_on_intr(|| rustix::event::poll(&mut sources, Some(&left)))?;
+        if answered == 0 {
             return Err(io::ErrorKind::TimedOut.into());
         }
         let mut response = vec![0; RESPONSE_MAX_BYTES];

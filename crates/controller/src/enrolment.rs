@@ -21,7 +21,8 @@ use tokio_rustls::server::TlsStream;
 
 use crate::endorsement::{self, TpmShown};
 use crate::fleet::Fleet;
-use crate::visitors::Visitors;
+use crate::joining::PENDING_RETRY;
+use crate::visitors::{Showing, Visitors};
 use crate::{Authority, Enrolled, Refusal};
 
 /// After an accept that failed (no descriptors left), wait so long.
@@ -43,6 +44,11 @@ pub struct EnrolmentLimits {
     pub tpm_timeout: Duration,
     /// Exchanges at once; further connections wait in the kernel. 64.
     pub exchanges_max: usize,
+    /// Machines that show their TPMs at once, which are not among these; further ones are to come
+    /// again. 64.
+    pub showing_max: usize,
+    /// Of these, from one address. 4.
+    pub showing_max_per_address: usize,
     /// Attempts that one address may make at once. 32.
     pub burst_per_address: u32,
     /// Attempts that one address may make each minute after that. 120.
@@ -57,6 +63,8 @@ impl Default for EnrolmentLimits {
             exchange_timeout: Duration::from_secs(10),
             tpm_timeout: Duration::from_secs(30),
             exchanges_max: 64,
+            showing_max: 64,
+            showing_max_per_address: 4,
             burst_per_address: 32,
             per_minute_per_address: 120,
             addresses_max: 4096,
@@ -75,7 +83,8 @@ pub struct EnrolmentStats {
     pub refused: u64,
     /// Connections that ended without a request: junk, timeouts.
     pub failed: u64,
-    /// Connections closed because their address made too many.
+    /// Connections closed because their address made too many, and machines that were told to come
+    /// again because too many show their TPMs.
     pub rate_limited: u64,
 }
 
@@ -96,6 +105,8 @@ pub struct Enrolment {
 }
 
 struct Service {
+    turns: Arc<Semaphore>,
+    showing: Arc<Showing>,
     authority: Arc<Authority>,
     fleet: Option<Fleet>,
     appliances: Vec<String>,
@@ -128,6 +139,11 @@ impl Enrolment {
             limits.addresses_max,
         );
         let service = Arc::new(Service {
+            turns: Arc::new(Semaphore::new(limits.exchanges_max)),
+            showing: Arc::new(Showing::new(
+                limits.showing_max,
+                limits.showing_max_per_address,
+            )),
             authority,
             fleet,
             appliances,
@@ -178,10 +194,9 @@ impl Drop for Enrolment {
 }
 
 async fn serve_all(listener: TcpListener, service: Arc<Service>) {
-    let exchanges = Arc::new(Semaphore::new(service.limits.exchanges_max));
     loop {
         // Before accepting: what is too much waits in the kernel.
-        let Ok(turn) = Arc::clone(&exchanges).acquire_owned().await else {
+        let Ok(turn) = Arc::clone(&service.turns).acquire_owned().await else {
             return;
         };
         let (tcp, peer) = match listener.accept().await {
@@ -230,16 +245,38 @@ impl Service {
         let limits = &self.limits;
         let asking = within(limits.exchange_timeout, self.request(tcp));
         let (mut conversation, request) = Box::pin(asking).await?;
-        let tpm = match self.authority.tpm_cas(&request.token).await {
-            Some(cas) => {
-                let asking = endorsement::ask(&mut conversation, &request, &cas);
-                within(limits.tpm_timeout, asking).await?
-            }
-            None => TpmShown::NotAsked,
+        let from = peer.ip().to_canonical();
+        let now = SystemTime::now();
+        let asks = async { Ok(self.authority.tpm_cas(&request.token, from, now).await) };
+        let Some(cas) = within(limits.exchange_timeout, asks).await? else {
+            let reply = self.decide(request, TpmShown::NotAsked, peer, turn);
+            return self.end(conversation, reply).await;
         };
-        within(limits.exchange_timeout, async {
-            let reply = self.decide(request, tpm, peer, turn).await;
-            conversation.send(&reply).await?;
+        // A TPM takes its time, and a guest more: others join meanwhile.
+        drop(turn);
+        let Some(place) = Showing::place(&self.showing, from) else {
+            self.counters.rate_limited.fetch_add(1, Ordering::Relaxed);
+            return self.end(conversation, async { again_later() }).await;
+        };
+        let asking = endorsement::ask(&mut conversation, &request, &cas);
+        let tpm = within(limits.tpm_timeout, asking).await?;
+        drop(place);
+        let reply = async {
+            match Arc::clone(&self.turns).acquire_owned().await {
+                Ok(turn) => self.decide(request, tpm, peer, Arc::new(turn)).await,
+                Err(_closed) => again_later(),
+            }
+        };
+        self.end(conversation, reply).await
+    }
+
+    async fn end(
+        &self,
+        mut conversation: Conversation,
+        reply: impl Future<Output = v1::EnrolReply>,
+    ) -> io::Result<()> {
+        within(self.limits.exchange_timeout, async {
+            conversation.send(&reply.await).await?;
             conversation.stream.shutdown().await
         })
         .await
@@ -318,6 +355,14 @@ impl Service {
                 }
             }
         }
+    }
+}
+
+/// Too many show their TPMs at this moment.
+fn again_later() -> v1::EnrolReply {
+    v1::EnrolReply {
+        pending_retry_s: u32::try_from(PENDING_RETRY.as_secs()).unwrap_or(u32::MAX),
+        ..v1::EnrolReply::default()
     }
 }
 

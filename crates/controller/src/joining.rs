@@ -20,7 +20,7 @@ const HOSTNAME_MAX_BYTES: usize = 255;
 /// Life of a certificate whose key is in memory only.
 pub const EPHEMERAL_LIFETIME: Duration = Duration::from_secs(12 * 3600);
 /// A machine that waits asks again after this.
-const PENDING_RETRY: Duration = Duration::from_secs(30);
+pub(crate) const PENDING_RETRY: Duration = Duration::from_secs(30);
 
 /// What became of a machine that asked to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,9 +127,14 @@ impl Authority {
         })
     }
 
-    /// The CAs of TPMs, where a machine with this token has to show its own. What the token says of
-    /// the VM itself comes before that.
-    pub(crate) async fn tpm_cas(&self, token: &str) -> Option<Vec<TpmCa>> {
+    /// The CAs of TPMs, where a machine from there with this token has to show its own. What the token
+    /// says of the VM itself comes before that; who is refused anyway is not asked.
+    pub(crate) async fn tpm_cas(
+        &self,
+        token: &str,
+        from: IpAddr,
+        now: SystemTime,
+    ) -> Option<Vec<TpmCa>> {
         let token = token.parse::<Secret>().ok()?.hash();
         if self.members().token(&token).is_none() {
             self.refresh().await.ok()?;
@@ -137,7 +142,12 @@ impl Authority {
         let members = self.members();
         let info = members.token(&token).filter(|info| info.vm.is_none())?;
         let pool = members.pool(info.pool.as_ref()?)?;
-        (pool.proof == Proof::Tpm).then(|| pool.tpm_cas.clone())
+        let hash = token.to_string();
+        let is_approved =
+            |entry: &Pending| entry.token == hash && entry.decision == Decision::Approved;
+        let may_join = info.is_good(now) || members.all_pending().any(is_approved);
+        let is_asked = pool.proof == Proof::Tpm && may_join && pool.takes_from(from);
+        is_asked.then(|| pool.tpm_cas.clone())
     }
 
     pub(crate) fn sign(

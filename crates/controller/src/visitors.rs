@@ -1,7 +1,9 @@
-//! How often one address may try to join. No clock: `now` comes in.
+//! How often one address may try to join, and how many may take long about it. No clock: `now` comes
+//! in.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Attempts by address: so many at once, then so many a minute.
@@ -51,9 +53,81 @@ impl Visitors {
     }
 }
 
+/// Those who show something that takes them long: so many at once, and so many of one address.
+#[derive(Debug)]
+pub(crate) struct Showing {
+    max: usize,
+    max_per_address: usize,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A place among them, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    showing: Arc<Showing>,
+    address: IpAddr,
+}
+
+impl Showing {
+    pub(crate) fn new(max: usize, max_per_address: usize) -> Self {
+        Self {
+            max,
+            max_per_address,
+            by_address: Mutex::default(),
+        }
+    }
+
+    /// `None`: there is no place now.
+    pub(crate) fn place(showing: &Arc<Self>, address: IpAddr) -> Option<Place> {
+        let mut by_address = showing.lock();
+        let all: usize = by_address.values().sum();
+        let own = by_address.get(&address).copied().unwrap_or(0);
+        if all >= showing.max || own >= showing.max_per_address {
+            return None;
+        }
+        by_address.insert(address, own + 1);
+        Some(Place {
+            showing: Arc::clone(showing),
+            address,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.by_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut by_address = self.showing.lock();
+        let left = by_address.get(&self.address).copied().unwrap_or(0);
+        if left > 1 {
+            by_address.insert(self.address, left - 1);
+        } else {
+            by_address.remove(&self.address);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_few_of_one_address_and_come_back() {
+        let showing = Arc::new(Showing::new(3, 2));
+        let place = |n| Showing::place(&showing, address(n));
+        let (first, second) = (place(1).unwrap(), place(1).unwrap());
+        assert!(place(1).is_none(), "two of one address");
+        let third = place(2).unwrap();
+        assert!(place(3).is_none(), "three in all");
+        drop(first);
+        let again = place(1).unwrap();
+        drop((second, third, again));
+        assert!(showing.lock().is_empty());
+    }
 
     fn address(n: u32) -> IpAddr {
         IpAddr::from(n.to_be_bytes())

@@ -22,8 +22,8 @@ pub struct PackScan<'a> {
 }
 
 impl Pack {
-    /// Looks through a whole file at once; what [`PackScan`] finds. `None`: there is more than a
-    /// report can tell.
+    /// Looks through a whole file at once; what [`PackScan`] finds, which has more steps for needles.
+    /// `None`: there is more than a report can tell.
     #[must_use]
     pub fn scan(&self, whole: &[u8]) -> Option<Report> {
         let mut report = Report::default();

@@ -6,7 +6,8 @@ use model::{GuestId, Machine};
 use crate::guests::{address, appliance_of};
 use crate::world::{APPLIANCES, World, address_of};
 
-/// A link notices within this that nobody is at its other end.
+/// A link notices within this that nobody is at its other end: the kernel of a live machine after 30 s, or
+/// some more.
 const NOTICED_MS: u64 = 60_000;
 
 /// A session as its appliance sees it.

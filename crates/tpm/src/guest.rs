@@ -28,6 +28,8 @@ const EK_CHAIN_MAX: u32 = 4;
 /// Where a TPM that was made with its endorsement key keeps that. Others make it anew, the same one:
 /// seconds for a chip.
 const EK_HANDLE: u32 = 0x8101_0001;
+/// `TPM_RC_HANDLE` of the first handle.
+const NO_SUCH_INDEX: u32 = 0x18b;
 /// `TPMA_NV_AUTHREAD`: the index's own password, which is empty, is enough to read it.
 const AUTH_READ: u32 = 1 << 18;
 /// At once; every TPM gives as many.
@@ -109,9 +111,11 @@ impl<'a> Tpm<'a> {
         let mut intermediates = Vec::new();
         for index in EK_CHAIN..EK_CHAIN + EK_CHAIN_MAX {
             let room = INTERMEDIATES_MAX_BYTES - intermediates.len();
-            match self.nv(index, room)? {
-                Some(bytes) => intermediates.extend(bytes),
-                None => break,
+            match self.nv(index, room) {
+                Ok(Some(bytes)) => intermediates.extend(bytes),
+                Err(error @ TpmError::Device(_)) => return Err(error),
+                // There are no more, or none that can be read: the certificate alone may do.
+                Ok(None) | Err(_) => break,
             }
         }
         let (named, public) = self.primary(RH_NULL, &NAMED_KEY)?;
@@ -207,7 +211,10 @@ impl<'a> Tpm<'a> {
         let mut command = Command::new(NV_READ_PUBLIC, &[index]);
         let answer = self.send(&mut command, NV_READ_PUBLIC)?;
         let mut response = match answer.of(false) {
-            Err(TpmError::Refused { .. }) => return Ok(None),
+            Err(TpmError::Refused {
+                code: NO_SUCH_INDEX,
+                ..
+            }) => return Ok(None),
             response => response?,
         };
         let wrong = || TpmError::Answer(NV_READ_PUBLIC);

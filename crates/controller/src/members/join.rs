@@ -94,11 +94,8 @@ pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
         Some(name) => Some(members.pool(name).ok_or(Refusal::NoPool)?),
         None => None,
     };
-    if let Some(pool) = pool {
-        let ranges = &pool.ranges;
-        if !ranges.is_empty() && !ranges.iter().any(|range| range.contains(&asked.from)) {
-            return Err(Refusal::Range);
-        }
+    if pool.is_some_and(|pool| !pool.takes_from(asked.from)) {
+        return Err(Refusal::Range);
     }
     match proof(members, asked, token, pool)? {
         Shown::Enough { vm, replaced } => {
@@ -215,15 +212,29 @@ fn by_tpm(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
     }
     let vm = running_vm(asked, tpm);
     let is_scoped = !pool.tags.is_empty() || !pool.clusters.is_empty();
+    if is_scoped && tpm.vm_uuid.is_none() {
+        return too_little(
+            "its TPM names no VM, and this pool is of VMs with a tag or in a cluster",
+        );
+    }
     if is_scoped && !vm.is_some_and(|vm| is_of_scope(vm, pool)) {
         return too_little("no connector reports that the VM of its TPM runs and is of this pool");
     }
-    let with_it = members.active().filter(|it| it.ek == Some(tpm.ek));
-    let with_it: Vec<GuestId> = with_it.map(|member| member.id).collect();
-    if let (false, [other, ..]) = (take_over(members, pool, &with_it), &with_it[..]) {
+    let with_it: Vec<&Member> = members.active_with(tpm.ek).collect();
+    if let (true, Some(revoked)) = (with_it.is_empty(), members.revoked_with(tpm.ek)) {
+        return Shown::TooLittle(format!("a guest with this TPM was revoked: {revoked}"));
+    }
+    // A VM that was copied with its TPM is another machine, which runs beside the first.
+    let uuid = asked.machine.system_uuid;
+    let is_this_one = |it: &&Member| uuid.is_some() && it.machine.system_uuid == uuid;
+    let are_this_one = with_it.iter().all(is_this_one);
+    let with_it: Vec<GuestId> = with_it.iter().map(|member| member.id).collect();
+    let may_follow = are_this_one && take_over(members, pool, &with_it);
+    if let (false, [other, ..]) = (may_follow, &with_it[..]) {
         return Shown::TooLittle(format!("a guest joined with this TPM already: {other}"));
     }
-    let in_vm = vm.map_or_else(Vec::new, |vm| guests_in(members, vm));
+    // Who has shown no more than that VM's UUID counts for less than its TPM.
+    let in_vm = vm.map_or_else(Vec::new, |vm| members_in(members, &vm_ref(vm)));
     if !take_over(members, pool, &in_vm) {
         return too_little("its VM has a guest already");
     }

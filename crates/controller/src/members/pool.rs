@@ -1,6 +1,7 @@
 //! Pools: on what terms their machines join.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -70,6 +71,13 @@ pub struct Pool {
     /// With [`Proof::Tpm`]: the CAs that issue the certificates of its TPMs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tpm_cas: Vec<TpmCa>,
+}
+
+impl Pool {
+    /// Whether its machines may come from this address.
+    pub(crate) fn takes_from(&self, address: IpAddr) -> bool {
+        self.ranges.is_empty() || self.ranges.iter().any(|range| range.contains(&address))
+    }
 }
 
 /// The certificate (DER) of a CA that issues those of endorsement keys.

@@ -7,6 +7,7 @@ use model::GuestId;
 use pki::{KeyId, SecretHash};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tpm::EkId;
 
 use super::pool::Pool;
 use super::records::{Member, MemberBody, Pending, PendingBody, TokenBody, TokenInfo};
@@ -158,6 +159,18 @@ impl Members {
     /// In the order they joined.
     pub(crate) fn members(&self) -> impl Iterator<Item = &Member> {
         self.order.iter().filter_map(|(_, id)| self.members.get(id))
+    }
+
+    /// Members that joined with this TPM.
+    pub(crate) fn active_with(&self, ek: EkId) -> impl Iterator<Item = &Member> {
+        self.active().filter(move |member| member.ek == Some(ek))
+    }
+
+    /// One that joined with this TPM and was revoked, as long as its record is kept.
+    pub(crate) fn revoked_with(&self, ek: EkId) -> Option<GuestId> {
+        let mut with_it = self.members.values().filter(|it| it.ek == Some(ek));
+        let revoked = |it: &&Member| it.ended.as_ref().is_some_and(|ended| ended.revoked);
+        with_it.find(revoked).map(|member| member.id)
     }
 
     /// Those that have not ended.

@@ -1,16 +1,18 @@
 //! Machines with TPMs (swtpm, as hypervisors run it) that enrol over TLS.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::SystemTime;
 
-use controller::{Authority, EnrolmentLimits, Pool, Proof, TokenTerms, TpmCa};
+use controller::{Authority, EnrolmentLimits, Pool, Proof, TokenTerms, TpmCa, VmRef};
 use link::enrol::{EnrolError, Enrolled, GuestTpm, enrol};
 use model::Machine;
 use pki::{GuestKey, JoinToken};
 use proto::v1;
 use testbed::{TpmCa as HostCa, TpmSocket, VirtualTpm};
+use tokio::task::JoinHandle;
 use tpm::{Tpm, Transport};
 
 use crate::{HOUR, Site};
@@ -169,17 +171,25 @@ async fn join(
     tokio::task::spawn_blocking(joining).await.unwrap()
 }
 
+/// That it waits, beside those that did before, and why.
 #[track_caller]
-fn waits(site: &Site, answer: Result<Enrolled, EnrolError>, why: &str) {
+fn waits(
+    site: &Site,
+    before: &mut BTreeSet<String>,
+    answer: Result<Enrolled, EnrolError>,
+    why: &str,
+) {
     assert!(
         matches!(answer, Err(EnrolError::Pending { .. })),
         "{answer:?}"
     );
-    let waiting = site.authority.pending(SystemTime::now());
-    let found = waiting.iter().any(|entry| entry.why.contains(why));
-    assert!(found, "{why}: {waiting:?}");
-    let longest = waiting.iter().map(|entry| entry.why.len()).max();
-    assert!(longest < Some(300), "{waiting:?}");
+    let mut waiting = site.authority.pending(SystemTime::now());
+    waiting.retain(|entry| before.insert(entry.id.clone()));
+    let [entry] = &waiting[..] else {
+        panic!("{why}: {waiting:?}");
+    };
+    assert!(entry.why.contains(why), "{why}: {entry:?}");
+    assert!(entry.why.len() < 300, "{entry:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,6 +197,8 @@ async fn a_machine_with_a_tpm_of_the_pool_joins_and_whoever_shows_less_waits() {
     let site = Site::new(EnrolmentLimits::default()).await;
     let (host, elsewhere) = (Host::new(), Host::new());
     let (mine, other) = (host.tpm("mine", UUID), host.tpm("other", 7));
+    // One that could join.
+    let fresh = host.tpm("fresh", UUID);
     let foreign = elsewhere.tpm("foreign", UUID);
     let token = token_for(&site.authority, host.issuer()).await;
 
@@ -199,6 +211,7 @@ async fn a_machine_with_a_tpm_of_the_pool_joins_and_whoever_shows_less_waits() {
         .show()
         .unwrap()
         .certificate;
+    let mut before = BTreeSet::new();
     for (tpm, trick, why) in [
         (None, Trick::None, "it has no TPM"),
         (
@@ -218,14 +231,14 @@ async fn a_machine_with_a_tpm_of_the_pool_joins_and_whoever_shows_less_waits() {
             Trick::OtherCertificate(vec![0x30]),
             "makes no sense",
         ),
-        (Some(&mine), Trick::OtherRequest, "for this request"),
-        (Some(&mine), Trick::Replay(proof), "for this request"),
-        (Some(&mine), Trick::Replay(Vec::new()), "for this request"),
-        (Some(&mine), Trick::NoName, "name of its TPM's key"),
-        (Some(&mine), Trick::Failing, "cannot be shown: it is"),
+        (Some(&fresh), Trick::OtherRequest, "for this request"),
+        (Some(&fresh), Trick::Replay(proof), "for this request"),
+        (Some(&fresh), Trick::Replay(Vec::new()), "for this request"),
+        (Some(&fresh), Trick::NoName, "name of its TPM's key"),
+        (Some(&fresh), Trick::Failing, "cannot be shown: it is"),
     ] {
         let (answer, _) = join(&site, &token, tpm, trick).await;
-        waits(&site, answer, why);
+        waits(&site, &mut before, answer, why);
     }
     assert_eq!(site.enrolment.stats().failed, 0);
     assert_eq!(site.authority.counts(), [1, 0, 0]);
@@ -244,29 +257,116 @@ async fn a_tpm_is_asked_for_where_it_counts() {
         }
     }
     let site = Site::new(EnrolmentLimits::default()).await;
-    let token = site.token().await;
-    let address = site.enrolment.local_addr().to_string();
-    let joining = move || {
-        let key = GuestKey::generate().unwrap();
-        let machine = Machine::default();
-        enrol(&address, &token, &key, "a", &machine, Some(&mut Untouched))
+    let ca = TpmCa(site.authority.ca().cert().to_vec().into());
+    token_for(&site.authority, ca).await;
+    let of_vm = TokenTerms {
+        uses_max: 1,
+        valid: HOUR,
+        pool: Some("servers".into()),
+        vm: Some(VmRef {
+            connector: "c".into(),
+            id: "1".into(),
+            name: "v".into(),
+        }),
     };
-    tokio::task::spawn_blocking(joining).await.unwrap().unwrap();
+    let of_vm = site.authority.issue_token(of_vm, SystemTime::now()).await;
+    for token in [site.token().await, of_vm.unwrap()] {
+        let address = site.enrolment.local_addr().to_string();
+        let joining = move || {
+            let key = GuestKey::generate().unwrap();
+            let machine = Machine::default();
+            enrol(&address, &token, &key, "a", &machine, Some(&mut Untouched))
+        };
+        tokio::task::spawn_blocking(joining).await.unwrap().unwrap();
+    }
+}
+
+/// A TPM that answers when it is let: at the barrier once when it is asked, and once to go on.
+struct Held(Arc<Barrier>);
+
+impl GuestTpm for Held {
+    fn show(&mut self) -> v1::EnrolTpm {
+        self.0.wait();
+        self.0.wait();
+        v1::EnrolTpm::default()
+    }
+    fn answer(&mut self, _: &[u8], _: &[u8]) -> v1::EnrolTpm {
+        v1::EnrolTpm::default()
+    }
+}
+
+impl Held {
+    /// Enrols on a thread; its TPM was asked for when this returns.
+    async fn begin(
+        site: &Site,
+        token: &JoinToken,
+    ) -> (Arc<Barrier>, JoinHandle<Result<Enrolled, EnrolError>>) {
+        let barrier = Arc::new(Barrier::new(2));
+        let mut held = Self(Arc::clone(&barrier));
+        let (address, token) = (site.enrolment.local_addr().to_string(), token.clone());
+        let joining = tokio::task::spawn_blocking(move || {
+            let key = GuestKey::generate().unwrap();
+            let machine = Machine::default();
+            enrol(&address, &token, &key, "a", &machine, Some(&mut held))
+        });
+        wait_at(&barrier).await;
+        (barrier, joining)
+    }
+}
+
+async fn wait_at(barrier: &Arc<Barrier>) {
+    let barrier = Arc::clone(barrier);
+    tokio::task::spawn_blocking(move || barrier.wait())
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_long_to_show_a_tpm_keeps_nobody_from_joining() {
+    let site = Site::new(EnrolmentLimits {
+        exchanges_max: 1,
+        showing_max_per_address: 1,
+        ..EnrolmentLimits::default()
+    })
+    .await;
+    let ca = TpmCa(site.authority.ca().cert().to_vec().into());
+    let token = token_for(&site.authority, ca).await;
+    let (barrier, joining) = Held::begin(&site, &token).await;
+    let (joined, _) = join(&site, &site.token().await, None, Trick::None).await;
+    joined.unwrap();
+    // One more of this address has to come again; nobody need decide on it.
+    let mut next = Held(Arc::new(Barrier::new(1)));
+    let address = site.enrolment.local_addr().to_string();
+    let again = tokio::task::spawn_blocking(move || {
+        let key = GuestKey::generate().unwrap();
+        enrol(
+            &address,
+            &token,
+            &key,
+            "b",
+            &Machine::default(),
+            Some(&mut next),
+        )
+    });
+    let again = again.await.unwrap();
+    assert!(
+        matches!(again, Err(EnrolError::Pending { .. })),
+        "{again:?}"
+    );
+    assert!(site.authority.pending(SystemTime::now()).is_empty());
+    assert_eq!(site.enrolment.stats().rate_limited, 1);
+    wait_at(&barrier).await;
+    let shown = joining.await.unwrap();
+    assert!(
+        matches!(shown, Err(EnrolError::Pending { .. })),
+        "{shown:?}"
+    );
+    assert_eq!(site.authority.pending(SystemTime::now()).len(), 1);
 }
 
 /// Who leaves when it is asked has not joined; nothing is kept.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tpm_that_never_answers_ends_the_exchange() {
-    struct Silent(Arc<std::sync::Barrier>);
-    impl GuestTpm for Silent {
-        fn show(&mut self) -> v1::EnrolTpm {
-            self.0.wait();
-            v1::EnrolTpm::default()
-        }
-        fn answer(&mut self, _: &[u8], _: &[u8]) -> v1::EnrolTpm {
-            v1::EnrolTpm::default()
-        }
-    }
     let site = Site::new(EnrolmentLimits {
         tpm_timeout: std::time::Duration::from_millis(100),
         ..EnrolmentLimits::default()
@@ -274,20 +374,11 @@ async fn a_tpm_that_never_answers_ends_the_exchange() {
     .await;
     let ca = TpmCa(site.authority.ca().cert().to_vec().into());
     let token = token_for(&site.authority, ca).await;
-    let barrier = Arc::new(std::sync::Barrier::new(2));
-    let mut silent = Silent(Arc::clone(&barrier));
-    let address = site.enrolment.local_addr().to_string();
-    let joining = tokio::task::spawn_blocking(move || {
-        let key = GuestKey::generate().unwrap();
-        let machine = Machine::default();
-        enrol(&address, &token, &key, "a", &machine, Some(&mut silent))
-    });
+    let (barrier, joining) = Held::begin(&site, &token).await;
     while site.enrolment.stats().failed == 0 {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    tokio::task::spawn_blocking(move || barrier.wait())
-        .await
-        .unwrap();
+    wait_at(&barrier).await;
     let broken = joining.await.unwrap();
     assert!(
         matches!(broken, Err(EnrolError::Conversation { .. })),

@@ -177,9 +177,12 @@ async fn what_a_replaced_stream_says_counts_no_more() {
     say.send(Said::GuestsUp(v1::GuestsUp { guests }))
         .await
         .unwrap();
-    while !is_connected().await {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let connected = tokio::time::timeout(PATIENCE, async {
+        while !is_connected().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    connected.await.expect("it is not connected");
     // As what was on its way when the newer one came.
     let _ended = old.send(Said::GuestDown(guest.0.to_vec())).await;
     tokio::time::timeout(PATIENCE, served)

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use controller::fleet::Fleet;
 use controller::{Authority, AuthorityError, Enrolled, Pool, Proof, Refusal, Tpm, TpmCa, TpmShown};
 use fleet_core::{InventoryChange, Power};
+use model::GuestId;
 use pki::JoinToken;
 use tpm::EkId;
 
@@ -150,10 +151,12 @@ async fn the_scope_of_a_pool_is_that_of_the_tpms_vm() {
     tell(&scene.fleet, InventoryChange::Vm(vm(1))).await;
     tell(&scene.fleet, InventoryChange::Vm(untagged)).await;
     joined(scene.ask(&machine(1, shown(1, Some(1)))).await);
-    for (number, uuid) in [(2, Some(2)), (3, Some(3)), (1, None)] {
+    for (number, uuid) in [(2, Some(2)), (3, Some(3))] {
         waits(scene.ask(&machine(number, shown(9, uuid))).await);
         scene.says("runs and is of this pool");
     }
+    waits(scene.ask(&machine(1, shown(9, None))).await);
+    scene.says("its TPM names no VM");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,6 +173,10 @@ async fn a_desktop_that_was_reset_takes_the_place_of_its_tpm() {
     assert!(!old.revoked && old.why.contains(&second.to_string()));
     let full = scene.ask(&machine(2, shown(2, None))).await;
     assert_eq!(full, Err(Refusal::PoolFull));
+    // Copied with its TPM, beside the first: nobody is sent away.
+    waits(scene.ask(&machine(2, shown(1, None))).await);
+    scene.says("with this TPM already");
+    assert!(scene.authority.guest(second).unwrap().ended.is_none());
     // Another pool's guests keep theirs.
     let now = SystemTime::now();
     let others = Pool {
@@ -182,6 +189,55 @@ async fn a_desktop_that_was_reset_takes_the_place_of_its_tpm() {
     let foreign = machine(1, shown(1, None));
     waits(foreign.ask(&scene.authority, &made, None).await);
     scene.says("with this TPM already");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_whose_guest_was_revoked_does_not_come_back_by_itself() {
+    let scene = Scene::new(|pool| pool).await;
+    let now = SystemTime::now();
+    let guest = joined(scene.ask(&machine(1, shown(1, Some(1)))).await);
+    scene.authority.revoke(guest, false, "", now).await.unwrap();
+    let again = machine(1, shown(1, Some(1)));
+    waits(scene.ask(&again).await);
+    scene.says(&format!("with this TPM was revoked: {guest}"));
+    let id = scene.authority.pending(now)[0].id.clone();
+    scene.authority.decide(&id, true, now).await.unwrap();
+    joined(scene.ask(&again).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_says_that_it_is_in_a_vm_does_not_keep_its_tpm_out() {
+    let scene = Scene::new(|pool| pool).await;
+    tell(&scene.fleet, InventoryChange::Vm(vm(1))).await;
+    let liar = GuestId([9; 16]);
+    let told = scene.fleet.with(move |lead, clock| {
+        let hello = fleet_core::ApplianceHello {
+            name: "a".into(),
+            address: "a:7443".into(),
+            host_name: None,
+            cluster: None,
+            site: None,
+            capacity: 10,
+            labels: Vec::new(),
+        };
+        let via = lead.core.appliance_up(clock, hello);
+        let facts = fleet_core::GuestFacts {
+            uuid: Some([1; 16]),
+            address: address(9),
+            hostname: "v1".into(),
+            epoch: 0,
+            channel: None,
+            key: None,
+            machine: model::Machine::default(),
+            vm: None,
+            known: None,
+        };
+        lead.core.guest_up(clock, via, liar, facts);
+    });
+    told.await.unwrap();
+    let guest = joined(scene.ask(&machine(1, shown(1, Some(1)))).await);
+    let its = scene.authority.guest(guest).unwrap();
+    assert_eq!(its.vm.map(|vm| vm.id).as_deref(), Some("id-1"));
 }
 
 #[tokio::test]

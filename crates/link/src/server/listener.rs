@@ -27,8 +27,6 @@ use crate::queue::Room;
 const READY_MAX: usize = 64;
 /// After an accept that failed (no descriptors left), wait so long.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// What is sent to a guest and not acknowledged for so long is lost with its machine.
-const UNTAKEN_MAX: Duration = Duration::from_secs(30);
 /// Lines a minute about guests that misbehave, of each kind.
 const LOG_PER_MINUTE: u32 = 30;
 static LOG_FAILED: RateLimit = RateLimit::new(LOG_PER_MINUTE);
@@ -331,10 +329,7 @@ impl Door {
         peer: SocketAddr,
         place: OwnedSemaphorePermit,
     ) -> Result<Shared, String> {
-        let socket = socket2::SockRef::from(&tcp);
-        // Without it the kernel asks nothing while something is on its way to a dead machine.
-        let set_up = crate::socket::set_up(&socket)
-            .and_then(|()| socket.set_tcp_user_timeout(Some(UNTAKEN_MAX)));
+        let set_up = crate::socket::set_up(&socket2::SockRef::from(&tcp));
         set_up.map_err(|error| format!("cannot set up its socket: {error}"))?;
         let tls = Arc::clone(&self.tls.lock().unwrap_or_else(PoisonError::into_inner));
         let connection = ServerConnection::new(tls).map_err(|error| error.to_string())?;

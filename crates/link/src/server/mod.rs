@@ -20,8 +20,8 @@ pub struct Limits {
     pub handshakes_per_address_max: usize,
     /// Sessions; further connections wait in the kernel. 16384.
     pub sessions_max: usize,
-    /// Silence before a guest is asked whether it is there. Agents ask earlier, and the kernel finds
-    /// dead machines after 30 s. 330 s.
+    /// Silence before a guest is asked whether it is there. Agents that hear nothing ask earlier, and
+    /// the kernel finds dead machines after 30 s. 330 s.
     pub ping_after: Duration,
     /// Silence after that question that means death. 30 s.
     pub dead_after: Duration,

@@ -230,7 +230,7 @@ async fn a_guest_that_reads_nothing_is_closed() {
 async fn a_guest_that_hangs_is_closed() {
     let fleet = Fleet::new();
     let limits = server::Limits {
-        ping_after: Duration::from_millis(50),
+        ping_after: Duration::from_millis(200),
         dead_after: Duration::from_millis(50),
         ..server::Limits::default()
     };
@@ -269,9 +269,9 @@ async fn a_guest_with_nothing_to_say_keeps_its_session() {
 }
 
 #[test]
-fn neither_half_gives_up_a_session_that_the_other_keeps() {
+fn an_idle_guest_is_not_woken_twice() {
     let (guest, appliance) = (client::Limits::default(), server::Limits::default());
-    assert!(guest.ping_idle_after < appliance.ping_after + appliance.dead_after);
+    assert!(guest.ping_idle_after + guest.dead_after <= appliance.ping_after);
 }
 
 #[tokio::test(flavor = "multi_thread")]

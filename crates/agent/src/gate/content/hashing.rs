@@ -383,19 +383,22 @@ mod tests {
         let path = mount.path().join("f");
         std::fs::write(&path, vec![7; 20_000]).unwrap();
         let content = content(std::fs::File::open(&path).unwrap());
-        let wanted = Wanted {
-            size_max: 1 << 20,
-            in_memory_only: true,
-            ..Wanted::default()
-        };
-        let hashed = content.hash(&wanted, &mut Vec::new(), None);
-        let hashed = hashed.ok().unwrap();
-        assert_eq!(hashed.digest, Digest::of(&[7; 20_000]));
-        rustix::fs::fsync(&content.file).unwrap();
-        rustix::fs::fadvise(&content.file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-        let failed = content.hash(&wanted, &mut Vec::new(), None).err();
-        assert_eq!(failed, Some(UnscannedReason::ReadFailed));
-        assert!(hash(&content, 0).is_ok());
+        for report in [None, Some((1, pack()))] {
+            let wanted = Wanted {
+                size_max: 1 << 20,
+                report,
+                in_memory_only: true,
+                ..Wanted::default()
+            };
+            let hashed = content.hash(&wanted, &mut Vec::new(), None);
+            let hashed = hashed.ok().unwrap();
+            assert_eq!(hashed.digest, Digest::of(&[7; 20_000]));
+            rustix::fs::fsync(&content.file).unwrap();
+            rustix::fs::fadvise(&content.file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            let failed = content.hash(&wanted, &mut Vec::new(), None).err();
+            assert_eq!(failed, Some(UnscannedReason::ReadFailed));
+            assert!(hash(&content, 0).is_ok());
+        }
     }
 
     #[test]
