@@ -139,7 +139,15 @@ impl VirtualTpm {
     /// # Errors
     /// It does not listen.
     pub fn connect(&self) -> Result<TpmSocket> {
-        Ok(TpmSocket(UnixStream::connect(&self.socket)?))
+        // Its socket is there a moment before it listens.
+        let mut connected = UnixStream::connect(&self.socket);
+        wait_until(PATIENCE, || {
+            if connected.is_err() {
+                connected = UnixStream::connect(&self.socket);
+            }
+            connected.is_ok()
+        });
+        Ok(TpmSocket(connected?))
     }
 }
 
