@@ -435,7 +435,7 @@ fn are_as_listed(kind: Kind, piece: &[u8], listed: &[Chunk]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     impl ReadAt for &[u8] {
@@ -494,7 +494,8 @@ mod tests {
         assert_eq!(listed_from(&manifest, 1, 1 << 20), []);
     }
 
-    fn pack() -> Pack {
+    /// One that looks for `EVIL!`.
+    pub(crate) fn pack() -> Pack {
         let literal = literal_filter::Literal {
             bytes: b"EVIL!".to_vec(),
             nocase: false,

@@ -256,7 +256,10 @@ impl Service {
         drop(turn);
         let Some(place) = Showing::place(&self.showing, from) else {
             self.counters.rate_limited.fetch_add(1, Ordering::Relaxed);
-            return self.end(conversation, async { again_later() }).await;
+            // Too many show theirs at this moment.
+            return self
+                .end(conversation, async { come_again(PENDING_RETRY) })
+                .await;
         };
         let asking = endorsement::ask(&mut conversation, &request, &cas);
         let tpm = within(limits.tpm_timeout, asking).await?;
@@ -264,7 +267,7 @@ impl Service {
         let reply = async {
             match Arc::clone(&self.turns).acquire_owned().await {
                 Ok(turn) => self.decide(request, tpm, peer, Arc::new(turn)).await,
-                Err(_closed) => again_later(),
+                Err(_closed) => come_again(PENDING_RETRY),
             }
         };
         self.end(conversation, reply).await
@@ -339,10 +342,7 @@ impl Service {
                 if let Some(suppressed) = LOG_WAITS.allow(Instant::now()) {
                     tracing::info!(%peer, ?hostname, suppressed, "a machine waits for approval");
                 }
-                v1::EnrolReply {
-                    pending_retry_s: u32::try_from(retry.as_secs()).unwrap_or(u32::MAX),
-                    ..v1::EnrolReply::default()
-                }
+                come_again(retry)
             }
             Err(refusal) => {
                 self.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -358,10 +358,9 @@ impl Service {
     }
 }
 
-/// Too many show their TPMs at this moment.
-fn again_later() -> v1::EnrolReply {
+fn come_again(after: Duration) -> v1::EnrolReply {
     v1::EnrolReply {
-        pending_retry_s: u32::try_from(PENDING_RETRY.as_secs()).unwrap_or(u32::MAX),
+        pending_retry_s: u32::try_from(after.as_secs()).unwrap_or(u32::MAX),
         ..v1::EnrolReply::default()
     }
 }

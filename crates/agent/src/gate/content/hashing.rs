@@ -162,9 +162,8 @@ impl Content {
             return Ok((digest, size, along, None));
         }
         if let Some(pack) = wanted.report_of(size)
-            && let Some(reporter) = Reporter::new(pack, size)
+            && let Some(read) = self.read_and_report(size, wanted, buffer, lease, pack)?
         {
-            let read = self.read_and_report(size, wanted, buffer, lease, (pack, reporter))?;
             let (size, digest, reported) = read;
             let (report, groups) = reported.unzip();
             let along = Along {
@@ -183,21 +182,25 @@ impl Content {
     }
 
     /// The same for content that is reported on: how many bytes it has, its digest, and the report.
+    /// `None`: it has more groups than a list, and was not read.
     fn read_and_report(
         &self,
         expected: u64,
         wanted: &Wanted,
         buffer: &mut Vec<u8>,
         lease: &mut Option<Lease>,
-        (pack, mut reporter): (&Pack, Reporter<'_>),
-    ) -> io::Result<(u64, Digest, Option<Reported>)> {
+        pack: &Pack,
+    ) -> io::Result<Option<(u64, Digest, Option<Reported>)>> {
         if let Some(whole) = self.read_at_once(expected, wanted, buffer, lease.is_some())? {
             let (digest, reported) = transfer::report_whole(pack, whole);
-            return Ok((whole.len() as u64, digest, reported));
+            return Ok(Some((whole.len() as u64, digest, reported)));
         }
+        let Some(mut reporter) = Reporter::new(pack, expected) else {
+            return Ok(None);
+        };
         let size = self.stream(expected, wanted, buffer, lease, |it| reporter.push(it))?;
         let (digest, reported) = reporter.finish();
-        Ok((size, digest, reported))
+        Ok(Some((size, digest, reported)))
     }
 
     /// A file that fits into the buffer, as it is now. `None`: it does not.
@@ -282,9 +285,8 @@ impl Content {
 mod tests {
     use super::*;
     use crate::gate::content::tests::content;
-    use crate::transfer::Stopped;
+    use crate::transfer::{Stopped, tests::pack};
     use fanotify::lease::ReadLease;
-    use literal_filter::{Filter, Literal, Needles};
     use rustix::fs::{Mode, OFlags};
     use rustix::io::Errno;
     use std::io::Write;
@@ -383,7 +385,7 @@ mod tests {
         let path = mount.path().join("f");
         std::fs::write(&path, vec![7; 20_000]).unwrap();
         let content = content(std::fs::File::open(&path).unwrap());
-        for report in [None, Some((1, pack()))] {
+        for report in [None, Some((1, Arc::new(pack())))] {
             let wanted = Wanted {
                 size_max: 1 << 20,
                 report,
@@ -409,22 +411,11 @@ mod tests {
         assert_eq!(refused, Some(UnscannedReason::TooLarge));
     }
 
-    /// One that looks for `EVIL!`.
-    fn pack() -> Arc<Pack> {
-        let literal = Literal {
-            bytes: b"EVIL!".to_vec(),
-            nocase: false,
-        };
-        let filter = Filter::build(&[literal]).unwrap();
-        let pack = Pack::write(&filter, &Needles::default());
-        Arc::new(Pack::read(&pack).unwrap())
-    }
-
     #[test]
     fn content_of_any_size_is_reported_on_as_it_is_now() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let pack = pack();
+        let pack = Arc::new(pack());
         let wanted = Wanted {
             size_max: 1 << 30,
             report: Some((1, Arc::clone(&pack))),
