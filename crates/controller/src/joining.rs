@@ -41,7 +41,7 @@ pub enum Enrolled {
 impl Authority {
     /// Takes a guest into the fleet, or has it wait. The use of the token is spent and the guest
     /// recorded in one step that a crash cannot split. `fleet` tells what connectors report, `tpm` what
-    /// the machine showed where [`tpm_cas`](Self::tpm_cas) asked for it.
+    /// the machine showed where its pool asks for a TPM.
     ///
     /// # Errors
     /// [`Refusal`]; nothing has changed.
