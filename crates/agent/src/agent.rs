@@ -447,6 +447,8 @@ fn with_descriptors(mut config: AgentConfig) -> Result<AgentConfig, StartError> 
             "few file descriptors: fewer files are held at once"
         );
     }
+    let room = wanted.min(for_events) + DESCRIPTORS_ASIDE + 2 * BATCH;
+    fanotify::limits::make_room(room.min(limit) as u64).map_err(system("descriptors"))?;
     Ok(config)
 }
 

@@ -52,8 +52,8 @@ impl From<SendDataError> for Stopped {
     }
 }
 
-/// Lists the first `size` bytes of a file, whose digest is known. `None`: its list would be too
-/// long, so it is sent instead.
+/// Lists the first `size` bytes of a file, whose digest is known. `None`: its list would be of no
+/// use, so it is sent instead.
 ///
 /// # Errors
 /// [`Stopped::Failed`]: it cannot be read, or has changed.
@@ -131,6 +131,7 @@ pub(crate) struct Reporter<'p> {
     scan: Option<PackScan<'p>>,
     lister: Lister,
     head: Vec<u8>,
+    is_wanted_whole: bool,
 }
 
 impl<'p> Reporter<'p> {
@@ -142,12 +143,17 @@ impl<'p> Reporter<'p> {
             scan: Some(PackScan::new(pack)),
             lister: Lister::new(Kind::Groups),
             head: Vec::new(),
+            is_wanted_whole: false,
         })
     }
 
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         let missing = REPORT_HEAD_BYTES - self.head.len();
         let head = bytes.get(..missing).unwrap_or(bytes);
+        if self.head.is_empty() && self.pack.wants_whole(head) {
+            self.is_wanted_whole = true;
+            self.scan = None;
+        }
         self.head.extend_from_slice(head);
         self.lister.update(bytes);
         self.scan.take_if(|scan| scan.push(bytes).is_break());
@@ -161,17 +167,34 @@ impl<'p> Reporter<'p> {
     /// The digest of all that came, and the report with the groups that it is of.
     pub(crate) fn finish(self) -> (Digest, Option<Reported>) {
         let (groups, digest) = self.lister.finish();
+        if self.is_wanted_whole {
+            return (Digest(digest), Some(wanted_whole(self.pack, &self.head)));
+        }
         let found = self.scan.and_then(PackScan::finish);
         let reported = reported(self.pack, self.head, found.as_ref(), groups);
         (Digest(digest), reported)
     }
 }
 
-/// A report, and the groups of what it is of.
-pub(crate) type Reported = (v1::FilterReport, Manifest);
+/// A report, and the groups of what it is of where ranges of that may be asked for.
+pub(crate) type Reported = (v1::FilterReport, Option<Manifest>);
+
+/// The report on content that is wanted whole, whatever a filter finds in it: what it begins with.
+fn wanted_whole(pack: &Pack, head: &[u8]) -> Reported {
+    const SHOWN_BYTES: usize = 64;
+    let report = v1::FilterReport {
+        filter: pack.id().to_vec(),
+        head: head.get(..SHOWN_BYTES).unwrap_or(head).to_vec(),
+        report: Bytes::new(),
+    };
+    (report, None)
+}
 
 /// The same as of a [`Reporter`], of content that has come whole.
 pub(crate) fn report_whole(pack: &Pack, whole: &[u8]) -> (Digest, Option<Reported>) {
+    if pack.wants_whole(whole) {
+        return (Digest::of(whole), Some(wanted_whole(pack, whole)));
+    }
     let (groups, digest) = Lister::new(Kind::Groups).finish_with(whole);
     let head = whole.get(..REPORT_HEAD_BYTES).unwrap_or(whole).to_vec();
     let found = pack.scan(whole);
@@ -190,7 +213,7 @@ fn reported(
         head,
         report: found?.to_bytes()?.into(),
     };
-    Some((report, groups))
+    Some((report, Some(groups)))
 }
 
 /// Fills the buffer, unless `end` comes first; a file that ends before it has changed.
@@ -214,6 +237,19 @@ fn read_up_to<'b>(
     Ok(buffer.get(..len).unwrap_or_default())
 }
 
+/// Where what is asked for begins and ends, within content of `size` bytes: all of it where no range
+/// is named.
+pub(crate) fn asked_ranges(asked: &[v1::ByteRange], size: u64) -> Vec<(u64, u64)> {
+    if asked.is_empty() {
+        return vec![(0, size)];
+    }
+    let range = |range: &v1::ByteRange| {
+        let end = range.offset.saturating_add(range.length);
+        (range.offset.min(size), end.min(size))
+    };
+    asked.iter().map(range).collect()
+}
+
 /// One exchange, for which content is sent.
 pub(crate) struct Sending<'a> {
     client: &'a Client,
@@ -222,6 +258,8 @@ pub(crate) struct Sending<'a> {
     /// How long the appliance may take nothing.
     stall_max: Duration,
     compression: Compression,
+    /// Where the last of it ends.
+    ends_at: u64,
 }
 
 enum Compression {
@@ -267,6 +305,7 @@ impl<'a> Sending<'a> {
             } else {
                 Compression::Off
             },
+            ends_at: 0,
         }
     }
 
@@ -305,17 +344,30 @@ impl<'a> Sending<'a> {
         }
     }
 
-    /// Sends a range, in pieces of whole chunks where they were listed. `sent` is told the bytes
-    /// of each and ends the sending with `false`.
+    /// Sends ranges, in pieces of whole chunks where they were listed; a `DataEnd` has to follow.
+    /// `sent` is told the bytes of each piece and ends the sending with `false`.
     ///
     /// # Errors
     /// [`Stopped`]; a part may have been sent then.
-    pub(crate) fn range(
+    pub(crate) fn ranges(
+        &mut self,
+        file: &impl ReadAt,
+        ranges: &[(u64, u64)],
+        manifest: Option<&Manifest>,
+        mut sent: impl FnMut(u64) -> bool,
+    ) -> Result<(), Stopped> {
+        self.ends_at = ranges.last().map_or(0, |(_, end)| *end);
+        ranges
+            .iter()
+            .try_for_each(|range| self.range(file, *range, manifest, &mut sent))
+    }
+
+    fn range(
         &mut self,
         file: &impl ReadAt,
         (offset, end): (u64, u64),
         manifest: Option<&Manifest>,
-        mut sent: impl FnMut(u64) -> bool,
+        sent: &mut impl FnMut(u64) -> bool,
     ) -> Result<(), Stopped> {
         let mut at = offset;
         while at < end {
@@ -326,6 +378,9 @@ impl<'a> Sending<'a> {
                 _ => read_chunks(file, manifest, at, end)?,
             };
             let len = piece.len() as u64;
+            if at == 0 && chunks::is_packed(&piece) {
+                self.compression = Compression::Off;
+            }
             self.piece(at, piece)?;
             if !sent(len) {
                 return Err(Stopped::NotWanted);
@@ -351,10 +406,17 @@ impl<'a> Sending<'a> {
             _ => {
                 let give_up = Instant::now() + self.stall_max;
                 let (id, priority) = (self.request_id, self.priority);
-                let sent = self.client.send_data(id, priority, offset, plain, give_up);
+                let sent = match self.is_last(offset, plain.len()) {
+                    true => (self.client).send_last_data(id, priority, offset, plain, give_up),
+                    false => (self.client).send_data(id, priority, offset, plain, give_up),
+                };
                 Ok(sent?)
             }
         }
+    }
+
+    fn is_last(&self, offset: u64, len: usize) -> bool {
+        offset + len as u64 == self.ends_at
     }
 
     fn compressed(&self, offset: u64, plain: usize, small: Vec<u8>) -> Result<(), Stopped> {
@@ -365,7 +427,11 @@ impl<'a> Sending<'a> {
         };
         let give_up = Instant::now() + self.stall_max;
         let (id, priority) = (self.request_id, self.priority);
-        Ok(self.client.send_compressed(id, priority, &data, give_up)?)
+        let is_last = self.is_last(offset, plain);
+        let sent = self
+            .client
+            .send_compressed(id, priority, &data, give_up, is_last);
+        Ok(sent?)
     }
 }
 
@@ -502,7 +568,7 @@ pub(crate) mod tests {
         };
         let filter = literal_filter::Filter::build(&[literal]).unwrap();
         let needles = literal_filter::Needles::default();
-        Pack::read(&Pack::write(&filter, &needles)).unwrap()
+        Pack::read(&Pack::write_with_heads(&[b"PACKED"], &filter, &needles)).unwrap()
     }
 
     fn reported(bytes: &[u8], size: u64) -> Result<Option<Reported>, Stopped> {
@@ -519,6 +585,7 @@ pub(crate) mod tests {
         assert_eq!(found.head, &bytes[..REPORT_HEAD_BYTES]);
         let read = literal_filter::Report::from_bytes(&found.report, 1, size).unwrap();
         assert_eq!(read.iter().next(), Some((0, &[300_000][..], false)));
+        let groups = groups.unwrap();
         assert_eq!((groups.kind(), groups.size()), (Kind::Groups, size));
         let changed = Stopped::Failed(UnscannedReason::Changed);
         assert_eq!(reported(&bytes, size - 1).err(), Some(changed));
@@ -530,6 +597,8 @@ pub(crate) mod tests {
         let read = literal_filter::Report::from_bytes(&told, 1, 325).unwrap();
         assert!(matches!(read.iter().next(), Some((0, [0, ..], true))));
         assert_eq!(reported(&bytes, 1 << 40), Ok(None), "too many groups");
+        bytes[..6].copy_from_slice(b"PACKED");
+        assert_eq!(reported(&bytes, size), Ok(None), "wanted whole");
         let unwanted = report(&&bytes[..], (size, Digest::of(&bytes)), &pack(), || false);
         assert_eq!(unwanted.err(), Some(Stopped::NotWanted));
     }
@@ -551,6 +620,7 @@ pub(crate) mod tests {
         let mut bytes = content();
         let size = bytes.len() as u64;
         let (_, groups) = reported(&bytes, size).unwrap().unwrap();
+        let groups = groups.unwrap();
         let read = |bytes: &[u8], at, end| read_from_groups(&bytes, &groups, at, end);
         for (at, end) in [(0, 1), (65_000, 66_000), (65_536, 700_000), (5, 700_000)] {
             let piece = read(&bytes, at, end).unwrap();

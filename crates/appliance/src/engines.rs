@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use engine::host::{self, Content, EngineSpec, Job, JobResult, PartialJob, PartialResult};
+use literal_filter::Pack;
 use model::{FilterPack, Generation, UnscannedReason};
 use parking_lot::RwLock;
 use proto::v1;
@@ -100,6 +101,12 @@ impl EngineSet {
             [only] => only.filter(),
             _ => None,
         }
+    }
+
+    /// Whether content that begins so is wanted whole, whatever its agent finds in it.
+    pub(crate) fn want_whole(&self, head: &[u8]) -> bool {
+        let pack = self.filter();
+        pack.is_some_and(|pack| Pack::bytes_want_whole(&pack.bytes, head))
     }
 
     /// Of the engine that has the most.

@@ -387,7 +387,7 @@ async fn run(shared: Arc<Shared>, job: Box<ScanJob>, slot: Slot) {
     drop(job.reservation);
     running.finish(&verdict);
     if let Some(entry) = entry {
-        shared.verdicts.keep(&key, &entry).await;
+        shared.verdicts.keep_soon(&key, &entry);
     }
 }
 

@@ -13,6 +13,21 @@ pub const PAGE_BYTES: u32 = 4096;
 const GROUPS_FROM_BYTES: u64 = 64 << 20;
 const ZIP_HEAD: &[u8] = b"PK\x03\x04";
 const PAGED_HEAD: &[u8] = b"SQLite format 3\0";
+/// gzip, xz, Zstandard, bzip2, 7z.
+const PACKED_HEADS: [&[u8]; 5] = [
+    b"\x1f\x8b\x08",
+    b"\xfd7zXZ\0",
+    b"\x28\xb5\x2f\xfd",
+    b"BZh",
+    b"7z\xbc\xaf\x27\x1c",
+];
+
+/// Whether content that begins with `head` is one compressed stream: no zstd makes it smaller, and
+/// what is changed before it was compressed changes all that follows.
+#[must_use]
+pub fn is_packed(head: &[u8]) -> bool {
+    PACKED_HEADS.iter().any(|packed| head.starts_with(packed))
+}
 
 /// A way of cutting. Both sides must cut alike, so what is said here is part of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,11 +48,12 @@ impl Kind {
     pub const ALL: [Self; 4] = [Self::Groups, Self::Content, Self::Members, Self::Pages];
 
     /// The way for a file of `size` bytes that begins with `head`, of which [`HEAD_BYTES`] count.
-    /// A wrong guess costs bytes, never a verdict. `None`: its list would fit no frame.
+    /// A wrong guess costs bytes, never a verdict. `None`: its list would fit no frame, or would never
+    /// find anything: it [`is_packed`].
     #[must_use]
     pub fn of(size: u64, head: &[u8]) -> Option<Self> {
         let groups_max = (MANIFEST_BYTES_MAX / groups::CV_BYTES) as u64;
-        if size == 0 || size.div_ceil(GROUP_BYTES.into()) > groups_max {
+        if size == 0 || size.div_ceil(GROUP_BYTES.into()) > groups_max || is_packed(head) {
             None
         } else if size > GROUPS_FROM_BYTES {
             Some(Self::Groups)
@@ -107,6 +123,9 @@ mod tests {
         check(64 << 20, b"PK\x03\x04", Some(Kind::Members));
         check((64 << 20) + 1, b"PK\x03\x04", Some(Kind::Groups));
         check(1 << 40, b"", None);
+        check(1 << 20, b"\x1f\x8b\x08\0", None);
+        check(100 << 20, b"\xfd7zXZ\0", None);
+        check(1 << 20, b"\x1f\x8b", Some(Kind::Content));
     }
 
     #[test]

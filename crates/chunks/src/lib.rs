@@ -21,7 +21,7 @@ mod plan;
 pub use against::{AgainstError, compress_against, decompress_against};
 pub use compression::{DecompressError, PLAIN_BYTES_MAX, PieceCompressor, compress, decompress};
 pub use groups::GROUP_BYTES;
-pub use kind::{HEAD_BYTES, Kind, PAGE_BYTES};
+pub use kind::{HEAD_BYTES, Kind, PAGE_BYTES, is_packed};
 pub use lister::Lister;
 pub use manifest::{
     CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Chunk, ChunkId, MANIFEST_BYTES_MAX, Manifest, ManifestError,

@@ -60,20 +60,39 @@ impl FileIdentity {
     /// # Errors
     /// As `fstat`.
     pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let seen = Self::stamped(fd)?;
+        let generation = match seen.kind {
+            FileKind::Regular => sys::generation(fd).unwrap_or(0),
+            FileKind::Directory | FileKind::Special => 0,
+        };
+        Ok(Self { generation, ..seen })
+    }
+
+    /// The identity now of the open file whose identity this was while the same descriptor was open:
+    /// its inode is still that one, and whoever sets another generation moves `ctime_ns`.
+    ///
+    /// # Errors
+    /// As `fstat`.
+    pub fn again(&self, fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let generation = self.generation;
+        Ok(Self {
+            generation,
+            ..Self::stamped(fd)?
+        })
+    }
+
+    /// Without the generation.
+    fn stamped(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let stat = rustix::fs::fstat(fd)?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => FileKind::Regular,
             FileType::Directory => FileKind::Directory,
             _ => FileKind::Special,
         };
-        let generation = match kind {
-            FileKind::Regular => sys::generation(fd).unwrap_or(0),
-            FileKind::Directory | FileKind::Special => 0,
-        };
         Ok(Self {
             dev: stat.st_dev,
             ino: stat.st_ino,
-            generation,
+            generation: 0,
             kind,
             uid: stat.st_uid,
             mode: stat.st_mode,

@@ -63,6 +63,20 @@ impl Format {
         Self::Mbox,
     ];
 
+    /// What containers of the common kinds begin with; others do not, or hardly ever.
+    pub const HEADS: [&[u8]; 10] = [
+        b"PK\x03\x04",
+        b"\x1f\x8b\x08",
+        b"BZh91AY&SY",
+        b"\xfd7zXZ\0",
+        b"\x28\xb5\x2f\xfd",
+        b"7z\xbc\xaf\x27\x1c",
+        b"MSCF\0\0\0\0",
+        b"!<arch>\n",
+        b"\xed\xab\xee\xdb",
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+    ];
+
     /// The kind of `bytes`, if they are a container. Cheap: looks at the start, and at a few
     /// known places.
     ///
@@ -150,5 +164,21 @@ impl fmt::Display for Format {
             Self::Mime => "mime",
             Self::Mbox => "mbox",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guess::{Guess, Whole};
+
+    #[test]
+    fn what_begins_with_one_of_the_heads_may_be_a_container() {
+        for head in Format::HEADS {
+            let mut bytes = head.to_vec();
+            bytes.resize(4096, 0);
+            assert!(Format::by_magic(&bytes).is_some(), "{head:x?}");
+            assert_eq!(Format::guess(&Whole(&bytes)), Guess::Maybe, "{head:x?}");
+        }
     }
 }

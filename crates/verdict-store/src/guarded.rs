@@ -8,16 +8,18 @@ use daemon::log::RateLimit;
 use daemon::metrics::{Counters, Gauges, Registry};
 use parking_lot::Mutex;
 use scan_core::CacheKey;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
 
 use crate::store::{StoreError, StoreFuture, VerdictStore};
-use crate::{BadEntry, Breaker, BreakerSettings, Entry, Keyring};
+use crate::{BadEntry, Breaker, BreakerSettings, Entry, Keyring, Sealed};
 
 /// Questions that a store is asked at once; the others wait, as long as they may.
 const GETS_MAX: usize = 256;
 /// Entries on their way to a store at once; those beyond are not kept.
-const PUTS_MAX: usize = 256;
+const PUTS_MAX: usize = 4096;
+/// How long entries that nobody waits for are gathered: a write for each takes as long as a scan.
+const GATHER: Duration = Duration::from_millis(20);
 /// A call that takes longer is given up, even if nobody waits for it.
 const CALL_MAX: Duration = Duration::from_secs(10);
 
@@ -65,8 +67,13 @@ pub struct Guarded {
     breaker: Arc<Mutex<Breaker>>,
     gets: Arc<Semaphore>,
     puts: Arc<Semaphore>,
+    /// What is written next.
+    gathered: Mutex<Vec<Admitted>>,
     metrics: StoreMetrics,
 }
+
+/// An entry, sealed, and its permit to be on its way.
+type Admitted = ((CacheKey, Sealed), OwnedSemaphorePermit);
 
 /// A call without an answer.
 enum NoAnswer {
@@ -103,6 +110,7 @@ impl Guarded {
             breaker: Arc::new(Mutex::new(Breaker::new(breaker))),
             gets: Arc::new(Semaphore::new(GETS_MAX)),
             puts: Arc::new(Semaphore::new(PUTS_MAX)),
+            gathered: Mutex::default(),
             metrics,
         }
     }
@@ -129,24 +137,55 @@ impl Guarded {
         entry
     }
 
-    /// Keeps an entry if the store can. Nobody should wait for this.
+    /// Keeps an entry if the store can.
     pub async fn put(&self, key: &CacheKey, entry: &Entry) {
-        let result = match self.keys.seal(key, entry) {
-            None => "too_large",
-            Some(sealed) => match Arc::clone(&self.puts).try_acquire_owned() {
-                Err(_) => "overloaded",
-                Ok(_permit) => {
-                    let (store, entries) = (Arc::clone(&self.store), [(*key, sealed)]);
-                    let put = async move { store.put(&entries).await };
-                    let over = tokio::time::Instant::now() + CALL_MAX;
-                    match self.call(Box::pin(put), over).await {
-                        Ok(()) => "kept",
-                        Err(none) => none.name(),
-                    }
-                }
-            },
+        if let Some(admitted) = self.admit(key, entry) {
+            self.put_all(vec![admitted]).await;
+        }
+    }
+
+    /// The same without waiting, together with what else comes within a moment.
+    pub fn put_soon(self: &Arc<Self>, key: &CacheKey, entry: &Entry) {
+        let Some(admitted) = self.admit(key, entry) else {
+            return;
         };
-        self.metrics.puts.with([self.store.name(), result]).inc();
+        let mut gathered = self.gathered.lock();
+        gathered.push(admitted);
+        if gathered.len() == 1 {
+            let own = Arc::clone(self);
+            tokio::spawn(async move {
+                tokio::time::sleep(GATHER).await;
+                let entries = std::mem::take(&mut *own.gathered.lock());
+                own.put_all(entries).await;
+            });
+        }
+    }
+
+    fn admit(&self, key: &CacheKey, entry: &Entry) -> Option<Admitted> {
+        let refused = |result| self.metrics.puts.with([self.store.name(), result]).inc();
+        let Some(sealed) = self.keys.seal(key, entry) else {
+            refused("too_large");
+            return None;
+        };
+        let Ok(permit) = Arc::clone(&self.puts).try_acquire_owned() else {
+            refused("overloaded");
+            return None;
+        };
+        Some(((*key, sealed), permit))
+    }
+
+    /// Gives the store what was admitted.
+    async fn put_all(&self, admitted: Vec<Admitted>) {
+        let (entries, permits): (Vec<_>, Vec<_>) = admitted.into_iter().unzip();
+        let store = Arc::clone(&self.store);
+        let put = async move { store.put(&entries).await };
+        let over = tokio::time::Instant::now() + CALL_MAX;
+        let result = match self.call(Box::pin(put), over).await {
+            Ok(()) => "kept",
+            Err(none) => none.name(),
+        };
+        let puts = self.metrics.puts.with([self.store.name(), result]);
+        puts.inc_by(permits.len() as u64);
     }
 
     /// See [`VerdictStore::trim`].
@@ -157,7 +196,7 @@ impl Guarded {
         }
     }
 
-    async fn ask(&self, key: CacheKey) -> Result<Option<crate::Sealed>, NoAnswer> {
+    async fn ask(&self, key: CacheKey) -> Result<Option<Sealed>, NoAnswer> {
         let over = tokio::time::Instant::now() + self.timeout;
         let permit = timeout_at(over, Arc::clone(&self.gets).acquire_owned()).await;
         let Ok(Ok(permit)) = permit else {

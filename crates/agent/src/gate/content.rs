@@ -175,7 +175,7 @@ impl Content {
         let digest = digest.ok_or(Stopped::Failed(UnscannedReason::Changed))?;
         let found = transfer::report(self, (self.hashed_size(), digest), pack, is_wanted)?;
         let (report, groups) = found.unzip();
-        if let Some(groups) = groups {
+        if let Some(groups) = groups.flatten() {
             *lock(&self.manifest) = Some(Arc::new(groups));
             self.is_reported.store(true, Ordering::Relaxed);
         }
@@ -196,8 +196,7 @@ impl Content {
     /// certain: then the bytes that were read count for whoever waits, and nothing is remembered.
     pub(crate) fn has_changed(&self) -> bool {
         let hashed = *lock(&self.hashed);
-        let now = FileIdentity::of(self.file.as_fd());
-        hashed.is_some_and(|before| now.ok() != Some(before))
+        hashed.is_some_and(|before| before.again(self.file.as_fd()).ok() != Some(before))
     }
 }
 

@@ -17,7 +17,7 @@ use super::Gate;
 use super::content::{Content, Hashed, Wanted};
 use super::lanes::Lanes;
 use super::look::Look;
-use crate::transfer::{Sending, Stopped};
+use crate::transfer::{Sending, Stopped, asked_ranges};
 
 /// What whoever reads the kernel's events hashes itself: it takes about as long as to wake a thread,
 /// bytes.
@@ -229,25 +229,15 @@ fn send_list(gate: &Gate, task: &UploadTask, sending: &Sending<'_>) -> Result<bo
 fn send_ranges(gate: &Gate, task: &UploadTask, sending: &mut Sending<'_>) -> Result<(), Stopped> {
     let content = &*task.content;
     let size = content.hashed_size();
-    let whole = [v1::ByteRange {
-        offset: 0,
-        length: size,
-    }];
-    let ranges = match &task.need.ranges[..] {
-        [] => &whole[..],
-        ranges => ranges,
-    };
+    let ranges = asked_ranges(&task.need.ranges, size);
     let listed = content.listed();
     let because_of_report = !task.need.ranges.is_empty() && content.is_reported();
-    ranges.iter().try_for_each(|range| {
-        let end = range.offset.saturating_add(range.length).min(size);
-        sending.range(content, (range.offset, end), listed.as_deref(), |bytes| {
-            gate.tally.content_bytes_sent.add(bytes);
-            if because_of_report {
-                gate.tally.range_bytes_sent.add(bytes);
-            }
-            true
-        })
+    sending.ranges(content, &ranges, listed.as_deref(), |bytes| {
+        gate.tally.content_bytes_sent.add(bytes);
+        if because_of_report {
+            gate.tally.range_bytes_sent.add(bytes);
+        }
+        true
     })
 }
 

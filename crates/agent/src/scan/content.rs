@@ -13,7 +13,7 @@ use literal_filter::Pack;
 use model::{AccessClass, Digest};
 use proto::v1;
 
-use crate::transfer::{self, ReadAt, Stopped};
+use crate::transfer::{self, ReadAt, Reported, Stopped};
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 64 * 1024;
@@ -118,14 +118,7 @@ impl<'a> Candidate<'a> {
 
     /// The ranges asked for (none: all of it), as far as there is content: from, to.
     pub(crate) fn ranges(&self, asked: &[v1::ByteRange]) -> Vec<(u64, u64)> {
-        if asked.is_empty() {
-            return vec![(0, self.size)];
-        }
-        let range = |range: &v1::ByteRange| {
-            let end = range.offset.saturating_add(range.length);
-            (range.offset.min(self.size), end.min(self.size))
-        };
-        asked.iter().map(range).collect()
+        transfer::asked_ranges(asked, self.size)
     }
 
     /// Its chunks; `None`: it is to be sent instead.
@@ -144,7 +137,7 @@ impl<'a> Candidate<'a> {
     pub(crate) fn report(
         &self,
         is_wanted: impl Fn() -> bool,
-    ) -> Result<Option<(v1::FilterReport, Manifest)>, Stopped> {
+    ) -> Result<Option<Reported>, Stopped> {
         let Some(pack) = &self.filter else {
             return Ok(None);
         };

@@ -353,7 +353,7 @@ impl Session {
         let sent = if need.report {
             file.report(|| !halt.is_set()).and_then(|found| {
                 let (report, groups) = found.unzip();
-                *listed = groups;
+                *listed = groups.flatten();
                 sending.report(report.unwrap_or_default()).map(|()| true)
             })
         } else if need.manifest {
@@ -369,9 +369,10 @@ impl Session {
         };
         let sent = match sent {
             Ok(true) => return Ok(()),
-            Ok(false) => file.ranges(&need.ranges).into_iter().try_for_each(|range| {
-                sending.range(file, range, listed.as_ref(), |_| !halt.is_set())
-            }),
+            Ok(false) => {
+                let ranges = file.ranges(&need.ranges);
+                sending.ranges(file, &ranges, listed.as_ref(), |_| !halt.is_set())
+            }
             Err(stopped) => Err(stopped),
         };
         let failed = match sent {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use literal_filter::{Filter, Needles, Pack};
 use model::{FilterId, FilterPack, Generation, Outcome, UnscannedReason};
 use proto::v1;
 use proto::v1::envelope::Body;
@@ -12,6 +13,12 @@ use super::*;
 const FILTER: [u8; 16] = [6; 16];
 const POLICY: &str = "[policy]\nreport_min_bytes = 4096\n";
 
+/// Looks for nothing; what begins with "packed" is wanted whole.
+fn pack() -> Vec<u8> {
+    let filter = Filter::build(&[]).unwrap();
+    Pack::write_with_heads(&[b"packed"], &filter, &Needles::default())
+}
+
 async fn rig() -> Rig {
     rig_as(POLICY).await
 }
@@ -21,7 +28,7 @@ async fn rig_as(text: &str) -> Rig {
         filter: Some(Arc::new(FilterPack {
             id: FilterId(FILTER),
             generation: Generation([1; 16]),
-            bytes: b"pack".to_vec(),
+            bytes: pack(),
         })),
         ..Double::new()
     };
@@ -35,7 +42,8 @@ async fn guest(rig: &Rig, id: model::GuestId) -> Guest {
     let mut guest = rig.guest(id);
     match guest.next().await {
         (0, Body::FilterOffer(offer)) => {
-            assert_eq!((&offer.filter[..], offer.size), (&FILTER[..], 4))
+            let size = pack().len() as u64;
+            assert_eq!((&offer.filter[..], offer.size), (&FILTER[..], size))
         }
         other => panic!("not an offer: {other:?}"),
     }
@@ -263,6 +271,17 @@ async fn the_whole_is_asked_for_where_parts_do_not_do() {
     let own = [&bytes[..], b"y"].concat();
     ask(&mut guest, 9, &own, &places(&many)).await;
     clean(&send_whole(&mut guest, 9, &own).await, false);
+}
+
+#[tokio::test]
+async fn what_the_engine_wants_whole_is_asked_for_without_asking_it() {
+    let rig = rig().await;
+    let mut guest = guest(&rig, A).await;
+    let bytes = [b"packed", &content(None)[..]].concat();
+    ask(&mut guest, 1, &bytes, &places(&[700])).await;
+    assert_eq!(rig.double.scans(), 0);
+    clean(&send_whole(&mut guest, 1, &bytes).await, false);
+    assert_eq!(rig.double.scans(), 1);
 }
 
 #[tokio::test]

@@ -58,6 +58,9 @@ impl Upload {
             Some(report) if report.filter.is_empty() => return in_vain("declined"),
             _ => return in_vain("refused"),
         };
+        if shared.engines().want_whole(&report.head) {
+            return in_vain("whole");
+        }
         let Some(mut known) = self.begin(shared, filter, report)? else {
             return in_vain("refused");
         };

@@ -50,7 +50,7 @@ pub(crate) struct Verdicts {
     memory: MemoryStore,
     embedded: Arc<Embedded>,
     own: Arc<Guarded>,
-    shared: Option<Guarded>,
+    shared: Option<Arc<Guarded>>,
 }
 
 /// Where sightings go.
@@ -89,7 +89,7 @@ impl Verdicts {
             metrics.clone(),
         );
         let (shared, sightings) = match shared_stores(config, metrics)? {
-            Some((verdicts, sightings)) => (Some(verdicts), sightings),
+            Some((verdicts, sightings)) => (Some(Arc::new(verdicts)), sightings),
             None => (None, None),
         };
         let sightings = match sightings {
@@ -119,8 +119,7 @@ impl Verdicts {
             Some(entry) => entry,
             None => {
                 let entry = self.shared.as_ref()?.get(key).await?;
-                let (own, key, kept) = (self.own.clone(), *key, entry.clone());
-                tokio::spawn(async move { own.put(&key, &kept).await });
+                self.own.put_soon(key, &entry);
                 entry
             }
         };
@@ -153,6 +152,14 @@ impl Verdicts {
             }
         };
         futures_util::future::join(self.own.put(key, entry), shared).await;
+    }
+
+    /// The same, within a moment, for whoever does not wait for it.
+    pub(crate) fn keep_soon(&self, key: &CacheKey, entry: &Entry) {
+        self.own.put_soon(key, entry);
+        if let Some(shared) = &self.shared {
+            shared.put_soon(key, entry);
+        }
     }
 
     /// Brings stores back within their bounds.

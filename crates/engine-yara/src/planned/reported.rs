@@ -23,7 +23,7 @@ pub fn agent_pack(plan: &Plan) -> Result<Vec<u8>, String> {
     let (filter, needles) = plan.agent_filter();
     let marks = Mark::ALL.into_iter().filter_map(needle);
     let needles = needles.with(marks).map_err(|error| error.to_string())?;
-    Ok(Pack::write(filter, &needles))
+    Ok(Pack::write_with_heads(&Format::HEADS, filter, &needles))
 }
 
 /// Where the key of a mark's needle starts in it: at the rarest two bytes.

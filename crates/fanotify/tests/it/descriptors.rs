@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use fanotify::limits::{Reserve, raise_nofile};
+use fanotify::limits::{Reserve, make_room, raise_nofile};
 use fanotify::{Answer, Event, MarkMask, ReadError};
 use rustix::io::Errno;
 
@@ -42,6 +42,18 @@ fn trap_3_without_descriptors_the_reserve_answers() {
         output.status.success() && stdout.contains("1 passed"),
         "{stdout}\n{stderr}"
     );
+}
+
+#[test]
+fn a_table_with_room_need_not_grow() {
+    let limit = raise_nofile().expect("raised");
+    let wanted = 3000.min(limit);
+    make_room(wanted).expect("room");
+    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+    let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+    let size: u64 = size.and_then(|size| size.trim().parse().ok()).expect("a size");
+    assert!(size >= wanted, "{size} of {wanted}");
+    assert!(make_room(limit.saturating_add(1)).is_err(), "beyond the limit");
 }
 
 fn shed_load_with_the_reserve() {

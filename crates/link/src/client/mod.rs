@@ -216,6 +216,33 @@ impl Client {
         bytes: Bytes,
         give_up: Instant,
     ) -> Result<(), SendDataError> {
+        self.send_pieces((request_id, priority), offset, &bytes, give_up, false)
+    }
+
+    /// The same for the last bytes: they are written together with the `DataEnd`, which is to be sent
+    /// at once.
+    ///
+    /// # Errors
+    /// As [`Client::send_data`].
+    pub fn send_last_data(
+        &self,
+        request_id: u64,
+        priority: Priority,
+        offset: u64,
+        bytes: Bytes,
+        give_up: Instant,
+    ) -> Result<(), SendDataError> {
+        self.send_pieces((request_id, priority), offset, &bytes, give_up, true)
+    }
+
+    fn send_pieces(
+        &self,
+        (request_id, priority): (u64, Priority),
+        offset: u64,
+        bytes: &Bytes,
+        give_up: Instant,
+        is_last: bool,
+    ) -> Result<(), SendDataError> {
         let session = self.running.shared.session_with(request_id);
         let session = session.ok_or(SendDataError::NotConnected)?;
         let mut sent = 0;
@@ -223,13 +250,16 @@ impl Client {
             let end = bytes.len().min(sent + proto::DATA_MAX_BYTES);
             let piece = bytes.slice(sent..end);
             let offset = offset.saturating_add(sent as u64);
-            sent += session.send_some_data(request_id, priority, offset, &piece, give_up)?;
+            let holds = is_last && end == bytes.len();
+            let exchange = (request_id, priority);
+            sent += session.send_some_data(exchange, offset, &piece, give_up, holds)?;
         }
         Ok(())
     }
 
     /// Sends a compressed piece of content as [`Client::send_data`] sends others: whole, once there
-    /// is credit for its plain bytes, of which there are at most `DATA_PLAIN_MAX_BYTES`.
+    /// is credit for its plain bytes, of which there are at most `DATA_PLAIN_MAX_BYTES`. `is_last`: as
+    /// [`Client::send_last_data`].
     ///
     /// # Errors
     /// [`SendDataError`]; it was not sent then.
@@ -239,10 +269,12 @@ impl Client {
         priority: Priority,
         data: &v1::Data,
         give_up: Instant,
+        is_last: bool,
     ) -> Result<(), SendDataError> {
         let session = self.running.shared.session();
         let session = session.ok_or(SendDataError::NotConnected)?;
-        while session.send_compressed(request_id, priority, data, give_up)? == 0 {}
+        let exchange = (request_id, priority);
+        while session.send_compressed(exchange, data, give_up, is_last)? == 0 {}
         Ok(())
     }
 

@@ -135,43 +135,44 @@ impl Session {
     }
 
     /// Sends as much of `bytes` as credit and room allow, waiting for both until `give_up`; the
-    /// number of bytes sent.
+    /// number of bytes sent. `is_last`: all of them are written with the frame that follows.
     pub(crate) fn send_some_data(
         &self,
-        request_id: u64,
-        priority: Priority,
+        (request_id, priority): (u64, Priority),
         offset: u64,
         bytes: &Bytes,
         give_up: Instant,
+        is_last: bool,
     ) -> Result<usize, SendDataError> {
         let granted = self.wait_for_grant(request_id, bytes.len(), 1, give_up)?;
+        let is_held = is_last && granted >= bytes.len();
         let data = v1::Data {
             offset,
             bytes: bytes.slice(..granted.min(bytes.len())),
             ..v1::Data::default()
         };
-        self.push_data(request_id, priority, data, granted)
+        self.push_data((request_id, priority), data, granted, is_held)
     }
 
     /// Sends a piece that cannot be cut and needs credit for `plain_bytes`; 0: try again.
     pub(crate) fn send_compressed(
         &self,
-        request_id: u64,
-        priority: Priority,
+        (request_id, priority): (u64, Priority),
         data: &v1::Data,
         give_up: Instant,
+        is_last: bool,
     ) -> Result<usize, SendDataError> {
         let plain = data.plain_bytes as usize;
         let granted = self.wait_for_grant(request_id, plain, plain, give_up)?;
-        self.push_data(request_id, priority, data.clone(), granted)
+        self.push_data((request_id, priority), data.clone(), granted, is_last)
     }
 
     fn push_data(
         &self,
-        request_id: u64,
-        priority: Priority,
+        (request_id, priority): (u64, Priority),
         data: v1::Data,
         granted: usize,
+        is_held: bool,
     ) -> Result<usize, SendDataError> {
         let envelope = v1::Envelope {
             request_id,
@@ -179,7 +180,9 @@ impl Session {
         };
         match self.pipe.push(priority, &envelope) {
             Ok(()) => {
-                self.pump();
+                if !is_held {
+                    self.pump();
+                }
                 Ok(granted)
             }
             // Another took the room in between: wait again.

@@ -2,10 +2,10 @@
 
 use super::*;
 use daemon::metrics::Registry;
-use verdict_store::{BreakerSettings, Guarded, StoreMetrics};
+use verdict_store::{BreakerSettings, Guarded, StoreFuture, StoreMetrics};
 
 struct Rig {
-    guarded: Guarded,
+    guarded: Arc<Guarded>,
     store: Arc<dyn VerdictStore>,
     registry: Registry,
 }
@@ -19,7 +19,7 @@ fn rig(store: Arc<dyn VerdictStore>, timeout: Duration) -> Rig {
     };
     let metrics = StoreMetrics::new(&registry);
     Rig {
-        guarded: Guarded::new(store.clone(), ring(), timeout, breaker, metrics),
+        guarded: Arc::new(Guarded::new(store.clone(), ring(), timeout, breaker, metrics)),
         store,
         registry,
     }
@@ -38,6 +38,13 @@ impl Rig {
         let name = self.store.name();
         self.count(&format!(
             r#"lazaret_verdict_store_gets_total{{store="{name}",result="{result}"}} {n}"#
+        ))
+    }
+
+    fn puts(&self, result: &str, n: u32) -> bool {
+        let name = self.store.name();
+        self.count(&format!(
+            r#"lazaret_verdict_store_puts_total{{store="{name}",result="{result}"}} {n}"#
         ))
     }
 
@@ -75,6 +82,77 @@ async fn what_is_kept_is_found_by_another_appliance() {
         assert_eq!(other.guarded.get(&key).await, Some(entry));
     }
     assert!(other.gets("hit", 2) && other.gets("miss", 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_soon_is_written_together_and_the_last_of_a_key_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = rig(embedded(&dir), PATIENT);
+    let keys: Vec<_> = (0..100).map(key).collect();
+    for outcome in [Outcome::Clean, malicious()] {
+        for key in &keys {
+            rig.guarded.put_soon(key, &entry(key, outcome.clone()));
+        }
+    }
+    let over = std::time::Instant::now() + PATIENT;
+    while !rig.puts("kept", 200) {
+        assert!(std::time::Instant::now() < over, "{}", rig.registry.render());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for key in &keys {
+        let kept = rig.guarded.get(key).await;
+        assert_eq!(kept, Some(entry(key, malicious())));
+    }
+}
+
+/// Each put waits until it is let go.
+#[derive(Debug)]
+struct Slow {
+    calls: std::sync::atomic::AtomicUsize,
+    go: tokio::sync::Semaphore,
+}
+
+impl VerdictStore for Slow {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> StoreFuture<'a, Vec<Option<Sealed>>> {
+        Box::pin(std::future::ready(Ok(vec![None; keys.len()])))
+    }
+
+    fn put<'a>(&'a self, _: &'a [(CacheKey, Sealed)]) -> StoreFuture<'a, ()> {
+        self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Box::pin(async {
+            let _go = self.go.acquire().await;
+            Ok(())
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_store_is_given_so_much_and_no_more() {
+    const MAX: u32 = 4096;
+    let slow = Arc::new(Slow {
+        calls: 0.into(),
+        go: tokio::sync::Semaphore::new(0),
+    });
+    let rig = rig(slow.clone(), PATIENT);
+    for n in 0..MAX + 10 {
+        let key = key(n);
+        rig.guarded.put_soon(&key, &entry(&key, Outcome::Clean));
+    }
+    assert!(rig.puts("overloaded", 10));
+    slow.go.add_permits(1);
+    let over = std::time::Instant::now() + PATIENT;
+    while !rig.puts("kept", MAX) {
+        assert!(std::time::Instant::now() < over, "{}", rig.registry.render());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let calls = slow.calls.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(calls < MAX as usize / 10, "{calls} calls");
+    rig.guarded.put_soon(&key(0), &entry(&key(0), Outcome::Clean));
+    assert!(rig.puts("overloaded", 10), "there is room again");
 }
 
 /// Poisoned: another key's entry, a changed one, one of a thief's key, rubbish.

@@ -96,7 +96,7 @@ impl Content {
         if size > size_max {
             return Err(UnscannedReason::TooLarge);
         }
-        let after = FileIdentity::of(self.file.as_fd()).map_err(failed)?;
+        let after = before.again(self.file.as_fd()).map_err(failed)?;
         let same = before == after && size == after.size;
         let alone = lease.as_ref().is_some_and(Lease::is_intact);
         if !same && !held_by_writer {
@@ -170,7 +170,7 @@ impl Content {
                 bytes: None,
                 report,
             };
-            return Ok((digest, size, along, groups));
+            return Ok((digest, size, along, groups.flatten()));
         }
         let mut hasher = blake3::Hasher::new();
         let take = |bytes: &[u8]| {
@@ -409,6 +409,29 @@ mod tests {
         file.set_len(1 << 40).unwrap();
         let refused = hash(&content(file), 100).err();
         assert_eq!(refused, Some(UnscannedReason::TooLarge));
+    }
+
+    #[test]
+    fn of_what_is_wanted_whole_only_the_head_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let wanted = Wanted {
+            size_max: 1 << 30,
+            report: Some((1, Arc::new(pack()))),
+            ..Wanted::default()
+        };
+        for size in [100, READ_BYTES - 1, 3 * READ_BYTES] {
+            let mut bytes = b"PACKED".to_vec();
+            bytes.resize(size, b'.');
+            bytes[size - 5..].copy_from_slice(b"EVIL!");
+            std::fs::write(&path, &bytes).unwrap();
+            let content = content(std::fs::File::open(&path).unwrap());
+            let hashed = content.hash(&wanted, &mut Vec::new(), None).ok().unwrap();
+            assert_eq!(hashed.digest, Digest::of(&bytes));
+            let report = hashed.along.report.unwrap();
+            assert_eq!((&report.head[..], &report.report[..]), (&bytes[..64], &b""[..]));
+            assert!(content.listed().is_none() && !content.is_reported());
+        }
     }
 
     #[test]
