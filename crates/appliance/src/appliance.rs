@@ -297,6 +297,7 @@ impl Appliance {
             let _over = task.await;
         }
         self.shared.sightings.flush().await;
+        self.shared.verdicts.flush().await;
     }
 }
 

@@ -152,12 +152,27 @@ impl Guarded {
         let mut gathered = self.gathered.lock();
         gathered.push(admitted);
         if gathered.len() == 1 {
-            let own = Arc::clone(self);
+            let own = Arc::downgrade(self);
             tokio::spawn(async move {
                 tokio::time::sleep(GATHER).await;
-                let entries = std::mem::take(&mut *own.gathered.lock());
-                own.put_all(entries).await;
+                if let Some(own) = own.upgrade() {
+                    own.put_gathered().await;
+                }
             });
+        }
+    }
+
+    /// Waits until all that was to be kept is, or cannot be.
+    pub async fn flush(&self) {
+        self.put_gathered().await;
+        // Closed never.
+        let _everything = self.puts.acquire_many(PUTS_MAX as u32).await;
+    }
+
+    async fn put_gathered(&self) {
+        let gathered = std::mem::take(&mut *self.gathered.lock());
+        if !gathered.is_empty() {
+            self.put_all(gathered).await;
         }
     }
 

@@ -378,6 +378,7 @@ impl Rig {
         while Arc::strong_count(&shared) > 1 {
             tokio::task::yield_now().await;
         }
+        shared.verdicts.flush().await;
         drop((shared, _state));
         Self::at(dir, text, double)
     }

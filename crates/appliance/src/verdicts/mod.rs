@@ -162,6 +162,14 @@ impl Verdicts {
         }
     }
 
+    /// Waits until what was to be kept soon is, or cannot be.
+    pub(crate) async fn flush(&self) {
+        self.own.flush().await;
+        if let Some(shared) = &self.shared {
+            shared.flush().await;
+        }
+    }
+
     /// Brings stores back within their bounds.
     pub(crate) async fn trim(&self) {
         if let Some(shared) = &self.shared {
