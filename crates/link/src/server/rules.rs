@@ -163,6 +163,7 @@ impl AgentRules {
                 Some(
                     Body::Welcome(_)
                         | Body::Renewed(_)
+                        | Body::Ping(_)
                         | Body::Pong(_)
                         | Body::Refused(_)
                         | Body::Goodbye(_)
@@ -583,6 +584,8 @@ mod tests {
         let order = envelope(2, Body::Order(v1::Order::default()));
         assert!(!rules().may_send(&order));
         assert!(rules().may_send(&envelope(1, Body::Renewed(v1::Renewed::default()))));
+        // Whether it is there is asked of everybody.
+        assert!(rules().may_send(&ping));
     }
 
     #[test]
