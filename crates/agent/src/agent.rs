@@ -448,7 +448,9 @@ fn with_descriptors(mut config: AgentConfig) -> Result<AgentConfig, StartError> 
         );
     }
     let room = wanted.min(for_events) + DESCRIPTORS_ASIDE + 2 * BATCH;
-    fanotify::limits::make_room(room.min(limit) as u64).map_err(system("descriptors"))?;
+    if let Err(error) = fanotify::limits::make_room(room.min(limit) as u64) {
+        tracing::warn!(%error, room, "the table of file descriptors grows while openers wait");
+    }
     Ok(config)
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use chunks::{Chunk, GROUP_BYTES, HEAD_BYTES, Kind, Lister, Manifest, PieceCompressor};
 use link::Priority;
 use link::client::{Client, SendDataError, SendError};
-use literal_filter::{Pack, PackScan, Report};
+use literal_filter::{HEAD_BYTES_MAX, Pack, PackScan, Report};
 use model::{Digest, UnscannedReason};
 use proto::v1::{self, envelope::Body};
 use proto::{DATA_MAX_BYTES, DATA_PLAIN_MAX_BYTES, REPORT_HEAD_BYTES};
@@ -52,8 +52,8 @@ impl From<SendDataError> for Stopped {
     }
 }
 
-/// Lists the first `size` bytes of a file, whose digest is known. `None`: its list would be of no
-/// use, so it is sent instead.
+/// Lists the first `size` bytes of a file, whose digest is known. `None`: its list would be too
+/// long, so it is sent instead.
 ///
 /// # Errors
 /// [`Stopped::Failed`]: it cannot be read, or has changed.
@@ -112,6 +112,9 @@ pub(crate) fn report(
         }
         let bytes = read_up_to(file, &mut buffer, offset, size)?;
         reporter.push(bytes);
+        if reporter.is_wanted_whole {
+            return Ok(Some(wanted_whole(pack, &reporter.head)));
+        }
         if reporter.is_in_vain() {
             return Ok(None);
         }
@@ -181,10 +184,9 @@ pub(crate) type Reported = (v1::FilterReport, Option<Manifest>);
 
 /// The report on content that is wanted whole, whatever a filter finds in it: what it begins with.
 fn wanted_whole(pack: &Pack, head: &[u8]) -> Reported {
-    const SHOWN_BYTES: usize = 64;
     let report = v1::FilterReport {
         filter: pack.id().to_vec(),
-        head: head.get(..SHOWN_BYTES).unwrap_or(head).to_vec(),
+        head: head.get(..HEAD_BYTES_MAX).unwrap_or(head).to_vec(),
         report: Bytes::new(),
     };
     (report, None)
@@ -598,7 +600,8 @@ pub(crate) mod tests {
         assert!(matches!(read.iter().next(), Some((0, [0, ..], true))));
         assert_eq!(reported(&bytes, 1 << 40), Ok(None), "too many groups");
         bytes[..6].copy_from_slice(b"PACKED");
-        assert_eq!(reported(&bytes, size), Ok(None), "wanted whole");
+        let told = reported(&bytes, size).unwrap().unwrap();
+        assert_eq!((&told.0.head[..], told.1), (&bytes[..64], None));
         let unwanted = report(&&bytes[..], (size, Digest::of(&bytes)), &pack(), || false);
         assert_eq!(unwanted.err(), Some(Stopped::NotWanted));
     }

@@ -9,24 +9,26 @@ pub const HEAD_BYTES: usize = 16;
 pub const PAGE_BYTES: u32 = 4096;
 
 /// Files of more bytes are cut into groups: half a percent of them would be names of chunks
-/// otherwise, and what is so large (images, databases) is changed in place.
+/// otherwise, and what is so large (images, databases) is changed in place. So is what
+/// [`is_packed`]: nothing moves in it.
 const GROUPS_FROM_BYTES: u64 = 64 << 20;
 const ZIP_HEAD: &[u8] = b"PK\x03\x04";
 const PAGED_HEAD: &[u8] = b"SQLite format 3\0";
-/// gzip, xz, Zstandard, bzip2, 7z.
-const PACKED_HEADS: [&[u8]; 5] = [
+/// gzip, xz, Zstandard, 7z.
+const PACKED_HEADS: [&[u8]; 4] = [
     b"\x1f\x8b\x08",
     b"\xfd7zXZ\0",
     b"\x28\xb5\x2f\xfd",
-    b"BZh",
     b"7z\xbc\xaf\x27\x1c",
 ];
 
 /// Whether content that begins with `head` is one compressed stream: no zstd makes it smaller, and
-/// what is changed before it was compressed changes all that follows.
+/// what is changed before it was compressed moves nothing, but changes nearly all that follows.
 #[must_use]
 pub fn is_packed(head: &[u8]) -> bool {
-    PACKED_HEADS.iter().any(|packed| head.starts_with(packed))
+    // bzip2: its level, and the mark of a block.
+    let is_bzip2 = || head.starts_with(b"BZh") && head.get(4..10) == Some(b"1AY&SY");
+    PACKED_HEADS.iter().any(|packed| head.starts_with(packed)) || is_bzip2()
 }
 
 /// A way of cutting. Both sides must cut alike, so what is said here is part of the protocol.
@@ -48,14 +50,13 @@ impl Kind {
     pub const ALL: [Self; 4] = [Self::Groups, Self::Content, Self::Members, Self::Pages];
 
     /// The way for a file of `size` bytes that begins with `head`, of which [`HEAD_BYTES`] count.
-    /// A wrong guess costs bytes, never a verdict. `None`: its list would fit no frame, or would never
-    /// find anything: it [`is_packed`].
+    /// A wrong guess costs bytes, never a verdict. `None`: its list would fit no frame.
     #[must_use]
     pub fn of(size: u64, head: &[u8]) -> Option<Self> {
         let groups_max = (MANIFEST_BYTES_MAX / groups::CV_BYTES) as u64;
-        if size == 0 || size.div_ceil(GROUP_BYTES.into()) > groups_max || is_packed(head) {
+        if size == 0 || size.div_ceil(GROUP_BYTES.into()) > groups_max {
             None
-        } else if size > GROUPS_FROM_BYTES {
+        } else if size > GROUPS_FROM_BYTES || is_packed(head) {
             Some(Self::Groups)
         } else if head.starts_with(ZIP_HEAD) {
             Some(Self::Members)
@@ -123,9 +124,11 @@ mod tests {
         check(64 << 20, b"PK\x03\x04", Some(Kind::Members));
         check((64 << 20) + 1, b"PK\x03\x04", Some(Kind::Groups));
         check(1 << 40, b"", None);
-        check(1 << 20, b"\x1f\x8b\x08\0", None);
-        check(100 << 20, b"\xfd7zXZ\0", None);
+        for packed in [&b"\x1f\x8b\x08\0"[..], b"\xfd7zXZ\0", b"BZh91AY&SY"] {
+            check(1 << 20, packed, Some(Kind::Groups));
+        }
         check(1 << 20, b"\x1f\x8b", Some(Kind::Content));
+        check(1 << 20, b"BZh, a text", Some(Kind::Content));
     }
 
     #[test]

@@ -157,7 +157,7 @@ impl Builder {
                 return Err(io::Error::other("became shorter while it was read").into());
             }
             if lister.is_none() {
-                // `None`: no guest lists it either.
+                // `None`: too large for any list, so that it is never asked for by one.
                 let Some(kind) = Kind::of(size, bytes) else {
                     return Ok(());
                 };

@@ -35,7 +35,7 @@ pub use filter::{
 pub use needles::{
     KEYS_MAX, NEEDLES_MAX, Needle, Needles, REACH_MAX, STEPS_MAX, TOKENS_MAX, Token as NeedleToken,
 };
-pub use pack::Pack;
+pub use pack::{HEAD_BYTES_MAX, Pack};
 pub use report::{OFFSETS_MAX, REPORT_BYTES_MAX, REPORT_HITS_MAX, Report};
 pub use scan::PackScan;
 pub use stream::Stream;

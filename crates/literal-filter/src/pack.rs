@@ -8,9 +8,10 @@ use crate::{Filter, FilterError, Needles};
 
 const MAGIC: [u8; 5] = *b"LZLP\x02";
 const WHAT: &str = "filter pack";
-/// Heads of a pack, and the bytes of each.
+/// Heads of a pack at most.
 const HEADS_MAX: usize = 64;
-const HEAD_BYTES_MAX: usize = 64;
+/// Bytes of each.
+pub const HEAD_BYTES_MAX: usize = 64;
 
 /// Literals and needles. Immutable; share it with an `Arc`.
 #[derive(Debug)]
@@ -204,8 +205,15 @@ mod tests {
         assert!(!Pack::bytes_want_whole(&bytes[..9], b"PK\x03\x04"));
         let many = vec![&b"x"[..]; 100];
         assert!(Pack::read(&pack_with(&many)).is_ok());
-        for bad in [&b"LZLP\x02\x41"[..], b"LZLP\x02\x01\x00", b"LZLP\x02\x01\x41"] {
-            assert!(matches!(Pack::read(bad), Err(FilterError::Field { .. })), "{bad:?}");
+        for bad in [
+            &b"LZLP\x02\x41"[..],
+            b"LZLP\x02\x01\x00",
+            b"LZLP\x02\x01\x41",
+        ] {
+            assert!(
+                matches!(Pack::read(bad), Err(FilterError::Field { .. })),
+                "{bad:?}"
+            );
         }
     }
 }

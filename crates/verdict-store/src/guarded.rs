@@ -1,7 +1,8 @@
 //! A store as an appliance uses it: sealed, never waited for longer than allowed, left alone while
 //! it is dead. Whatever is wrong with it, there is no entry, and that is all.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use daemon::log::RateLimit;
@@ -16,10 +17,12 @@ use crate::{BadEntry, Breaker, BreakerSettings, Entry, Keyring, Sealed};
 
 /// Questions that a store is asked at once; the others wait, as long as they may.
 const GETS_MAX: usize = 256;
-/// Entries on their way to a store at once; those beyond are not kept.
-const PUTS_MAX: usize = 4096;
+/// Entries on their way to a store at once, in begun KiB; those beyond are not kept.
+const PUTS_MAX_KIB: u32 = 16 << 10;
 /// How long entries that nobody waits for are gathered: a write for each takes as long as a scan.
 const GATHER: Duration = Duration::from_millis(20);
+/// Entries that are written together, and one more, in begun KiB.
+const BATCH_KIB: usize = 256;
 /// A call that takes longer is given up, even if nobody waits for it.
 const CALL_MAX: Duration = Duration::from_secs(10);
 
@@ -67,13 +70,21 @@ pub struct Guarded {
     breaker: Arc<Mutex<Breaker>>,
     gets: Arc<Semaphore>,
     puts: Arc<Semaphore>,
-    /// What is written next.
-    gathered: Mutex<Vec<Admitted>>,
+    gathered: Mutex<Gathered>,
     metrics: StoreMetrics,
 }
 
 /// An entry, sealed, and its permit to be on its way.
 type Admitted = ((CacheKey, Sealed), OwnedSemaphorePermit);
+
+/// What nobody waits for.
+#[derive(Debug, Default)]
+struct Gathered {
+    /// Written next, the first one first.
+    entries: VecDeque<Admitted>,
+    /// A task writes them, one batch after another.
+    has_writer: bool,
+}
 
 /// A call without an answer.
 enum NoAnswer {
@@ -109,7 +120,7 @@ impl Guarded {
             timeout,
             breaker: Arc::new(Mutex::new(Breaker::new(breaker))),
             gets: Arc::new(Semaphore::new(GETS_MAX)),
-            puts: Arc::new(Semaphore::new(PUTS_MAX)),
+            puts: Arc::new(Semaphore::new(PUTS_MAX_KIB as usize)),
             gathered: Mutex::default(),
             metrics,
         }
@@ -150,30 +161,40 @@ impl Guarded {
             return;
         };
         let mut gathered = self.gathered.lock();
-        gathered.push(admitted);
-        if gathered.len() == 1 {
-            let own = Arc::downgrade(self);
-            tokio::spawn(async move {
-                tokio::time::sleep(GATHER).await;
-                if let Some(own) = own.upgrade() {
-                    own.put_gathered().await;
-                }
-            });
+        gathered.entries.push_back(admitted);
+        if !std::mem::replace(&mut gathered.has_writer, true) {
+            tokio::spawn(Self::write(Arc::downgrade(self)));
         }
     }
 
-    /// Waits until all that was to be kept is, or cannot be.
+    /// Writes what is gathered until there is nothing more.
+    async fn write(own: Weak<Self>) {
+        tokio::time::sleep(GATHER).await;
+        while let Some(own) = own.upgrade()
+            && let Some(batch) = own.next_batch()
+        {
+            own.put_all(batch).await;
+        }
+    }
+
+    /// `None`: there is nothing, and no writer any more.
+    fn next_batch(&self) -> Option<Vec<Admitted>> {
+        let mut gathered = self.gathered.lock();
+        let (mut batch, mut kib) = (Vec::new(), 0);
+        while kib < BATCH_KIB
+            && let Some(admitted) = gathered.entries.pop_front()
+        {
+            kib += admitted.1.num_permits();
+            batch.push(admitted);
+        }
+        gathered.has_writer = !batch.is_empty();
+        Some(batch).filter(|batch| !batch.is_empty())
+    }
+
+    /// Waits until all that was to be kept is, or cannot be; what comes meanwhile is not kept.
     pub async fn flush(&self) {
-        self.put_gathered().await;
-        // Closed never.
-        let _everything = self.puts.acquire_many(PUTS_MAX as u32).await;
-    }
-
-    async fn put_gathered(&self) {
-        let gathered = std::mem::take(&mut *self.gathered.lock());
-        if !gathered.is_empty() {
-            self.put_all(gathered).await;
-        }
+        // It is never closed.
+        let _everything = self.puts.acquire_many(PUTS_MAX_KIB).await;
     }
 
     fn admit(&self, key: &CacheKey, entry: &Entry) -> Option<Admitted> {
@@ -182,7 +203,8 @@ impl Guarded {
             refused("too_large");
             return None;
         };
-        let Ok(permit) = Arc::clone(&self.puts).try_acquire_owned() else {
+        let kib = u32::try_from(sealed.0.len() / 1024 + 1).unwrap_or(u32::MAX);
+        let Ok(permit) = Arc::clone(&self.puts).try_acquire_many_owned(kib) else {
             refused("overloaded");
             return None;
         };

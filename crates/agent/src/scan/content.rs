@@ -134,10 +134,7 @@ impl<'a> Candidate<'a> {
     ///
     /// # Errors
     /// [`Stopped::Failed`]: it cannot be read, or has changed; [`Stopped::NotWanted`].
-    pub(crate) fn report(
-        &self,
-        is_wanted: impl Fn() -> bool,
-    ) -> Result<Option<Reported>, Stopped> {
+    pub(crate) fn report(&self, is_wanted: impl Fn() -> bool) -> Result<Option<Reported>, Stopped> {
         let Some(pack) = &self.filter else {
             return Ok(None);
         };

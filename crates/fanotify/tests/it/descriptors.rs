@@ -51,9 +51,14 @@ fn a_table_with_room_need_not_grow() {
     make_room(wanted).expect("room");
     let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
     let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
-    let size: u64 = size.and_then(|size| size.trim().parse().ok()).expect("a size");
+    let size: u64 = size
+        .and_then(|size| size.trim().parse().ok())
+        .expect("a size");
     assert!(size >= wanted, "{size} of {wanted}");
-    assert!(make_room(limit.saturating_add(1)).is_err(), "beyond the limit");
+    assert!(
+        make_room(limit.saturating_add(1)).is_err(),
+        "beyond the limit"
+    );
 }
 
 fn shed_load_with_the_reserve() {

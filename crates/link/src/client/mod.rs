@@ -219,8 +219,8 @@ impl Client {
         self.send_pieces((request_id, priority), offset, &bytes, give_up, false)
     }
 
-    /// The same for the last bytes: they are written together with the `DataEnd`, which is to be sent
-    /// at once.
+    /// The same for the last bytes: where they are fewer than a write takes they wait for the
+    /// `DataEnd`, which is to be sent at once, and are written with it.
     ///
     /// # Errors
     /// As [`Client::send_data`].
@@ -271,7 +271,7 @@ impl Client {
         give_up: Instant,
         is_last: bool,
     ) -> Result<(), SendDataError> {
-        let session = self.running.shared.session();
+        let session = self.running.shared.session_with(request_id);
         let session = session.ok_or(SendDataError::NotConnected)?;
         let exchange = (request_id, priority);
         while session.send_compressed(exchange, data, give_up, is_last)? == 0 {}

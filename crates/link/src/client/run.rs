@@ -124,7 +124,9 @@ impl Shared {
     pub(crate) fn session_for(&self, envelope: &v1::Envelope) -> Option<Arc<Session>> {
         use v1::envelope::Body;
         match envelope.body {
-            Some(Body::DataEnd(_) | Body::Manifest(_)) => self.session_with(envelope.request_id),
+            Some(Body::DataEnd(_) | Body::Manifest(_) | Body::FilterReport(_)) => {
+                self.session_with(envelope.request_id)
+            }
             _ => self.session(),
         }
     }

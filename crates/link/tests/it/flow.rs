@@ -12,7 +12,7 @@ use proto::v1::envelope::Body;
 
 use crate::rig::{Agent, Fleet, GUEST, PATIENCE, blocking, check, envelope, need, reply, welcome};
 
-fn patience() -> Instant {
+pub(crate) fn patience() -> Instant {
     Instant::now() + PATIENCE
 }
 
@@ -75,7 +75,8 @@ async fn an_upload_waits_for_credit_and_arrives_whole() {
     let content: Bytes = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
     let (client, bytes) = (agent.client.clone(), content.clone());
     let upload = blocking(move || {
-        client.send_data(id, Priority::Open, 0, bytes, patience())?;
+        // Held until its end comes, all but what credit cuts off.
+        client.send_last_data(id, Priority::Open, 0, bytes, patience())?;
         let end = envelope(id, Body::DataEnd(v1::DataEnd::default()));
         client.send(Priority::Open, end).unwrap();
         Ok::<_, SendDataError>(())

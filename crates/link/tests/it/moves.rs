@@ -8,7 +8,10 @@ use link::server;
 use proto::v1;
 use proto::v1::envelope::Body;
 
-use crate::rig::{Agent, Event, Fleet, blocking, check, eventually, reply, welcome};
+use crate::flow::patience;
+use crate::rig::{
+    Agent, Event, Fleet, blocking, check, envelope, eventually, need, reply, welcome,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_new_link_is_up_before_the_old_one_is_left() {
@@ -70,6 +73,57 @@ async fn the_new_link_is_up_before_the_old_one_is_left() {
         assert!(matches!(rest[..], [Event::Down(_)]), "{rest:?}");
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_for_is_sent_to_whoever_asked() {
+    let fleet = Fleet::new();
+    let mut first = fleet.listener(server::Limits::default()).await;
+    let mut second = fleet.listener(server::Limits::default()).await;
+    let addresses = [&second, &first].map(|it| it.local_addr().to_string());
+    let agent = Agent::start(fleet.config(&[first.local_addr()]));
+    let mut old = first.accept().await.welcome(welcome());
+    agent.up();
+    let ids = [(); 2].map(|()| agent.client.next_request_id());
+    for id in ids {
+        agent.client.send(Priority::Open, check(id, None)).unwrap();
+        old.recv().await.unwrap();
+    }
+    agent.client.set_route(5, &addresses).unwrap();
+    let _new = second.accept().await.welcome(welcome());
+    let agent = blocking(move || {
+        assert!(matches!(agent.next(), Event::Moved));
+        agent
+    })
+    .await;
+    let mut asks_report = need(ids[1], 0);
+    if let Some(Body::Need(need)) = &mut asks_report.body {
+        need.report = true;
+    }
+    old.sender().send(Priority::Open, need(ids[0], 10)).unwrap();
+    old.sender().send(Priority::Open, asks_report).unwrap();
+    let agent = blocking(move || {
+        assert_eq!([(); 2].map(|()| agent.frame().request_id), ids);
+        let data = v1::Data {
+            bytes: b"small".to_vec().into(),
+            plain_bytes: 10,
+            ..v1::Data::default()
+        };
+        let (client, over) = (&agent.client, patience());
+        let sent = client.send_compressed(ids[0], Priority::Open, &data, over, true);
+        assert_eq!(sent, Ok(()));
+        let end = Body::DataEnd(v1::DataEnd::default());
+        let report = Body::FilterReport(v1::FilterReport::default());
+        for (id, body) in [(ids[0], end), (ids[1], report)] {
+            client.send(Priority::Open, envelope(id, body)).unwrap();
+        }
+        agent
+    })
+    .await;
+    for id in [ids[0], ids[0], ids[1]] {
+        assert_eq!(old.recv().await.unwrap().unwrap().request_id, id);
+    }
+    blocking(move || agent.client.stop()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

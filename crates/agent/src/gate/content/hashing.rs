@@ -429,7 +429,10 @@ mod tests {
             let hashed = content.hash(&wanted, &mut Vec::new(), None).ok().unwrap();
             assert_eq!(hashed.digest, Digest::of(&bytes));
             let report = hashed.along.report.unwrap();
-            assert_eq!((&report.head[..], &report.report[..]), (&bytes[..64], &b""[..]));
+            assert_eq!(
+                (&report.head[..], &report.report[..]),
+                (&bytes[..64], &b""[..])
+            );
             assert!(content.listed().is_none() && !content.is_reported());
         }
     }
