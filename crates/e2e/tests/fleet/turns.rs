@@ -18,7 +18,8 @@ use crate::{PATIENCE, connector, wait_for};
 
 /// One scan at a time fits this: a scan is taken to use as much.
 const HOST_CPU_MILLI: u64 = 500;
-/// Each guest may send so much in a second, and each file has as much: a scan takes a second for each.
+/// Each guest may send so much in a second, and each file has as much: a scan takes a second for each,
+/// since nothing is reported on in place of being sent.
 const BYTES_PER_SECOND: usize = 128 << 10;
 /// Files of a scan that is done in one turn.
 const FEW: usize = 15;
@@ -173,7 +174,8 @@ impl Scene {
         drivers[second_on].run("second", &second)?;
         let options = ServerOptions {
             extra: format!(
-                "[controller.storm]\nhost_cpu_milli = {HOST_CPU_MILLI}\n\n\
+                "[policy]\nreport_min_bytes = 0\n\n\
+                 [controller.storm]\nhost_cpu_milli = {HOST_CPU_MILLI}\n\n\
                  [limits]\nguest_bytes_per_second = {BYTES_PER_SECOND}\n\
                  guest_burst_bytes = {BYTES_PER_SECOND}\n\
                  in_flight_max = 1\n{}",
