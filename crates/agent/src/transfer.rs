@@ -111,10 +111,10 @@ pub(crate) fn report(
             return Err(Stopped::NotWanted);
         }
         let bytes = read_up_to(file, &mut buffer, offset, size)?;
-        reporter.push(bytes);
-        if reporter.is_wanted_whole {
-            return Ok(Some(wanted_whole(pack, &reporter.head)));
+        if offset == 0 && pack.wants_whole(bytes) {
+            return Ok(Some(wanted_whole(pack, bytes)));
         }
+        reporter.push(bytes);
         if reporter.is_in_vain() {
             return Ok(None);
         }
@@ -134,7 +134,6 @@ pub(crate) struct Reporter<'p> {
     scan: Option<PackScan<'p>>,
     lister: Lister,
     head: Vec<u8>,
-    is_wanted_whole: bool,
 }
 
 impl<'p> Reporter<'p> {
@@ -146,7 +145,6 @@ impl<'p> Reporter<'p> {
             scan: Some(PackScan::new(pack)),
             lister: Lister::new(Kind::Groups),
             head: Vec::new(),
-            is_wanted_whole: false,
         })
     }
 
@@ -154,7 +152,6 @@ impl<'p> Reporter<'p> {
         let missing = REPORT_HEAD_BYTES - self.head.len();
         let head = bytes.get(..missing).unwrap_or(bytes);
         if self.head.is_empty() && self.pack.wants_whole(head) {
-            self.is_wanted_whole = true;
             self.scan = None;
         }
         self.head.extend_from_slice(head);
@@ -170,7 +167,7 @@ impl<'p> Reporter<'p> {
     /// The digest of all that came, and the report with the groups that it is of.
     pub(crate) fn finish(self) -> (Digest, Option<Reported>) {
         let (groups, digest) = self.lister.finish();
-        if self.is_wanted_whole {
+        if self.pack.wants_whole(&self.head) {
             return (Digest(digest), Some(wanted_whole(self.pack, &self.head)));
         }
         let found = self.scan.and_then(PackScan::finish);
@@ -604,6 +601,18 @@ pub(crate) mod tests {
         assert_eq!((&told.0.head[..], told.1), (&bytes[..64], None));
         let unwanted = report(&&bytes[..], (size, Digest::of(&bytes)), &pack(), || false);
         assert_eq!(unwanted.err(), Some(Stopped::NotWanted));
+    }
+
+    #[test]
+    fn ranges_end_with_the_content() {
+        let ranges = |asked: &[(u64, u64)]| {
+            let range = |&(offset, length): &(u64, u64)| v1::ByteRange { offset, length };
+            asked_ranges(&asked.iter().map(range).collect::<Vec<_>>(), 1000)
+        };
+        assert_eq!(ranges(&[]), [(0, 1000)]);
+        assert_eq!(ranges(&[(5, 3), (900, 70_000)]), [(5, 8), (900, 1000)]);
+        let beyond = ranges(&[(999, u64::MAX), (u64::MAX, 1), (7, 0)]);
+        assert_eq!(beyond, [(999, 1000), (1000, 1000), (7, 7)]);
     }
 
     #[test]

@@ -116,11 +116,6 @@ impl<'a> Candidate<'a> {
         }
     }
 
-    /// The ranges asked for (none: all of it), as far as there is content: from, to.
-    pub(crate) fn ranges(&self, asked: &[v1::ByteRange]) -> Vec<(u64, u64)> {
-        transfer::asked_ranges(asked, self.size)
-    }
-
     /// Its chunks; `None`: it is to be sent instead.
     ///
     /// # Errors
@@ -190,19 +185,5 @@ mod tests {
         assert!(check.content_compressed);
         let small = check.content.unwrap();
         assert_eq!(chunks::decompress(&small, content.len()).unwrap(), content);
-    }
-
-    #[test]
-    fn ranges_end_with_the_content() {
-        let (_dir, opened) = opened(&[1; 1000]);
-        let file = Candidate::read(&opened, 0, |_| {}).unwrap();
-        let ranges = |asked: &[(u64, u64)]| {
-            let range = |&(offset, length): &(u64, u64)| v1::ByteRange { offset, length };
-            file.ranges(&asked.iter().map(range).collect::<Vec<_>>())
-        };
-        assert_eq!(ranges(&[]), [(0, 1000)]);
-        assert_eq!(ranges(&[(5, 3), (900, 70_000)]), [(5, 8), (900, 1000)]);
-        let beyond = ranges(&[(999, u64::MAX), (u64::MAX, 1), (7, 0)]);
-        assert_eq!(beyond, [(999, 1000), (1000, 1000), (7, 7)]);
     }
 }

@@ -17,7 +17,7 @@ use proto::v1::{self, envelope::Body};
 use super::content::Candidate;
 use super::filter::Kept;
 use super::halt::Halt;
-use crate::transfer::{Sending, Stopped};
+use crate::transfer::{Sending, Stopped, asked_ranges};
 use crate::turns::Said;
 
 /// Longest wait for an answer, or for the next sign of one, before a file is given up. The
@@ -370,7 +370,7 @@ impl Session {
         let sent = match sent {
             Ok(true) => return Ok(()),
             Ok(false) => {
-                let ranges = file.ranges(&need.ranges);
+                let ranges = asked_ranges(&need.ranges, file.size);
                 sending.ranges(file, &ranges, listed.as_ref(), |_| !halt.is_set())
             }
             Err(stopped) => Err(stopped),

@@ -13,15 +13,44 @@ use crate::rig::{
     Agent, Event, Fleet, blocking, check, envelope, eventually, need, reply, welcome,
 };
 
+/// An agent that is connected to the first of two appliances.
+struct Two {
+    second: server::Listener,
+    /// The second one, then the first.
+    addresses: [String; 2],
+    agent: Agent,
+    old: server::Conn,
+    _first: (Fleet, server::Listener),
+}
+
+impl Two {
+    async fn start() -> Self {
+        let fleet = Fleet::new();
+        let mut first = fleet.listener(server::Limits::default()).await;
+        let second = fleet.listener(server::Limits::default()).await;
+        let addresses = [&second, &first].map(|it| it.local_addr().to_string());
+        let agent = Agent::start(fleet.config(&[first.local_addr()]));
+        let old = first.accept().await.welcome(welcome());
+        agent.up();
+        Self {
+            second,
+            addresses,
+            agent,
+            old,
+            _first: (fleet, first),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_new_link_is_up_before_the_old_one_is_left() {
-    let fleet = Fleet::new();
-    let mut first = fleet.listener(server::Limits::default()).await;
-    let mut second = fleet.listener(server::Limits::default()).await;
-    let addresses = [&second, &first].map(|it| it.local_addr().to_string());
-    let agent = Agent::start(fleet.config(&[first.local_addr()]));
-    let mut old = first.accept().await.welcome(welcome());
-    agent.up();
+    let Two {
+        mut second,
+        addresses,
+        agent,
+        mut old,
+        _first,
+    } = Two::start().await;
     let under_way = agent.client.next_request_id();
     agent
         .client
@@ -77,13 +106,13 @@ async fn the_new_link_is_up_before_the_old_one_is_left() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_asked_for_is_sent_to_whoever_asked() {
-    let fleet = Fleet::new();
-    let mut first = fleet.listener(server::Limits::default()).await;
-    let mut second = fleet.listener(server::Limits::default()).await;
-    let addresses = [&second, &first].map(|it| it.local_addr().to_string());
-    let agent = Agent::start(fleet.config(&[first.local_addr()]));
-    let mut old = first.accept().await.welcome(welcome());
-    agent.up();
+    let Two {
+        mut second,
+        addresses,
+        agent,
+        mut old,
+        _first,
+    } = Two::start().await;
     let ids = [(); 2].map(|()| agent.client.next_request_id());
     for id in ids {
         agent.client.send(Priority::Open, check(id, None)).unwrap();
