@@ -44,8 +44,15 @@ pub enum StateDirError {
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    /// Closing it releases the lock.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for StateDir {
+    /// A child that is between fork and exec holds the file open a moment longer, and with it a
+    /// lock that is not given back.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
+    }
 }
 
 impl StateDir {
@@ -79,7 +86,7 @@ impl StateDir {
         }
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock,
+            lock,
         })
     }
 

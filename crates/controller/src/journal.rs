@@ -83,7 +83,7 @@ pub(crate) struct Old {
     path: PathBuf,
     /// Of its content: a journal is taken over once.
     pub(crate) fingerprint: String,
-    _file: File,
+    file: File,
 }
 
 /// The journal in `dir`; `None` where there is none. A change that a crash cut short is left out.
@@ -119,8 +119,16 @@ pub(crate) fn read(dir: &Path) -> Result<Option<Old>, JournalError> {
         changes,
         fingerprint: pki::Fingerprint::of(&bytes).to_string(),
         path,
-        _file: file,
+        file,
     }))
+}
+
+impl Drop for Old {
+    /// A child that is between fork and exec holds the file open a moment longer, and with it a
+    /// lock that is not given back.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
 }
 
 impl Old {

@@ -49,7 +49,7 @@ pub(crate) struct Progress {
 /// The journal of one set of paths and options. Holds a lock as long as it lives.
 pub(crate) struct Journal {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -91,7 +91,7 @@ impl Journal {
             Err(TryLockError::Error(source)) => return Err(io(&lock_path, source)),
         }
         let path = dir.join(format!("{key}.journal"));
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, lock })
     }
 
     /// What the last run left; `None`: nothing, or nothing that can be read.
@@ -113,6 +113,14 @@ impl Journal {
             }),
             _ => Ok(()),
         }
+    }
+}
+
+impl Drop for Journal {
+    /// A child that is between fork and exec holds the file open a moment longer, and with it a
+    /// lock that is not given back.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
     }
 }
 
