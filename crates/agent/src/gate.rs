@@ -543,7 +543,7 @@ impl Gate {
             queued: core.queue_len(),
             kept: core.kept_len(),
             cached: core.cache_len(),
-            standing: core.standing_len(),
+            standing: self.standing.len(),
             counters: core.counters().clone(),
         }
     }

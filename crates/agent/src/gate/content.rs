@@ -225,11 +225,11 @@ pub(crate) fn key_of(identity: &FileIdentity) -> FileKey {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// Of an opener, on a file system whose verdicts may be remembered.
-    pub(super) fn content(file: std::fs::File) -> Content {
+    pub(in crate::gate) fn content(file: std::fs::File) -> Content {
         let fd: OwnedFd = file.into();
         let identity = FileIdentity::of(fd.as_fd()).unwrap();
         Content {

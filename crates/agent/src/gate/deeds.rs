@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use agent_core::{Action, Answered, Fallen, FileKey, Input, Source, StandingId, Ticket, Why};
+use agent_core::{Action, Answered, Fallen, FileKey, Input, Source, Ticket, Why};
 use bytes::Bytes;
 use daemon::log::escape;
 use fanotify::{Answer, FileIdentity, PermissionEvent};
@@ -16,7 +16,7 @@ use proto::v1::{self, envelope::Body};
 
 use super::content::{Along, Content, key_of};
 use super::interpreter;
-use super::standing::Standing;
+use super::standing::{Decided, Standing};
 use super::workers::{self, AtOnce, HashTask, UploadTask};
 use super::{Gate, Held};
 use crate::guard::container;
@@ -47,11 +47,7 @@ pub(super) enum Deed {
         key: FileKey,
         opened_at: Duration,
     },
-    Place {
-        standing: StandingId,
-        key: FileKey,
-        content: Arc<Content>,
-    },
+    Place(Decided),
     Lift,
     Hash(HashTask),
     Check {
@@ -121,11 +117,11 @@ impl Preparation<'_, '_> {
                 key,
             } => {
                 self.standing.announce(standing);
-                Deed::Place {
-                    standing,
+                Deed::Place(Decided {
+                    id: standing,
                     key,
                     content: self.content(ticket)?,
-                }
+                })
             }
             Action::Lift(taken) => {
                 self.standing.take_back(taken);
@@ -227,12 +223,9 @@ impl Gate {
                 self.answer(event, (disposition, why), opened_at, content.as_deref());
                 None
             }
-            Deed::Place {
-                standing,
-                key,
-                content,
-            } => {
-                let stands = self.standing.place(standing, &key, &content);
+            Deed::Place(decided) => {
+                let standing = decided.id;
+                let stands = self.standing.place_soon(decided);
                 let why = Fallen::NotPlaced;
                 (!stands).then_some(Input::Fallen { standing, why })
             }

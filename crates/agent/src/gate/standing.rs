@@ -1,5 +1,9 @@
-//! Verdicts that stand in the kernel: placed by whichever thread the core's decision came to,
-//! watched over and taken back by one thread of their own.
+//! Verdicts that stand in the kernel: placed, watched over and taken back by one thread of their
+//! own.
+//!
+//! They are placed a moment after they were decided, some together: whoever decides has just
+//! answered an opener, which would wait for the processor meanwhile. Where many wait to be placed,
+//! those who decide place them themselves.
 //!
 //! A writer of such a file waits in its `open` until that thread has taken the verdict back, so it
 //! opens no file, waits for no other thread's work, and looks for writers between any two steps.
@@ -16,19 +20,39 @@ use agent_core::{Fallen, FileKey, Input, StandingId};
 use fanotify::Group;
 use fanotify::standing::{Break, BreakOwner, Breaks, StandingVerdict};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 
 use super::Gate;
 use super::content::{Content, key_of};
 
 /// How many verdicts are taken back before the next look for writers.
 const LIFTED_AT_ONCE: usize = 64;
+/// How many are placed before the next look for writers.
+const PLACED_AT_ONCE: usize = 16;
+/// How long a verdict waits for others to be placed with.
+const GATHERED_FOR: Duration = Duration::from_millis(2);
+/// How many wait. Each holds a descriptor.
+const GATHERED_MAX: usize = 256;
+
 /// What stands, and what is to.
 pub(crate) struct Standing {
     table: Mutex<Table>,
     /// Set while the watching thread runs.
     place: OnceLock<Place>,
     wake: OwnedFd,
+    /// Becomes readable when what waits is to be placed.
+    due: OwnedFd,
     ends: AtomicBool,
+}
+
+/// A verdict that is to stand.
+pub(super) struct Decided {
+    pub(super) id: StandingId,
+    /// Of what was judged.
+    pub(super) key: FileKey,
+    pub(super) content: Arc<Content>,
 }
 
 struct Place {
@@ -40,6 +64,8 @@ struct Place {
 struct Table {
     /// Decided, not placed yet.
     pending: HashSet<StandingId>,
+    /// What of them the watching thread is to place.
+    gathered: Vec<Decided>,
     placed: HashMap<StandingId, StandingVerdict>,
     by_number: HashMap<i32, StandingId>,
     /// To be taken back by the watching thread.
@@ -58,13 +84,15 @@ impl Table {
 
 impl Standing {
     /// # Errors
-    /// As `eventfd`.
+    /// As `eventfd` and `timerfd_create`.
     pub(crate) fn new() -> io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let due_flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self {
             table: Mutex::default(),
             place: OnceLock::new(),
             wake: rustix::event::eventfd(0, flags)?,
+            due: timerfd_create(TimerfdClockId::Monotonic, due_flags)?,
             ends: AtomicBool::new(false),
         })
     }
@@ -115,11 +143,50 @@ impl Standing {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
+    /// How many stand.
+    pub(super) fn len(&self) -> usize {
+        self.lock().placed.len()
+    }
+
+    /// Places it in a moment. False: it does not stand, and will not.
+    pub(super) fn place_soon(&self, decided: Decided) -> bool {
+        let mut table = self.lock();
+        let waits = self.place.get().is_some() && !table.closed;
+        if !waits || table.gathered.len() >= GATHERED_MAX {
+            drop(table);
+            return self.place(&decided);
+        }
+        let is_first = table.gathered.is_empty();
+        table.gathered.push(decided);
+        drop(table);
+        if is_first && self.tell_when_due().is_err() {
+            self.wake();
+        }
+        true
+    }
+
+    fn tell_when_due(&self) -> io::Result<()> {
+        let once = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: timespec(GATHERED_FOR),
+        };
+        timerfd_settime(&self.due, TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
+    }
+
+    /// Some of what waits to be placed.
+    fn some_gathered(&self) -> Vec<Decided> {
+        let mut table = self.lock();
+        let from = table.gathered.len().saturating_sub(PLACED_AT_ONCE);
+        table.gathered.split_off(from)
+    }
+
     /// False: it does not stand. All under the table's lock, so that the watching thread, when it
     /// hears of a writer, finds the verdict here.
-    pub(super) fn place(&self, id: StandingId, key: &FileKey, content: &Content) -> bool {
+    fn place(&self, decided: &Decided) -> bool {
+        let Decided { id, key, content } = decided;
         let mut table = self.lock();
-        if !table.pending.remove(&id) {
+        if !table.pending.remove(id) {
             return true;
         }
         let Some(Place { group, breaks }) = self.place.get().filter(|_| !table.closed) else {
@@ -132,8 +199,8 @@ impl Standing {
                     // From now on there is something to sweep.
                     self.wake();
                 }
-                table.by_number.insert(verdict.number(), id);
-                table.placed.insert(id, verdict);
+                table.by_number.insert(verdict.number(), *id);
+                table.placed.insert(*id, verdict);
                 true
             }
             Err(error) => {
@@ -193,6 +260,13 @@ pub(crate) fn watch(gate: &Gate, group: Arc<Group>, ready: impl FnOnce()) -> io:
     Ok(())
 }
 
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: duration.as_secs().cast_signed(),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
 /// Nobody would let writers go on any more.
 struct CloseAtEnd<'a>(&'a Standing);
 
@@ -216,6 +290,9 @@ impl Watcher<'_> {
         while self.gate.standing.lift_some() {
             self.let_writers_go_on()?;
         }
+        while self.place_some() {
+            self.let_writers_go_on()?;
+        }
         if self.swept.elapsed() >= self.sweep_pause {
             self.sweep();
             self.swept = Instant::now();
@@ -225,21 +302,34 @@ impl Watcher<'_> {
 
     fn wait(&self) -> io::Result<()> {
         let standing = &self.gate.standing;
-        let pause = Timespec {
-            tv_sec: self.sweep_pause.as_secs().cast_signed(),
-            tv_nsec: 0,
-        };
+        let pause = timespec(self.sweep_pause);
         let sweeps = !standing.lock().placed.is_empty();
         let mut sources = [
             PollFd::new(&self.breaks, PollFlags::IN),
             PollFd::new(&standing.wake, PollFlags::IN),
+            PollFd::new(&standing.due, PollFlags::IN),
         ];
         let timeout = sweeps.then_some(&pause);
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut sources, timeout))?;
-        let mut count = [0; 8];
-        // EAGAIN: it was not this that woke us.
-        let _ = rustix::io::read(&standing.wake, &mut count);
+        for told in [&standing.wake, &standing.due] {
+            let mut count = [0; 8];
+            // EAGAIN: it was not this that woke us.
+            let _ = rustix::io::read(told, &mut count);
+        }
         Ok(())
+    }
+
+    /// True: there may be more to be placed.
+    fn place_some(&self) -> bool {
+        let standing = &self.gate.standing;
+        let some = standing.some_gathered();
+        let is_more = some.len() == PLACED_AT_ONCE;
+        let refused = some
+            .into_iter()
+            .filter(|it| !standing.place(it))
+            .map(|it| it.id);
+        self.tell(refused.collect(), Fallen::NotPlaced);
+        is_more
     }
 
     fn let_writers_go_on(&self) -> io::Result<()> {
@@ -289,5 +379,59 @@ impl Watcher<'_> {
         for standing in fallen {
             self.gate.input(Input::Fallen { standing, why });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use fanotify::{FileIdentity, GroupOptions};
+
+    use super::*;
+    use crate::gate::content::tests::content;
+
+    #[test]
+    fn decided_ones_wait_bounded_and_those_taken_back_are_never_placed() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = GroupOptions {
+            default_answer: fanotify::Answer::Deny,
+        };
+        let group = Group::new(options).expect("a group (the tests need root)");
+        let breaks = Breaks::here().unwrap();
+        let standing = Standing::new().unwrap();
+        let place = Place {
+            group: Arc::new(group),
+            breaks: breaks.owner(),
+        };
+        assert!(standing.place.set(place).is_ok());
+        let ids = 0..GATHERED_MAX as u64 + 2;
+        for id in ids.clone().map(StandingId) {
+            let path = dir.path().join(id.0.to_string());
+            std::fs::write(&path, b"harmless").unwrap();
+            let content = content(std::fs::File::open(&path).unwrap());
+            let key = key_of(&FileIdentity::of(content.file.as_fd()).unwrap());
+            standing.announce(id);
+            assert!(standing.place_soon(Decided {
+                id,
+                key,
+                content: Arc::new(content),
+            }));
+        }
+        assert_eq!(standing.len(), 2, "who finds it full places at once");
+        standing.take_back(vec![StandingId(0), StandingId(1)]);
+        std::fs::write(dir.path().join("2"), b"changed").unwrap();
+        let mut refused = Vec::new();
+        loop {
+            let some = standing.some_gathered();
+            if some.is_empty() {
+                break;
+            }
+            let of = some.iter().filter(|it| !standing.place(it));
+            refused.extend(of.map(|it| it.id));
+        }
+        assert_eq!(refused, [StandingId(2)]);
+        assert_eq!(standing.len(), ids.count() - 3);
+        assert!(standing.lock().pending.is_empty());
     }
 }

@@ -63,6 +63,7 @@ fn opens_of_judged_files_raise_no_event() {
         assert_eq!(events(&rig, "f", &content(b"harmless")), 0);
     }
     rig.shell("chmod +x script; ./script");
+    stand(&rig, 2);
     let before = rig.status()["opens"].clone();
     rig.shell("test \"$(./script)\" = ran; test \"$(sh script)\" = ran");
     assert_eq!(rig.status()["opens"], before, "execution, in both ways");
