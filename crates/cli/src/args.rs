@@ -137,6 +137,10 @@ pub(crate) enum FleetCommand {
     Approve {
         /// As `pending` calls it; its first digits are enough.
         id: String,
+        /// In the place of the guests that `pending` names, which are retired then: for a machine
+        /// that was installed anew. Without it they stay beside it.
+        #[arg(long)]
+        replace: bool,
     },
     /// Refuse a machine that waits.
     Deny {

@@ -39,8 +39,22 @@ pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
             let json = waiting.iter().map(pending_json).collect();
             Ok((pending_table(&waiting), json))
         }),
-        FleetCommand::Approve { id } => decide(place, id, false),
-        FleetCommand::Deny { id } => decide(place, id, true),
+        FleetCommand::Approve { id, replace } => decide(
+            place,
+            v1::FleetDecision {
+                id: id.clone(),
+                replace: *replace,
+                ..v1::FleetDecision::default()
+            },
+        ),
+        FleetCommand::Deny { id } => decide(
+            place,
+            v1::FleetDecision {
+                id: id.clone(),
+                deny: true,
+                ..v1::FleetDecision::default()
+            },
+        ),
         FleetCommand::Members { pool, live } => again(*live, || {
             let members = members(place, pool.as_deref().unwrap_or_default())?;
             let json = members.iter().map(member_json).collect();
@@ -95,13 +109,9 @@ fn tpm_cas(files: &[PathBuf]) -> anyhow::Result<Vec<Vec<u8>>> {
     Ok(cas)
 }
 
-fn decide(place: &Place, id: &str, deny: bool) -> anyhow::Result<()> {
-    let decision = v1::FleetDecision {
-        id: id.to_owned(),
-        deny,
-    };
+fn decide(place: &Place, decision: v1::FleetDecision) -> anyhow::Result<()> {
+    let done = if decision.deny { "denied" } else { "approved" };
     let reply = ask(place, Ask::Decide(decision))?;
-    let done = if deny { "denied" } else { "approved" };
     for entry in &reply.pending {
         println!("{} {}: {done}", entry.id, safe(&entry.hostname));
     }
@@ -226,6 +236,7 @@ fn pending_json(entry: &v1::FleetPending) -> Value {
         "address": entry.address, "system_uuid": hex(&entry.system_uuid),
         "asked_at": time(entry.asked_at_s), "asked_at_s": entry.asked_at_s, "why": entry.why,
         "decision": entry.decision, "copy_of": hex(&entry.copy_of),
+        "rivals": entry.rivals.iter().map(|it| hex(it)).collect::<Value>(),
     })
 }
 

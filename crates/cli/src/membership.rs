@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use controller::{Authority, Decision, Member, Pending, Pool, TpmCa};
+use controller::{Authority, Decision, Member, Pending, Pool, TpmCa, Word};
 use model::GuestId;
 use proto::v1;
 use proto::v1::fleet_request::Ask;
@@ -78,7 +78,13 @@ async fn decide(
             ));
         }
     };
-    let decided = authority.decide(&entry.id, !decision.deny, now).await;
+    let word = match (decision.deny, decision.replace) {
+        (true, false) => Word::No,
+        (false, false) => Word::Yes,
+        (false, true) => Word::YesInPlace,
+        (true, true) => return Err("a machine that is denied replaces nobody".to_owned()),
+    };
+    let decided = authority.decide(&entry.id, word, now).await;
     decided.map_err(|error| error.to_string())?;
     Ok(v1::FleetReply {
         pending: vec![pending(entry)],
@@ -165,6 +171,7 @@ fn pending(entry: &Pending) -> v1::FleetPending {
         why: entry.why.clone(),
         decision: decision.to_owned(),
         copy_of: bytes(entry.copy_of.map(|guest| guest.0)),
+        rivals: entry.rivals.iter().map(|it| it.0.to_vec()).collect(),
     }
 }
 

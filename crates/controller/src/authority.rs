@@ -64,6 +64,9 @@ pub enum Refusal {
         "the join token of this request is used up or forgotten; the machine needs another one"
     )]
     TokenSpent,
+    /// Said to who approves.
+    #[error("no guest was in the place of this machine when it asked")]
+    NoRivals,
     /// The request for a certificate is not acceptable.
     #[error("the certificate request is not acceptable: {0}")]
     Request(String),

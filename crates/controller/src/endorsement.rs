@@ -20,6 +20,8 @@ pub struct Tpm {
     pub ek: EkId,
     /// The SMBIOS UUID of the VM that it was made for, where its certificate says so.
     pub vm_uuid: Option<[u8; 16]>,
+    /// Who vouches for it: it counts while its pool has that CA.
+    pub ca: TpmCa,
 }
 
 /// What a machine showed of its TPM.
@@ -90,9 +92,11 @@ fn challenge(shown: &v1::EnrolTpm, cas: &[TpmCa], now: SystemTime) -> Result<Cha
     let name = name.map_err(|_| "the name of its TPM's key makes no sense".to_owned())?;
     let made = tpm::make_credential(&endorsed.key, name);
     let (secret, sealed) = made.map_err(|error| error.to_string())?;
+    let ca = cas.get(endorsed.ca).cloned();
     let tpm = Tpm {
         ek: endorsed.id(),
         vm_uuid: endorsed.vm_uuid,
+        ca: ca.ok_or_else(|| "no CA of its pool vouches for its TPM".to_owned())?,
     };
     Ok(Challenge {
         tpm,

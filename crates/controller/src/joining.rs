@@ -12,7 +12,7 @@ use crate::endorsement::TpmShown;
 use crate::fleet::Fleet;
 use crate::members::{
     Asked, Decision, KeyRecord, Member, Members, PENDING, Pending, Plan, Pool, Proof, Put, Renewal,
-    TokenInfo, TpmCa, can_approve, plan, seconds,
+    TokenInfo, TpmCa, Word, can_approve, plan, seconds,
 };
 
 /// Longest host name that a guest may have.
@@ -239,11 +239,16 @@ impl Authority {
         waiting
     }
 
-    /// Says yes or no to a machine that waits. Yes spends the use of its token.
+    /// Says yes or no to a machine that waits. The first yes spends the use of its token.
     ///
     /// # Errors
     /// [`AuthorityError`]; nothing has changed.
-    pub async fn decide(&self, id: &str, yes: bool, now: SystemTime) -> Result<(), AuthorityError> {
+    pub async fn decide(
+        &self,
+        id: &str,
+        word: Word,
+        now: SystemTime,
+    ) -> Result<(), AuthorityError> {
         self.change(now, |members| {
             let entry = members.pending(id);
             let entry = entry.filter(|entry| !crate::members::is_over(entry, now));
@@ -251,19 +256,17 @@ impl Authority {
                 let (what, name) = ("request", id.to_owned());
                 return Err(AuthorityError::Unknown { what, name });
             };
-            if !yes {
+            if word == Word::No {
                 let denied = Pending {
                     decision: Decision::Denied,
+                    replaces: false,
                     ..entry.clone()
                 };
                 let mut puts = vec![Put::pending(&denied)];
                 puts.extend(unspent(members, entry).iter().map(Put::token));
                 return Ok(((), puts));
             }
-            if entry.decision == Decision::Approved {
-                return Ok(((), Vec::new()));
-            }
-            let (approved, token) = can_approve(members, entry)?;
+            let (approved, token) = can_approve(members, entry, word == Word::YesInPlace)?;
             let mut puts = vec![Put::pending(&approved)];
             puts.extend(token.iter().map(Put::token));
             Ok(((), puts))

@@ -22,6 +22,7 @@ pub use joining::{EPHEMERAL_LIFETIME, Enrolled};
 pub use journal::JournalError;
 pub use members::{
     Decision, Ended, KeyRecord, Member, Pending, Pool, Proof, TokenInfo, ToldCopy, TpmCa, VmRef,
+    Word,
 };
 pub use rekeying::{REKEYS_PER_HOUR, Rekey};
 pub use terms::{POOLS_MAX, TOKENS_MAX, TokenTerms};

@@ -179,7 +179,9 @@ impl Copy<'_> {
             address: parent.address,
             asked_s: seconds(self.now),
             why,
+            rivals: Vec::new(),
             decision: Decision::Waiting,
+            replaces: false,
         }
     }
 

@@ -136,7 +136,15 @@ pub struct Vault {
 
 /// Held for the length of one operation; dropping it unlocks.
 pub(crate) struct Lock {
-    _file: OwnedFd,
+    file: OwnedFd,
+}
+
+impl Drop for Lock {
+    /// A child that is between fork and exec holds the file open a moment longer, and with it a
+    /// lock that is not given back.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl Vault {
@@ -291,7 +299,7 @@ impl Vault {
         let asked = Instant::now();
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock { _file: file }),
+                Ok(()) => return Ok(Lock { file }),
                 Err(Errno::WOULDBLOCK | Errno::INTR) => {}
                 Err(error) => return Err(failed(error).into()),
             }

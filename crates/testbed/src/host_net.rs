@@ -14,6 +14,8 @@ use crate::{Netns, SlowWire, run};
 pub struct HostNet {
     /// To the second host. Goes before the namespaces.
     wire: SlowWire,
+    /// What the names of its namespaces begin with.
+    prefix: String,
     lan: String,
     hosts: [String; 2],
     guests: AtomicUsize,
@@ -34,9 +36,12 @@ impl HostNet {
     /// # Errors
     /// Without root, iproute2 or /dev/net/tun.
     pub fn new() -> Result<Self> {
-        let id = std::process::id();
-        let lan = format!("lzt{id}-lan");
-        let hosts = [format!("lzt{id}-hv1"), format!("lzt{id}-hv2")];
+        // Two tests of a process may have one each.
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("lzt{}-net{number}", std::process::id());
+        let lan = format!("{prefix}-lan");
+        let hosts = [format!("{prefix}-hv1"), format!("{prefix}-hv2")];
         for name in [&lan, &hosts[0], &hosts[1]] {
             ip(&format!("netns add {name}"))?;
             ip(&format!("-n {name} link set lo up"))?;
@@ -53,6 +58,7 @@ impl HostNet {
         let wire = SlowWire::between([[&lan, "v1"], [&hosts[1], "uplink"]], Duration::ZERO)?;
         let net = Self {
             wire,
+            prefix,
             lan,
             hosts,
             guests: AtomicUsize::new(0),
@@ -96,7 +102,7 @@ impl HostNet {
     /// Those of iproute2.
     pub fn guest(&self) -> Result<MovingGuest> {
         let number = 50 + self.guests.fetch_add(1, Ordering::Relaxed);
-        let name = format!("lzt{}-g{number}", std::process::id());
+        let name = format!("{}-g{number}", self.prefix);
         let (port, at) = (format!("g{number}"), self.hosts[0].clone());
         ip(&format!("netns add {name}"))?;
         let guest = MovingGuest {

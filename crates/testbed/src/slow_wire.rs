@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,9 @@ impl SlowWire {
         wire.set_delay(delay);
         let end = |[netns, name]: [&str; 2]| -> Result<Arc<OwnedFd>> {
             // Names of the caller's are its namespaces' own: here, two tests may use one.
-            let own = format!("lzw{}{name}", std::process::id());
+            static MADE: AtomicUsize = AtomicUsize::new(0);
+            let number = MADE.fetch_add(1, Ordering::Relaxed);
+            let own = format!("lzw{}x{number}", std::process::id());
             let device = tap(&own)?;
             let args = ["link", "set", &own, "netns", netns, "name", name];
             run(Command::new("ip").args(args))?;

@@ -69,6 +69,8 @@ pub struct Endorsed {
     pub key: EndorsementKey,
     /// The VM that it was made for, where its hypervisor puts that into certificates.
     pub vm_uuid: Option<[u8; 16]>,
+    /// Which of the CAs vouches for it: its place among those given.
+    pub ca: usize,
 }
 
 impl Endorsed {
@@ -108,11 +110,14 @@ pub fn verify(
         _ => return Err(CertificateError::Senseless),
     };
     let between = split(intermediates)?;
-    let cas = cas.iter().map(|ca| X509Certificate::from_der(ca.as_ref()));
-    let cas: Vec<X509Certificate<'_>> = cas.flatten().map(|(_, ca)| ca).collect();
+    let parsed = cas.iter().enumerate().filter_map(|(at, ca)| {
+        let (_, ca) = X509Certificate::from_der(ca.as_ref()).ok()?;
+        Some((at, ca))
+    });
+    let cas: Vec<(usize, X509Certificate<'_>)> = parsed.collect();
     is_endorsement(&leaf)?;
-    is_issued(&leaf, between, &cas, now)?;
     Ok(Endorsed {
+        ca: issued_by(&leaf, between, &cas, now)?,
         key: endorsement_key(&leaf)?,
         vm_uuid: vm_uuid(&leaf),
     })
@@ -138,13 +143,13 @@ fn split(mut der: &[u8]) -> Result<Vec<X509Certificate<'_>>, CertificateError> {
 }
 
 /// Goes up from a certificate to a CA. Each certificate between is used once at most, so that the
-/// signatures that a guest can have verified are few.
-fn is_issued(
+/// signatures that a guest can have verified are few. Which CA it was.
+fn issued_by(
     leaf: &X509Certificate<'_>,
     mut between: Vec<X509Certificate<'_>>,
-    cas: &[X509Certificate<'_>],
+    cas: &[(usize, X509Certificate<'_>)],
     now: SystemTime,
-) -> Result<(), CertificateError> {
+) -> Result<usize, CertificateError> {
     let mut below = leaf.clone();
     let mut depth = 0;
     is_valid(leaf, now)?;
@@ -158,8 +163,8 @@ fn is_issued(
             }
             valid == Some(Ok(()))
         };
-        if cas.iter().any(&mut counts) {
-            return Ok(());
+        if let Some((at, _)) = cas.iter().find(|(_, ca)| counts(ca)) {
+            return Ok(*at);
         }
         let next = between.iter().position(&mut counts).ok_or(why)?;
         below = between.swap_remove(next);

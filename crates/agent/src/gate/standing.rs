@@ -406,10 +406,12 @@ mod tests {
         };
         assert!(standing.place.set(place).is_ok());
         let ids = 0..GATHERED_MAX as u64 + 2;
+        let path = |id: u64| dir.path().join(id.to_string());
+        for id in ids.clone() {
+            std::fs::write(path(id), b"harmless").unwrap();
+        }
         for id in ids.clone().map(StandingId) {
-            let path = dir.path().join(id.0.to_string());
-            std::fs::write(&path, b"harmless").unwrap();
-            let content = content(std::fs::File::open(&path).unwrap());
+            let content = content(std::fs::File::open(path(id.0)).unwrap());
             let key = key_of(&FileIdentity::of(content.file.as_fd()).unwrap());
             standing.announce(id);
             assert!(standing.place_soon(Decided {
@@ -420,7 +422,7 @@ mod tests {
         }
         assert_eq!(standing.len(), 2, "who finds it full places at once");
         standing.take_back(vec![StandingId(0), StandingId(1)]);
-        std::fs::write(dir.path().join("2"), b"changed").unwrap();
+        std::fs::write(path(2), b"changed").unwrap();
         let mut refused = Vec::new();
         loop {
             let some = standing.some_gathered();

@@ -118,12 +118,12 @@ impl Desk {
             plain.extend_from_slice(&buffer[..read]);
         };
         let reply = self.reply(&request);
-        stream.write_all(&proto::encode(&reply).unwrap())?;
-        stream.conn.send_close_notify();
-        stream.flush()?;
+        // Before it is answered: whoever has the answer was seen to ask.
         self.asked.lock().unwrap().push(request);
         self.changed.notify_all();
-        Ok(())
+        stream.write_all(&proto::encode(&reply).unwrap())?;
+        stream.conn.send_close_notify();
+        stream.flush()
     }
 
     fn reply(&self, request: &v1::EnrolRequest) -> v1::EnrolReply {

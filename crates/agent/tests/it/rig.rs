@@ -1,13 +1,14 @@
 //! An agent on a file system of its own.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use agent::{Agent, AgentConfig, control};
 use daemon::signal::Stop;
+use fanotify::lease::{LeaseRefused, ReadLease};
 use model::{GuestId, Policy};
 use pki::{GuestKey, LIFETIME, Validity};
 use testbed::{FileSystem, LoopMount};
@@ -133,6 +134,7 @@ impl Rig {
     pub(crate) fn put(&self, name: &str, content: &[u8]) -> PathBuf {
         let path = self.path(name);
         std::fs::write(&path, content).unwrap();
+        wait_for_writers(&path);
         path
     }
 
@@ -150,6 +152,14 @@ impl Rig {
         let said = String::from_utf8_lossy(&out.stderr);
         assert!(out.status.success(), "{script}: {said}");
     }
+}
+
+/// Other tests start programs meanwhile: until such a child runs its program it has all our
+/// descriptors, that of the file just written too, and what a writer has open is not remembered.
+fn wait_for_writers(path: &Path) {
+    let file = std::fs::File::open(path).unwrap();
+    let is_written = || matches!(ReadLease::try_take(&file), Err(LeaseRefused::WriterHeld));
+    assert!(testbed::wait_until(PATIENCE, || !is_written()), "{path:?}");
 }
 
 impl Drop for Rig {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::process::{Pid, Signal};
 
 use crate::appliance::{Greeting, Say, judge};
-use crate::scene::{Scene, json};
+use crate::scene::{PATIENCE, Scene, json};
 
 fn write_config(scene: &Scene) -> PathBuf {
     let config = &scene.config;
@@ -86,9 +86,8 @@ fn the_bar_is_on_standard_error() {
 
 /// Waits until the appliance was asked so often.
 fn wait_for(count: &AtomicUsize, least: usize) {
-    while count.load(Ordering::SeqCst) < least {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    let has_come = || count.load(Ordering::SeqCst) >= least;
+    assert!(testbed::wait_until(PATIENCE, has_come));
 }
 
 #[test]

@@ -14,6 +14,9 @@ use tempfile::TempDir;
 
 use crate::appliance::{Appliance, Brain, Greeting};
 
+/// For what happens soon on its own; its end is a failure.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 pub(crate) struct Scene {
     dir: TempDir,
     pub(crate) appliance: Appliance,

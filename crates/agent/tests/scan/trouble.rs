@@ -10,7 +10,7 @@ use agent::scan::{ScanError, scan};
 use model::{Outcome, UnscannedReason};
 
 use crate::appliance::{Say, judge, reply};
-use crate::scene::{Scene, parse};
+use crate::scene::{PATIENCE, Scene, parse};
 
 #[test]
 fn a_link_that_breaks_again_and_again() {
@@ -63,7 +63,7 @@ fn an_appliance_that_goes_away_for_good() {
         }
         judge(check, content)
     });
-    scene.patience = Duration::from_millis(500);
+    scene.patience = Duration::from_secs(5);
     for number in 0..100 {
         scene.write(number.to_string(), format!("good {number}").as_bytes());
     }
@@ -72,9 +72,8 @@ fn an_appliance_that_goes_away_for_good() {
     let args = parse(&[files.to_str().unwrap()]);
     let setup = scene.setup();
     let scanning = std::thread::spawn(move || scan(&args, &setup, &stop, Box::new(io::sink())));
-    while scene.appliance.seen.hellos.lock().unwrap().len() < 3 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let hellos = || scene.appliance.seen.hellos.lock().unwrap().len();
+    assert!(testbed::wait_until(PATIENCE, || hellos() >= 3));
     // Now it accepts nothing any more.
     let Scene { appliance, .. } = scene;
     drop(appliance);
@@ -191,9 +190,8 @@ fn the_agent_is_told_before_a_file_is_opened() {
     excluded.set(Arc::clone(&agent.excluded)).unwrap();
     scene.write("file", b"good");
     assert_eq!(scene.scan(&[]).0.exit_code(), 0);
-    while agent.excluded.load(Ordering::SeqCst) > 0 {
-        std::thread::yield_now();
-    }
+    let is_over = || agent.excluded.load(Ordering::SeqCst) == 0;
+    assert!(testbed::wait_until(PATIENCE, is_over));
 }
 
 #[test]

@@ -21,6 +21,8 @@ async fn status_tokens_and_reload() {
     let fleet = Fleet::start("").await;
     let agent = fleet.agent(A);
     agent.up();
+    // Judged, so that its session is known to everybody.
+    agent.judge(b"good", true);
     let mode = std::fs::metadata(&fleet.socket)
         .unwrap()
         .permissions()
@@ -91,6 +93,8 @@ async fn an_order_waits_for_its_guest() {
     assert_eq!(nobody, Err("no guest is connected".into()));
     let agent = fleet.agent(A);
     agent.up();
+    // Judged, so that its session is known to everybody.
+    agent.judge(b"good", true);
     let asked = call(&fleet, list_order());
     let answered = tokio::task::spawn_blocking(move || {
         let Event::Frame(id, Body::Order(order)) = agent.next() else {
@@ -118,6 +122,8 @@ async fn a_guest_that_does_not_answer_is_not_waited_for_for_ever() {
     let fleet = Fleet::start("[limits]\norder_timeout_ms = 20\n").await;
     let agent = fleet.agent(A);
     agent.up();
+    // Judged, so that its session is known to everybody.
+    agent.judge(b"good", true);
     let error = call(&fleet, list_order()).await.unwrap_err();
     assert!(error.contains("did not answer"), "{error}");
     agent.client.stop();

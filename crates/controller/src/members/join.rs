@@ -97,43 +97,43 @@ pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
     if pool.is_some_and(|pool| !pool.takes_from(asked.from)) {
         return Err(Refusal::Range);
     }
-    match proof(members, asked, token, pool)? {
+    let shown = proof(members, asked, token, pool)?;
+    let shown = match entry.filter(|_| approved) {
+        Some(entry) => shown.by_word(entry),
+        None => shown,
+    };
+    let (why, rivals) = match shown {
         Shown::Enough { vm, replaced } => {
             has_room(members, pool, &replaced)?;
-            Ok(Plan::Join {
+            return Ok(Plan::Join {
                 pool: pool.cloned(),
                 vm,
                 token: (!approved).then(|| one_less(token)),
                 replaced,
-            })
+            });
         }
-        Shown::TooLittle(_) if approved => {
-            has_room(members, pool, &[])?;
-            Ok(Plan::Join {
-                pool: pool.cloned(),
-                vm: None,
-                token: None,
-                replaced: Vec::new(),
-            })
-        }
-        Shown::TooLittle(_) if entry.is_some() => Ok(Plan::Wait),
-        Shown::TooLittle(why) => {
-            let waiting = Pending {
-                id: asked.waits_as(),
-                pool: token.pool.clone(),
-                token: hash,
-                copy_of: None,
-                hostname: asked.hostname.clone(),
-                machine: asked.machine.clone(),
-                address: asked.from,
-                asked_s: seconds(asked.now),
-                why,
-                decision: Decision::Waiting,
-            };
-            may_wait(members, &waiting, asked.now)?;
-            Ok(Plan::Queue(waiting))
-        }
+        Shown::Taken { why, by, .. } => (why, by),
+        Shown::TooLittle(why) => (why, Vec::new()),
+    };
+    if entry.is_some() {
+        return Ok(Plan::Wait);
     }
+    let waiting = Pending {
+        id: asked.waits_as(),
+        pool: token.pool.clone(),
+        token: hash,
+        copy_of: None,
+        hostname: asked.hostname.clone(),
+        machine: asked.machine.clone(),
+        address: asked.from,
+        asked_s: seconds(asked.now),
+        why,
+        rivals,
+        decision: Decision::Waiting,
+        replaces: false,
+    };
+    may_wait(members, &waiting, asked.now)?;
+    Ok(Plan::Queue(waiting))
 }
 
 /// Whoever holds the key of a member and knows the token that it joined with is that member, as
@@ -162,8 +162,32 @@ enum Shown {
         vm: Option<VmRef>,
         replaced: Vec<GuestId>,
     },
+    /// Enough, but these guests are in its place, and only a person can say that they are gone.
+    Taken {
+        vm: Option<VmRef>,
+        by: Vec<GuestId>,
+        why: String,
+    },
     /// Why that is not enough, for people.
     TooLittle(String),
+}
+
+impl Shown {
+    /// Of a machine that a person let in. Nobody goes of whom that person did not know.
+    fn by_word(self, approved: &Pending) -> Self {
+        match self {
+            Self::Taken { vm, by, .. }
+                if approved.replaces && by.iter().all(|it| approved.rivals.contains(it)) =>
+            {
+                Self::Enough { vm, replaced: by }
+            }
+            Self::Taken { .. } | Self::TooLittle(_) => Self::Enough {
+                vm: None,
+                replaced: Vec::new(),
+            },
+            enough @ Self::Enough { .. } => enough,
+        }
+    }
 }
 
 fn proof(
@@ -207,6 +231,9 @@ fn by_tpm(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
         TpmShown::TooLittle(why) => return too_little(why),
         TpmShown::NotAsked => return too_little("its TPM was not asked for"),
     };
+    if !pool.tpm_cas.contains(&tpm.ca) {
+        return too_little("the CA of its TPM was taken from this pool while it asked");
+    }
     if tpm.vm_uuid.is_some() && tpm.vm_uuid != asked.machine.system_uuid {
         return too_little("its TPM is that of a VM with another SMBIOS UUID");
     }
@@ -229,22 +256,35 @@ fn by_tpm(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
     let is_this_one = |it: &&Member| uuid.is_some() && it.machine.system_uuid == uuid;
     let are_this_one = with_it.iter().all(is_this_one);
     let with_it: Vec<GuestId> = with_it.iter().map(|member| member.id).collect();
-    let may_follow = are_this_one && take_over(members, pool, &with_it);
-    if let (false, [other, ..]) = (may_follow, &with_it[..]) {
-        return Shown::TooLittle(format!("a guest joined with this TPM already: {other}"));
+    let with_tpm = "a guest joined with this TPM already";
+    if let (false, [other, ..]) = (are_this_one, &with_it[..]) {
+        return Shown::TooLittle(format!("{with_tpm}: {other}"));
     }
+    let what = if with_it.is_empty() { IN_VM } else { with_tpm };
     // Who has shown no more than that VM's UUID counts for less than its TPM.
     let in_vm = vm.map_or_else(Vec::new, |vm| members_in(members, &vm_ref(vm)));
-    if !take_over(members, pool, &in_vm) {
-        return too_little("its VM has a guest already");
+    let mut there = [in_vm, with_it].concat();
+    there.sort_unstable();
+    there.dedup();
+    in_place_of(there, vm.map(vm_ref), what, members, pool)
+}
+
+const IN_VM: &str = "its VM has a guest already";
+
+/// Of a machine that has shown enough, where these guests are in its place.
+fn in_place_of(
+    by: Vec<GuestId>,
+    vm: Option<VmRef>,
+    what: &str,
+    members: &Members,
+    pool: &Pool,
+) -> Shown {
+    if take_over(members, pool, &by) {
+        return Shown::Enough { vm, replaced: by };
     }
-    let mut replaced = [in_vm, with_it].concat();
-    replaced.sort_unstable();
-    replaced.dedup();
-    Shown::Enough {
-        vm: vm.map(vm_ref),
-        replaced,
-    }
+    let names: Vec<String> = by.iter().map(GuestId::to_string).collect();
+    let why = format!("{what}: {}", names.join(", "));
+    Shown::Taken { vm, by, why }
 }
 
 /// The VM that a TPM was made for, where connectors report one that runs, and not two.
@@ -277,14 +317,8 @@ fn in_inventory(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
     if !is_of_scope(vm, pool) {
         return too_little("its VM does not belong to this pool");
     }
-    let replaced = guests_in(members, vm);
-    if !take_over(members, pool, &replaced) {
-        return too_little("its VM has a guest already");
-    }
-    Shown::Enough {
-        vm: Some(vm_ref(vm)),
-        replaced,
-    }
+    let there = guests_in(members, vm);
+    in_place_of(there, Some(vm_ref(vm)), IN_VM, members, pool)
 }
 
 fn is_of_scope(vm: &VmSeen, pool: &Pool) -> bool {
@@ -380,16 +414,22 @@ pub(crate) fn may_wait(members: &Members, entry: &Pending, now: SystemTime) -> R
     Ok(())
 }
 
-/// What a person's yes to a request writes: the request, and its token with one use less.
+/// What a person's yes to a request writes: the request, and its token with one use less where that
+/// was not spent before.
 pub(crate) fn can_approve(
     members: &Members,
     entry: &Pending,
+    replaces: bool,
 ) -> Result<(Pending, Option<TokenInfo>), Refusal> {
+    if replaces && entry.rivals.is_empty() {
+        return Err(Refusal::NoRivals);
+    }
     let approved = Pending {
         decision: Decision::Approved,
+        replaces,
         ..entry.clone()
     };
-    if entry.copy_of.is_some() {
+    if entry.copy_of.is_some() || entry.decision == Decision::Approved {
         return Ok((approved, None));
     }
     let hash = SecretHash::from_hex(&entry.token).ok_or(Refusal::Token)?;
@@ -397,6 +437,7 @@ pub(crate) fn can_approve(
     let token = members.token(&hash).filter(|token| token.uses_left > 0);
     let token = token.ok_or(Refusal::TokenSpent)?;
     let pool = entry.pool.as_ref().and_then(|name| members.pool(name));
-    has_room(members, pool, &[])?;
+    let going = if replaces { &entry.rivals[..] } else { &[] };
+    has_room(members, pool, going)?;
     Ok((approved, Some(one_less(token))))
 }

@@ -158,6 +158,17 @@ pub enum Decision {
     Denied,
 }
 
+/// What a person says to a machine that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// It is refused.
+    No,
+    /// It joins, beside whoever is in its VM or has its TPM.
+    Yes,
+    /// It joins in the place of those, which are retired then.
+    YesInPlace,
+}
+
 /// A machine that waits for a person's word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pending {
@@ -179,8 +190,12 @@ pub struct Pending {
     pub asked_s: u64,
     /// Why it waits, for people.
     pub why: String,
+    /// Guests that were in its VM or had its TPM when it asked: it waits because of them.
+    pub rivals: Vec<GuestId>,
     /// What a person said.
     pub decision: Decision,
+    /// It was approved in the place of its rivals.
+    pub replaces: bool,
 }
 
 /// Seconds since 1970; 0 for a clock before that.
@@ -443,7 +458,11 @@ pub(super) struct PendingBody {
     address: IpAddr,
     asked_s: u64,
     why: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    rivals: Vec<Hex<16>>,
     decision: Decision,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    replaces: bool,
 }
 
 impl From<&Pending> for PendingBody {
@@ -457,7 +476,9 @@ impl From<&Pending> for PendingBody {
             address: pending.address,
             asked_s: pending.asked_s,
             why: pending.why.clone(),
+            rivals: pending.rivals.iter().map(|guest| Hex(guest.0)).collect(),
             decision: pending.decision.clone(),
+            replaces: pending.replaces,
         }
     }
 }
@@ -474,7 +495,9 @@ impl PendingBody {
             address: self.address,
             asked_s: self.asked_s,
             why: self.why,
+            rivals: self.rivals.iter().map(|hex| GuestId(hex.0)).collect(),
             decision: self.decision,
+            replaces: self.replaces,
         }
     }
 }

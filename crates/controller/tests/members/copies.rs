@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use controller::fleet::renew_guest;
-use controller::{Authority, Pool, Proof, REKEYS_PER_HOUR, Refusal, Rekey};
+use controller::{Authority, Pool, Proof, REKEYS_PER_HOUR, Refusal, Rekey, Word};
 use model::{GuestId, Machine};
 use pki::{GuestKey, KeyId};
 use proto::v1;
@@ -107,13 +107,16 @@ async fn copies_of_copies_are_bounded_and_then_a_person_decides() {
     assert_eq!(waiting.len(), 1, "one machine waits once");
     assert_eq!(waiting[0].copy_of, Some(of));
     rekeyed(&authority, other, 101, now).await.unwrap();
-    authority.decide(&waiting[0].id, true, now).await.unwrap();
+    authority
+        .decide(&waiting[0].id, Word::Yes, now)
+        .await
+        .unwrap();
     rekeyed(&authority, of, 100, now).await.unwrap();
     assert!(authority.pending(now).is_empty());
     let refused = rekeyed(&authority, of, 102, now).await;
     assert_eq!(refused.unwrap_err(), Refusal::Waits);
     let id = authority.pending(now)[0].id.clone();
-    authority.decide(&id, false, now).await.unwrap();
+    authority.decide(&id, Word::No, now).await.unwrap();
     let denied = rekeyed(&authority, of, 102, now).await;
     assert_eq!(denied.unwrap_err(), Refusal::Denied);
     let later = now + Duration::from_secs(3601);
@@ -201,7 +204,10 @@ async fn who_was_not_told_waits_for_a_person() {
     assert_eq!(waiting.len(), 1);
     assert_eq!(waiting[0].copy_of, Some(guest));
     assert!(waiting[0].why.contains("not told"), "{}", waiting[0].why);
-    authority.decide(&waiting[0].id, true, now).await.unwrap();
+    authority
+        .decide(&waiting[0].id, Word::Yes, now)
+        .await
+        .unwrap();
     rekeyed_unseen(&authority, guest, key, 1).await.unwrap();
     assert!(authority.pending(now).is_empty());
     // One that waits waits no more when the placer sees it.

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use controller::{AuthorityError, Decision, Enrolled, Pool, Proof, Refusal, TokenTerms, VmRef};
+use controller::{
+    Authority, AuthorityError, Decision, Enrolled, Pool, Proof, Refusal, TokenTerms, VmRef, Word,
+};
 use fleet_core::{InventoryChange, Power};
 
 use crate::scene::{HOUR, Joiner, address, embedded, joined, placer, pool, tell, token, vm, waits};
@@ -99,10 +101,16 @@ async fn a_person_approves_and_only_then_a_use_is_spent() {
     // Over a restart, too.
     drop(authority);
     let authority = embedded(dir.path()).await;
-    authority.decide(&id_of("v1"), true, now).await.unwrap();
-    authority.decide(&id_of("v1"), true, now).await.unwrap();
+    authority
+        .decide(&id_of("v1"), Word::Yes, now)
+        .await
+        .unwrap();
+    authority
+        .decide(&id_of("v1"), Word::Yes, now)
+        .await
+        .unwrap();
     assert!(authority.tokens(now).is_empty(), "spent by the approval");
-    let spent = authority.decide(&id_of("v2"), true, now).await;
+    let spent = authority.decide(&id_of("v2"), Word::Yes, now).await;
     assert!(matches!(
         spent,
         Err(AuthorityError::Refused(Refusal::TokenSpent))
@@ -120,7 +128,7 @@ async fn a_person_approves_and_only_then_a_use_is_spent() {
     let left = authority.pending(now);
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].decision, Decision::Waiting);
-    let unknown = authority.decide("00", true, now).await;
+    let unknown = authority.decide("00", Word::Yes, now).await;
     assert!(matches!(unknown, Err(AuthorityError::Unknown { .. })));
 }
 
@@ -138,7 +146,7 @@ async fn who_comes_with_another_token_has_another_request() {
     let machine = Joiner::new(1);
     waits(machine.ask(&authority, &tokens[0], None).await);
     let id = authority.pending(now)[0].id.clone();
-    authority.decide(&id, true, now).await.unwrap();
+    authority.decide(&id, Word::Yes, now).await.unwrap();
     waits(machine.ask(&authority, &tokens[1], None).await);
     let waiting = authority.pending(now);
     assert_eq!(waiting.len(), 2);
@@ -164,12 +172,12 @@ async fn who_is_denied_stays_out_until_it_is_forgotten() {
     let machine = Joiner::new(1);
     waits(machine.ask(&authority, &made, None).await);
     let id = authority.pending(now)[0].id.clone();
-    authority.decide(&id, false, now).await.unwrap();
+    authority.decide(&id, Word::No, now).await.unwrap();
     let denied = machine.ask(&authority, &made, None).await;
     assert_eq!(denied.unwrap_err(), Refusal::Denied);
     assert_eq!(authority.tokens(now)[0].uses_left, 1);
     // A person may think again.
-    authority.decide(&id, true, now).await.unwrap();
+    authority.decide(&id, Word::Yes, now).await.unwrap();
     joined(machine.ask(&authority, &made, None).await);
     let later = now + Duration::from_secs(4 * 24 * 3600);
     assert!(authority.pending(later).is_empty());
@@ -306,6 +314,97 @@ async fn a_desktop_that_was_reset_takes_its_own_place() {
     let old = authority.guest(first).unwrap().ended.unwrap();
     assert!(!old.revoked && old.why.contains(&second.to_string()));
     assert!(authority.is_revoked(first) && !authority.is_revoked(second));
+}
+
+/// The id of the one request that waits.
+fn waiting_id(authority: &Authority, now: SystemTime) -> String {
+    let waiting = authority.pending(now);
+    assert_eq!(waiting.len(), 1, "{waiting:?}");
+    waiting[0].id.clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_installed_anew_takes_its_own_place_where_a_person_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = embedded(dir.path()).await;
+    let fleet = placer(dir.path()).await;
+    let servers = Pool {
+        guests_max: 1,
+        ..pool("servers", Proof::Inventory)
+    };
+    authority.set_pool(servers, now).await.unwrap();
+    let made = token(&authority, Some("servers"), 100).await;
+    tell(&fleet, InventoryChange::Vm(vm(1))).await;
+    let ask = async |machine: &Joiner| machine.ask(&authority, &made, Some(&fleet)).await;
+    let old = joined(ask(&Joiner::new(1)).await);
+    let new = Joiner::new(1);
+    waits(ask(&new).await);
+    let id = waiting_id(&authority, now);
+    assert_eq!(authority.pending(now)[0].rivals, [old]);
+    // Beside the old one there is no room; in its place there is.
+    let full = authority.decide(&id, Word::Yes, now).await;
+    assert!(matches!(
+        full,
+        Err(AuthorityError::Refused(Refusal::PoolFull))
+    ));
+    authority.decide(&id, Word::YesInPlace, now).await.unwrap();
+    assert!(!authority.is_revoked(old), "until it comes");
+    let new = joined(ask(&new).await);
+    let ended = authority.guest(old).unwrap().ended.unwrap();
+    assert!(!ended.revoked && ended.why.contains(&new.to_string()));
+    let its = authority.guest(new).unwrap().vm;
+    assert_eq!(its.map(|vm| vm.id).as_deref(), Some("id-1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_yes_is_for_those_whom_the_person_was_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = embedded(dir.path()).await;
+    let fleet = placer(dir.path()).await;
+    let servers = pool("servers", Proof::Inventory);
+    authority.set_pool(servers, now).await.unwrap();
+    let made = token(&authority, Some("servers"), 100).await;
+    let ask = async |machine: &Joiner| machine.ask(&authority, &made, Some(&fleet)).await;
+    // Nobody is in its VM, which no connector reports yet.
+    let late = Joiner::new(1);
+    waits(ask(&late).await);
+    let id = waiting_id(&authority, now);
+    let nobody = authority.decide(&id, Word::YesInPlace, now).await;
+    assert!(matches!(
+        nobody,
+        Err(AuthorityError::Refused(Refusal::NoRivals))
+    ));
+    authority.decide(&id, Word::Yes, now).await.unwrap();
+    tell(&fleet, InventoryChange::Vm(vm(1))).await;
+    let first = joined(ask(&Joiner::new(1)).await);
+    let beside = joined(ask(&late).await);
+    assert!(!authority.is_revoked(first) && !authority.is_revoked(beside));
+    // Of two, the person knew one when it said that its place be taken.
+    let third = Joiner::new(1);
+    waits(ask(&third).await);
+    let id = waiting_id(&authority, now);
+    authority.decide(&id, Word::YesInPlace, now).await.unwrap();
+    let bound = TokenTerms {
+        uses_max: 1,
+        valid: HOUR,
+        pool: None,
+        vm: authority.guest(first).unwrap().vm,
+    };
+    let bound = authority.issue_token(bound, now).await.unwrap();
+    let fourth = joined(Joiner::new(1).ask(&authority, &bound, Some(&fleet)).await);
+    assert!(authority.is_revoked(first), "the token names the VM");
+    joined(ask(&third).await);
+    assert!(!authority.is_revoked(fourth), "nobody spoke of it");
+    // Taking the yes back takes the replacing back with it.
+    let fifth = Joiner::new(1);
+    waits(ask(&fifth).await);
+    let id = waiting_id(&authority, now);
+    authority.decide(&id, Word::YesInPlace, now).await.unwrap();
+    authority.decide(&id, Word::Yes, now).await.unwrap();
+    joined(ask(&fifth).await);
+    assert!(!authority.is_revoked(fourth));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use controller::fleet::{Fleet, FleetConfig, Retirement, Standing, Store, renew_guest};
-use controller::{Authority, Proof, Refusal, Rekey};
+use controller::{Authority, Proof, Refusal, Rekey, Word};
 use fleet_core::{CoreSettings, SiteRules};
 use model::GuestId;
 use pki::GuestKey;
@@ -171,7 +171,7 @@ async fn a_request_that_waits_at_one_is_approved_at_the_other() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let id = two.b.pending(now)[0].id.clone();
-    two.b.decide(&id, true, now).await.unwrap();
+    two.b.decide(&id, Word::Yes, now).await.unwrap();
     let until = Instant::now() + PATIENCE;
     tokio::spawn(two.a.clone().follow());
     while !two.a.tokens(now).is_empty() {

@@ -1,10 +1,12 @@
 //! Pools that ask for TPMs: what counts, which VM it is, and that one TPM is one guest.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use controller::fleet::Fleet;
-use controller::{Authority, AuthorityError, Enrolled, Pool, Proof, Refusal, Tpm, TpmCa, TpmShown};
+use controller::{
+    Authority, AuthorityError, Enrolled, Pool, Proof, Refusal, Tpm, TpmCa, TpmShown, Word,
+};
 use fleet_core::{InventoryChange, Power};
 use model::GuestId;
 use pki::JoinToken;
@@ -12,10 +14,18 @@ use tpm::EkId;
 
 use crate::scene::{Joiner, address, embedded, joined, placer, pool, tell, token, vm, waits};
 
-/// A pool whose TPMs are certified by the fleet's own CA; members do not look at that.
-fn tpm_pool(authority: &Authority) -> Pool {
+/// Who vouches for the TPMs here; how it does is nothing that members look at.
+static CA: LazyLock<TpmCa> = LazyLock::new(new_ca);
+
+fn new_ca() -> TpmCa {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = pki::Ca::init(dir.path()).unwrap();
+    TpmCa(ca.cert().to_vec().into())
+}
+
+fn tpm_pool() -> Pool {
     Pool {
-        tpm_cas: vec![TpmCa(authority.ca().cert().to_vec().into())],
+        tpm_cas: vec![CA.clone()],
         ..pool("servers", Proof::Tpm)
     }
 }
@@ -24,6 +34,7 @@ fn shown(ek: u8, uuid: Option<u8>) -> TpmShown {
     TpmShown::Proved(Tpm {
         ek: EkId([ek; 32]),
         vm_uuid: uuid.map(|uuid| [uuid; 16]),
+        ca: CA.clone(),
     })
 }
 
@@ -49,7 +60,7 @@ impl Scene {
         let dir = tempfile::tempdir().unwrap();
         let authority = embedded(dir.path()).await;
         let fleet = placer(dir.path()).await;
-        let pool = change(tpm_pool(&authority));
+        let pool = change(tpm_pool());
         authority.set_pool(pool, SystemTime::now()).await.unwrap();
         let token = token(&authority, Some("servers"), 100).await;
         Self {
@@ -124,7 +135,7 @@ async fn a_person_may_let_in_who_showed_too_little() {
     waits(scene.ask(&other).await);
     let now = SystemTime::now();
     let id = scene.authority.pending(now)[0].id.clone();
-    scene.authority.decide(&id, true, now).await.unwrap();
+    scene.authority.decide(&id, Word::Yes, now).await.unwrap();
     let guest = joined(scene.ask(&other).await);
     let member = scene.authority.guest(guest).unwrap();
     assert_eq!((member.vm, member.ek), (None, Some(EkId([5; 32]))));
@@ -137,6 +148,24 @@ async fn a_person_may_let_in_who_showed_too_little() {
     };
     joined(scene.ask(&late).await);
     assert!(scene.authority.pending(now).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_installed_anew_shows_its_tpm_and_a_person_ends_what_it_was() {
+    let scene = Scene::new(|pool| pool).await;
+    tell(&scene.fleet, InventoryChange::Vm(vm(1))).await;
+    let old = joined(scene.ask(&machine(1, shown(1, Some(1)))).await);
+    let new = machine(1, shown(1, Some(1)));
+    waits(scene.ask(&new).await);
+    scene.says(&format!("with this TPM already: {old}"));
+    let now = SystemTime::now();
+    let entry = scene.authority.pending(now).remove(0);
+    assert_eq!(entry.rivals, [old], "in the VM and with the TPM, once");
+    let decided = scene.authority.decide(&entry.id, Word::YesInPlace, now);
+    decided.await.unwrap();
+    let new = joined(scene.ask(&new).await);
+    assert!(scene.authority.is_revoked(old));
+    assert!(scene.authority.guest(new).unwrap().vm.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,7 +211,7 @@ async fn a_desktop_that_was_reset_takes_the_place_of_its_tpm() {
     let others = Pool {
         name: "others".to_owned(),
         ephemeral: true,
-        ..tpm_pool(&scene.authority)
+        ..tpm_pool()
     };
     scene.authority.set_pool(others, now).await.unwrap();
     let made = token(&scene.authority, Some("others"), 1).await;
@@ -201,7 +230,7 @@ async fn a_tpm_whose_guest_was_revoked_does_not_come_back_by_itself() {
     waits(scene.ask(&again).await);
     scene.says(&format!("with this TPM was revoked: {guest}"));
     let id = scene.authority.pending(now)[0].id.clone();
-    scene.authority.decide(&id, true, now).await.unwrap();
+    scene.authority.decide(&id, Word::Yes, now).await.unwrap();
     joined(scene.ask(&again).await);
 }
 
@@ -240,11 +269,26 @@ async fn who_only_says_that_it_is_in_a_vm_does_not_keep_its_tpm_out() {
     assert_eq!(its.vm.map(|vm| vm.id).as_deref(), Some("id-1"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_that_leaves_its_pool_vouches_for_nobody_who_is_still_asking() {
+    let scene = Scene::new(|pool| pool).await;
+    let others = Pool {
+        tpm_cas: vec![new_ca()],
+        ..tpm_pool()
+    };
+    let now = SystemTime::now();
+    scene.authority.set_pool(others, now).await.unwrap();
+    waits(scene.ask(&machine(1, shown(1, Some(1)))).await);
+    scene.says("was taken from this pool");
+    scene.authority.set_pool(tpm_pool(), now).await.unwrap();
+    joined(scene.ask(&machine(1, shown(1, Some(1)))).await);
+}
+
 #[tokio::test]
 async fn a_pool_that_asks_for_tpms_names_cas_and_others_name_none() {
     let dir = tempfile::tempdir().unwrap();
     let authority = embedded(dir.path()).await;
-    let good = tpm_pool(&authority);
+    let good = tpm_pool();
     let ca = good.tpm_cas[0].clone();
     let validity = pki::Validity::starting(SystemTime::now(), pki::LIFETIME);
     let leaf = authority.ca().issue_appliance("a", validity).unwrap();

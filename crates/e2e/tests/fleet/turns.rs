@@ -33,7 +33,7 @@ const SOON: Duration = Duration::from_secs(150);
 const SOONER: Duration = Duration::from_secs(105);
 
 /// More than a move takes.
-const MOVE_TIME: Duration = Duration::from_secs(15);
+const MOVE_TIME: Duration = Duration::from_secs(20);
 /// How the scan says that it waits.
 const WAITS: &str = "other guests of this host first";
 

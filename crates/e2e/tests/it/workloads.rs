@@ -77,7 +77,9 @@ fn cargo_build_and_run() -> Result<()> {
     let system = system()?;
     let dir = system.path("hello");
     std::fs::create_dir_all(dir.join("src"))?;
-    let manifest = "[package]\nname = \"hello\"\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+    // A workspace of its own: whatever lies above is not its.
+    let manifest =
+        "[package]\nname = \"hello\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n";
     std::fs::write(dir.join("Cargo.toml"), manifest)?;
     let source = "mod part;\nfn main() { println!(\"{}\", part::answer()); }\n";
     std::fs::write(dir.join("src/main.rs"), source)?;

@@ -165,12 +165,12 @@ async fn a_database_without_a_version_is_a_new_generation() {
 async fn a_session_that_clamd_has_closed_costs_no_file() {
     let clamd = Clamd::start(
         NOTHING,
-        "AlertExceedsMax yes\nIdleTimeout 1\nCommandReadTimeout 1",
+        "AlertExceedsMax yes\nIdleTimeout 2\nCommandReadTimeout 2",
     );
     let engine = start(&clamd.socket()).await;
     for _ in 0..2 {
         assert_clean(&scan(&engine, b"something").await);
-        tokio::time::sleep(Duration::from_millis(2500)).await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
     }
     assert_clean(&scan(&engine, b"something").await);
 }

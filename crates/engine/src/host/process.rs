@@ -19,7 +19,7 @@ use crate::{packet, ranges, sys};
 /// In less time than this a worker is not taken to have been idle.
 const IDLE_MIN: Duration = Duration::from_millis(1);
 /// After a worker's socket has closed, its template says within this time what ended it.
-const EXIT_REPORT_TIMEOUT: Duration = Duration::from_millis(500);
+const EXIT_REPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A worker that is no longer to be trusted.
 pub(super) enum Broken {

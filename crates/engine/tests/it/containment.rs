@@ -82,7 +82,8 @@ async fn nonsense_from_a_worker_is_a_crash() {
 #[tokio::test]
 async fn hanging_and_spinning_workers_are_killed_at_the_limit() {
     let mut spec = spec(&[]);
-    spec.job_timeout = Duration::from_millis(200);
+    // Of jobs that are done, too.
+    spec.job_timeout = Duration::from_secs(2);
     let engine = Engine::start(spec).await.expect("starts");
     for what in ["hang", "spin"] {
         let result = scan(&engine, what).await;
@@ -99,6 +100,8 @@ async fn hanging_and_spinning_workers_are_killed_at_the_limit() {
 async fn a_dropped_scan_kills_its_worker_and_leaks_nothing() {
     let engine = start(&[]).await;
     for _ in 0..5 {
+        // Else it would be dropped while it waits for a worker, and take none along.
+        eventually("a worker is idle", || engine.stats().workers_idle == 1).await;
         let scan = scan(&engine, "hang");
         assert!(
             tokio::time::timeout(Duration::from_millis(50), scan)
@@ -120,7 +123,7 @@ async fn a_scan_that_gives_up_waiting_takes_no_worker_along() {
     let engine = start(&[]).await;
     let busy = tokio::spawn({
         let engine = engine.clone();
-        async move { scan(&engine, "sleep 300").await }
+        async move { scan(&engine, "sleep 2000").await }
     });
     eventually("the worker is busy", || engine.stats().workers_idle == 0).await;
     let waiting = scan(&engine, "clean");

@@ -251,7 +251,7 @@ async fn no_worker_in_time_is_unavailable() {
     let engine = Engine::start(spec).await.expect("starts");
     let busy = tokio::spawn({
         let engine = engine.clone();
-        async move { scan(&engine, "sleep 1000").await }
+        async move { scan(&engine, "sleep 2000").await }
     });
     eventually("the worker is busy", || engine.stats().workers_idle == 0).await;
     let result = scan(&engine, "clean").await;

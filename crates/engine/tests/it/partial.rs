@@ -271,7 +271,7 @@ async fn lies_of_a_worker_are_a_crash() {
 #[tokio::test]
 async fn crashes_and_hangs_over_a_part_are_contained() {
     let mut spec = spec(&["filter=what to look for"]);
-    spec.job_timeout = Duration::from_millis(500);
+    spec.job_timeout = Duration::from_secs(2);
     let engine = Engine::start(spec).await.expect("starts");
     let crashed = UnscannedReason::EngineCrashed;
     assert_failed(judge(&engine, "segv").await, crashed, "SIGSEGV");

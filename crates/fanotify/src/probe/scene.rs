@@ -45,8 +45,8 @@ pub(super) enum Told {
     CloseWrite,
 }
 
-/// How long anything may take that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long anything may take that should happen at once, on a machine that is busy with booting.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 type Log = Arc<Mutex<Vec<(Told, u64)>>>;
 
@@ -126,8 +126,13 @@ impl Scene {
         std::fs::write(&path, content)?;
         // Its close is told some time later, and shall not be taken for another one's.
         let ino = inode(&path)?;
-        until(|| self.lock().contains(&(Told::CloseWrite, ino)));
-        Ok(path)
+        if until(|| self.lock().contains(&(Told::CloseWrite, ino))) {
+            return Ok(path);
+        }
+        Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the close of a new file was not told",
+        ))
     }
 
     /// Does something, and says what was told about the file meanwhile.

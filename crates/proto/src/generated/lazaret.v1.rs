@@ -1903,6 +1903,9 @@ pub struct FleetPending {
     /// The guest that it is a copy of, 16 bytes. Unset: of none.
     #[prost(bytes = "vec", tag = "9")]
     pub copy_of: ::prost::alloc::vec::Vec<u8>,
+    /// Guests that are in its VM or have its TPM, 16 bytes each: it waits because of them.
+    #[prost(bytes = "vec", repeated, tag = "10")]
+    pub rivals: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 /// A person's word to a machine that waits.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1912,6 +1915,9 @@ pub struct FleetDecision {
     /// Unset: it may join.
     #[prost(bool, tag = "2")]
     pub deny: bool,
+    /// It joins in the place of its rivals, which are retired then. Not with deny.
+    #[prost(bool, tag = "3")]
+    pub replace: bool,
 }
 /// Members, in the order they joined, in pages.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -30,6 +30,7 @@ pub(crate) fn pending() -> v1::FleetPending {
         why: "its VM has a guest already".into(),
         decision: "waiting".into(),
         copy_of: vec![0x99; 16],
+        rivals: vec![vec![0x77; 16]],
     }
 }
 
@@ -58,6 +59,7 @@ pub(crate) fn decision() -> v1::FleetDecision {
     v1::FleetDecision {
         id: "ab".repeat(16),
         deny: true,
+        replace: true,
     }
 }
 

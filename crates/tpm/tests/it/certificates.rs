@@ -148,6 +148,9 @@ fn a_chain_ends_at_a_ca_of_the_pool_or_nowhere() {
     ] {
         check(&ek, between, ca, Err(CertificateError::NoChain));
     }
+    let anchors = [&b"no certificate"[..], &other.der, &low.der];
+    let endorsed = verify(&ek, &[], &anchors, SystemTime::now()).unwrap();
+    assert_eq!(endorsed.ca, 2, "which one it was");
     let many = [&low; 5];
     check(&ek, &many, &top, Err(CertificateError::Intermediates));
 }
