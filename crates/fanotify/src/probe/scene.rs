@@ -52,6 +52,8 @@ type Log = Arc<Mutex<Vec<(Told, u64)>>>;
 
 pub(super) struct Scene {
     folder: Folder,
+    /// Made in it.
+    files: AtomicU32,
     group: Arc<Group>,
     log: Log,
     pub(super) breaks: Breaks,
@@ -113,6 +115,7 @@ impl Scene {
         };
         Ok(Self {
             folder,
+            files: AtomicU32::new(0),
             group,
             log,
             breaks: Breaks::here()?,
@@ -122,7 +125,8 @@ impl Scene {
 
     /// A new file with this content that nobody has open.
     pub(super) fn file(&self, name: &str, content: &[u8]) -> io::Result<PathBuf> {
-        let path = self.folder.0.join(name);
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        let path = self.folder.0.join(format!("{name}-{number}"));
         std::fs::write(&path, content)?;
         // Its close is told some time later, and shall not be taken for another one's.
         let ino = inode(&path)?;
