@@ -25,7 +25,7 @@ use crate::credentials::make_private_dir;
 use crate::dialer::{DialError, Dialer};
 use crate::gate::lanes::Lanes;
 use crate::gate::reader::BATCH;
-use crate::gate::standing::Standing;
+use crate::gate::standing::{GATHERED_MAX, Standing};
 use crate::gate::workers::{HashTask, UploadTask};
 use crate::gate::{Gate, workers};
 use crate::guard::marks::GuardError;
@@ -431,7 +431,8 @@ fn with_descriptors(mut config: AgentConfig) -> Result<AgentConfig, StartError> 
     let wanted = limits.openers_max
         + limits.queue_len_max
         + limits.in_flight_max.saturating_mul(in_flight)
-        + limits.standing_max;
+        + limits.standing_max
+        + GATHERED_MAX;
     if wanted > for_events {
         let share = |part: usize| (part.saturating_mul(for_events) / wanted).max(1);
         limits.openers_max = share(limits.openers_max);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use proto::v1;
 use proto::v1::fleet_request::Ask;
 use serde_json::{Value, json};
@@ -39,22 +39,8 @@ pub(crate) fn run(place: &Place, command: &FleetCommand) -> anyhow::Result<()> {
             let json = waiting.iter().map(pending_json).collect();
             Ok((pending_table(&waiting), json))
         }),
-        FleetCommand::Approve { id, replace } => decide(
-            place,
-            v1::FleetDecision {
-                id: id.clone(),
-                replace: *replace,
-                ..v1::FleetDecision::default()
-            },
-        ),
-        FleetCommand::Deny { id } => decide(
-            place,
-            v1::FleetDecision {
-                id: id.clone(),
-                deny: true,
-                ..v1::FleetDecision::default()
-            },
-        ),
+        FleetCommand::Approve { id, replace } => decide(place, id, false, *replace),
+        FleetCommand::Deny { id } => decide(place, id, true, false),
         FleetCommand::Members { pool, live } => again(*live, || {
             let members = members(place, pool.as_deref().unwrap_or_default())?;
             let json = members.iter().map(member_json).collect();
@@ -109,11 +95,25 @@ fn tpm_cas(files: &[PathBuf]) -> anyhow::Result<Vec<Vec<u8>>> {
     Ok(cas)
 }
 
-fn decide(place: &Place, decision: v1::FleetDecision) -> anyhow::Result<()> {
-    let done = if decision.deny { "denied" } else { "approved" };
+fn decide(place: &Place, id: &str, deny: bool, replace: bool) -> anyhow::Result<()> {
+    let id = id.to_owned();
+    let decision = v1::FleetDecision { id, deny, replace };
     let reply = ask(place, Ask::Decide(decision))?;
+    let done = if deny { "denied" } else { "approved" };
     for entry in &reply.pending {
-        println!("{} {}: {done}", entry.id, safe(&entry.hostname));
+        let name = safe(&entry.hostname);
+        let rivals: Vec<String> = entry.rivals.iter().map(|it| hex(it)).collect();
+        if !replace {
+            println!("{} {name}: {done}", entry.id);
+            continue;
+        }
+        // One of an earlier version knows neither.
+        ensure!(
+            !rivals.is_empty(),
+            "{}: approved beside whoever is there: the controller cannot replace guests",
+            entry.id
+        );
+        println!("{} {name}: approved for {}", entry.id, rivals.join(", "));
     }
     Ok(())
 }

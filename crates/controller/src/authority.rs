@@ -65,7 +65,7 @@ pub enum Refusal {
     )]
     TokenSpent,
     /// Said to who approves.
-    #[error("no guest was in the place of this machine when it asked")]
+    #[error("this request names no guest whose place the machine could take")]
     NoRivals,
     /// The request for a certificate is not acceptable.
     #[error("the certificate request is not acceptable: {0}")]

@@ -322,7 +322,7 @@ fn puts(
             }
             let replaced = replaced.iter().filter_map(|guest| members.member(*guest));
             puts.extend(replaced.map(|old| {
-                let why = format!("guest {guest} is in its VM now");
+                let why = format!("guest {guest} has taken its place");
                 end(old, false, &why, asked.now)
             }));
             puts

@@ -34,7 +34,7 @@ const PLACED_AT_ONCE: usize = 16;
 /// How long a verdict waits for others to be placed with.
 const GATHERED_FOR: Duration = Duration::from_millis(2);
 /// How many wait. Each holds a descriptor.
-const GATHERED_MAX: usize = 256;
+pub(crate) const GATHERED_MAX: usize = 256;
 
 /// What stands, and what is to.
 pub(crate) struct Standing {
@@ -254,7 +254,11 @@ pub(crate) fn watch(gate: &Gate, group: Arc<Group>, ready: impl FnOnce()) -> io:
         let round = AssertUnwindSafe(|| watcher.round());
         match catch_unwind(round) {
             Ok(round) => round?,
-            Err(_) => gate.tally.panics.add(1),
+            Err(_) => {
+                gate.tally.panics.add(1);
+                // Nobody arms the timer for what waits already.
+                standing.wake();
+            }
         }
     }
     Ok(())
@@ -386,6 +390,7 @@ impl Watcher<'_> {
 mod tests {
     use std::os::fd::AsFd;
 
+    use fanotify::lease::ReadLease;
     use fanotify::{FileIdentity, GroupOptions};
 
     use super::*;
@@ -411,7 +416,11 @@ mod tests {
             std::fs::write(path(id), b"harmless").unwrap();
         }
         for id in ids.clone().map(StandingId) {
-            let content = content(std::fs::File::open(path(id.0)).unwrap());
+            let file = std::fs::File::open(path(id.0)).unwrap();
+            // A child of another test's that has not run its program yet has it open for writing.
+            let is_free = || ReadLease::try_take(&file).is_ok();
+            assert!(testbed::wait_until(Duration::from_secs(60), is_free));
+            let content = content(file);
             let key = key_of(&FileIdentity::of(content.file.as_fd()).unwrap());
             standing.announce(id);
             assert!(standing.place_soon(Decided {

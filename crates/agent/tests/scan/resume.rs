@@ -15,7 +15,7 @@ use crate::scene::{Scene, parse};
 
 const FILES: usize = 300;
 /// What may be asked twice: what comes after a file that a worker is long about.
-const TWICE_MAX: usize = FILES / 2;
+const TWICE_MAX: usize = FILES / 3;
 
 fn fill(scene: &Scene) {
     for number in 0..FILES {

@@ -65,7 +65,7 @@ pub(crate) enum Plan {
         vm: Option<VmRef>,
         /// The token with one use less; `None`: that use was spent before.
         token: Option<TokenInfo>,
-        /// Members that were in that VM before.
+        /// Members whose place it takes: they were in that VM, or had its TPM.
         replaced: Vec<GuestId>,
     },
     /// It waits, as it did before.
@@ -115,13 +115,30 @@ pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
         Shown::Taken { why, by, .. } => (why, by),
         Shown::TooLittle(why) => (why, Vec::new()),
     };
-    if entry.is_some() {
-        return Ok(Plan::Wait);
+    match entry {
+        // In whose place it is may be seen later than it asked first. Who was named stays named: a
+        // person may be about to answer.
+        Some(entry) if !approved && entry.rivals.is_empty() && !rivals.is_empty() => {
+            Ok(Plan::Queue(Pending {
+                why,
+                rivals,
+                ..entry.clone()
+            }))
+        }
+        Some(_) => Ok(Plan::Wait),
+        None => {
+            let waiting = waiting(asked, token, why, rivals);
+            may_wait(members, &waiting, asked.now)?;
+            Ok(Plan::Queue(waiting))
+        }
     }
-    let waiting = Pending {
+}
+
+fn waiting(asked: &Asked, token: &TokenInfo, why: String, rivals: Vec<GuestId>) -> Pending {
+    Pending {
         id: asked.waits_as(),
         pool: token.pool.clone(),
-        token: hash,
+        token: asked.token.to_string(),
         copy_of: None,
         hostname: asked.hostname.clone(),
         machine: asked.machine.clone(),
@@ -131,9 +148,7 @@ pub(crate) fn plan(members: &Members, asked: &Asked) -> Result<Plan, Refusal> {
         rivals,
         decision: Decision::Waiting,
         replaces: false,
-    };
-    may_wait(members, &waiting, asked.now)?;
-    Ok(Plan::Queue(waiting))
+    }
 }
 
 /// Whoever holds the key of a member and knows the token that it joined with is that member, as
@@ -173,19 +188,19 @@ enum Shown {
 }
 
 impl Shown {
-    /// Of a machine that a person let in. Nobody goes of whom that person did not know.
+    /// Of a machine that a person let in. One that is to take others' place waits until it is seen to
+    /// be there, and nobody goes of whom that person did not know.
     fn by_word(self, approved: &Pending) -> Self {
         match self {
-            Self::Taken { vm, by, .. }
-                if approved.replaces && by.iter().all(|it| approved.rivals.contains(it)) =>
-            {
+            Self::Taken { vm, mut by, .. } if approved.replaces => {
+                by.retain(|guest| approved.rivals.contains(guest));
                 Self::Enough { vm, replaced: by }
             }
-            Self::Taken { .. } | Self::TooLittle(_) => Self::Enough {
+            Self::TooLittle(_) | Self::Taken { .. } if !approved.replaces => Self::Enough {
                 vm: None,
                 replaced: Vec::new(),
             },
-            enough @ Self::Enough { .. } => enough,
+            shown => shown,
         }
     }
 }
@@ -263,10 +278,10 @@ fn by_tpm(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
     let what = if with_it.is_empty() { IN_VM } else { with_tpm };
     // Who has shown no more than that VM's UUID counts for less than its TPM.
     let in_vm = vm.map_or_else(Vec::new, |vm| members_in(members, &vm_ref(vm)));
-    let mut there = [in_vm, with_it].concat();
-    there.sort_unstable();
-    there.dedup();
-    in_place_of(there, vm.map(vm_ref), what, members, pool)
+    let mut by = [in_vm, with_it].concat();
+    by.sort_unstable();
+    by.dedup();
+    in_place_of(by, vm.map(vm_ref), what, members, pool)
 }
 
 const IN_VM: &str = "its VM has a guest already";
@@ -317,8 +332,13 @@ fn in_inventory(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
     if !is_of_scope(vm, pool) {
         return too_little("its VM does not belong to this pool");
     }
-    let there = guests_in(members, vm);
-    in_place_of(there, Some(vm_ref(vm)), IN_VM, members, pool)
+    in_place_of(
+        guests_in(members, vm),
+        Some(vm_ref(vm)),
+        IN_VM,
+        members,
+        pool,
+    )
 }
 
 fn is_of_scope(vm: &VmSeen, pool: &Pool) -> bool {
@@ -429,15 +449,22 @@ pub(crate) fn can_approve(
         replaces,
         ..entry.clone()
     };
-    if entry.copy_of.is_some() || entry.decision == Decision::Approved {
+    if entry.copy_of.is_some() {
+        return Ok((approved, None));
+    }
+    let is_said = entry.decision == Decision::Approved;
+    if is_said && entry.replaces == replaces {
+        return Ok((approved, None));
+    }
+    let pool = entry.pool.as_ref().and_then(|name| members.pool(name));
+    let going = if replaces { &entry.rivals[..] } else { &[] };
+    has_room(members, pool, going)?;
+    if is_said {
         return Ok((approved, None));
     }
     let hash = SecretHash::from_hex(&entry.token).ok_or(Refusal::Token)?;
     // It was good when the machine asked, and may have expired while it waited.
     let token = members.token(&hash).filter(|token| token.uses_left > 0);
     let token = token.ok_or(Refusal::TokenSpent)?;
-    let pool = entry.pool.as_ref().and_then(|name| members.pool(name));
-    let going = if replaces { &entry.rivals[..] } else { &[] };
-    has_room(members, pool, going)?;
     Ok((approved, Some(one_less(token))))
 }

@@ -358,6 +358,43 @@ async fn a_machine_installed_anew_takes_its_own_place_where_a_person_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_whose_place_it_is_may_be_seen_later_and_has_to_be_seen_when_it_joins() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = embedded(dir.path()).await;
+    let fleet = placer(dir.path()).await;
+    let servers = pool("servers", Proof::Inventory);
+    authority.set_pool(servers, now).await.unwrap();
+    let made = token(&authority, Some("servers"), 100).await;
+    let ask = async |machine: &Joiner| machine.ask(&authority, &made, Some(&fleet)).await;
+    let seen = async |at: bool| {
+        let mut record = vm(1);
+        if !at {
+            record.addresses.clear();
+        }
+        tell(&fleet, InventoryChange::Vm(record)).await;
+    };
+    seen(true).await;
+    let old = joined(ask(&Joiner::new(1)).await);
+    seen(false).await;
+    let new = Joiner::new(1);
+    waits(ask(&new).await);
+    let id = waiting_id(&authority, now);
+    assert!(authority.pending(now)[0].rivals.is_empty());
+    seen(true).await;
+    waits(ask(&new).await);
+    assert_eq!(waiting_id(&authority, now), id);
+    assert_eq!(authority.pending(now)[0].rivals, [old]);
+    authority.decide(&id, Word::YesInPlace, now).await.unwrap();
+    seen(false).await;
+    waits(ask(&new).await);
+    assert!(!authority.is_revoked(old));
+    seen(true).await;
+    joined(ask(&new).await);
+    assert!(authority.is_revoked(old));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_yes_is_for_those_whom_the_person_was_shown() {
     let dir = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
