@@ -12,7 +12,7 @@ use fleet_core::{
     HostRecord, Power, Row, StoredAppliance, StoredHost, StoredVm, VmRecord, VmState,
 };
 use serde_json::{Value, json};
-use testbed::{Server, ServerOptions, Usage, free_address};
+use testbed::{Server, ServerOptions, Usage, free_address, wait_until};
 
 use super::crowd::{Crowd, guest_id};
 use crate::report::Report;
@@ -78,6 +78,7 @@ pub(super) fn run(scale: Scale, report: &mut Report) -> Result<()> {
     )?;
     let reconnect_s = begun.elapsed().as_secs_f64();
     let usage = Usage::of(server.process().pid());
+    wait_until(PATIENCE, || all_known(&server, scale).is_ok());
     all_known(&server, scale)?;
     crowd.end();
 
@@ -112,9 +113,14 @@ pub(super) fn run(scale: Scale, report: &mut Report) -> Result<()> {
 
 /// The appliance beside the controller takes no part: nobody plays its guests.
 fn withdraw_own(server: &Server) -> Result<()> {
-    let all: Value = serde_json::from_str(&server.cli(&["fleet", "appliances", "--json"])?)?;
-    let own = all[0]["name"].as_str().context("no appliance")?;
-    server.cli(&["fleet", "drain", own]).map(drop)
+    let own = || -> Result<String> {
+        let all: Value = serde_json::from_str(&server.cli(&["fleet", "appliances", "--json"])?)?;
+        let name = all[0]["name"].as_str();
+        Ok(name.context("no appliance")?.to_owned())
+    };
+    // Its stream comes up after the controller.
+    wait_until(PATIENCE, || own().is_ok());
+    server.cli(&["fleet", "drain", &own()?]).map(drop)
 }
 
 pub(super) fn appliance_name(number: usize) -> String {
