@@ -17,12 +17,12 @@
 //!   allowlist.recalled   allowlisted contents that were found malicious
 //! ```
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use daemon::lock::LockedFile;
 
 /// The folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,15 +44,7 @@ pub enum StateDirError {
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    lock: File,
-}
-
-impl Drop for StateDir {
-    /// A child that is between fork and exec holds the file open a moment longer, and with it a
-    /// lock that is not given back.
-    fn drop(&mut self) {
-        let _ = self.lock.unlock();
-    }
+    _lock: LockedFile,
 }
 
 impl StateDir {
@@ -77,16 +69,14 @@ impl StateDir {
             .write(true)
             .open(&lock_path)
             .map_err(io(&lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(StateDirError::InUse(path.to_owned()));
-            }
-            Err(error) => return Err(io(&lock_path)(error.into())),
-        }
+        let lock = match LockedFile::try_lock(lock) {
+            Ok(lock) => lock,
+            Err(TryLockError::WouldBlock) => return Err(StateDirError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(io(&lock_path)(source)),
+        };
         Ok(Self {
             path: path.to_owned(),
-            lock,
+            _lock: lock,
         })
     }
 

@@ -6,6 +6,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use daemon::lock::LockedFile;
 use model::{GuestId, Machine};
 use pki::SecretHash;
 use serde::{Deserialize, Serialize};
@@ -83,7 +84,7 @@ pub(crate) struct Old {
     path: PathBuf,
     /// Of its content: a journal is taken over once.
     pub(crate) fingerprint: String,
-    file: File,
+    _lock: LockedFile,
 }
 
 /// The journal in `dir`; `None` where there is none. A change that a crash cut short is left out.
@@ -97,18 +98,20 @@ pub(crate) fn read(dir: &Path) -> Result<Option<Old>, JournalError> {
             source,
         }
     };
-    let mut file = match File::open(&path) {
+    let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail("open")(error)),
     };
-    match file.try_lock() {
-        Ok(()) => {}
+    let lock = match LockedFile::try_lock(file) {
+        Ok(lock) => lock,
         Err(TryLockError::WouldBlock) => return Err(JournalError::InUse(path)),
         Err(TryLockError::Error(source)) => return Err(fail("lock")(source)),
-    }
+    };
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(fail("read"))?;
+    lock.as_ref()
+        .read_to_end(&mut bytes)
+        .map_err(fail("read"))?;
     let (changes, len) = replay(&bytes, &path)?;
     let cut_bytes = bytes.len() as u64 - len;
     if cut_bytes > 0 {
@@ -119,16 +122,8 @@ pub(crate) fn read(dir: &Path) -> Result<Option<Old>, JournalError> {
         changes,
         fingerprint: pki::Fingerprint::of(&bytes).to_string(),
         path,
-        file,
+        _lock: lock,
     }))
-}
-
-impl Drop for Old {
-    /// A child that is between fork and exec holds the file open a moment longer, and with it a
-    /// lock that is not given back.
-    fn drop(&mut self) {
-        let _ = self.file.unlock();
-    }
 }
 
 impl Old {

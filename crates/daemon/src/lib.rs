@@ -4,6 +4,7 @@
 //! metrics where they are asked for, one for the watchdog where a service manager set one.
 
 pub mod config;
+pub mod lock;
 pub mod log;
 pub mod manual;
 pub mod metrics;

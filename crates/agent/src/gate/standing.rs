@@ -195,10 +195,6 @@ impl Standing {
         let file = Arc::clone(&content.file);
         match group.place(file, *breaks, |identity| key_of(identity) == *key) {
             Ok(verdict) => {
-                if table.placed.is_empty() {
-                    // From now on there is something to sweep.
-                    self.wake();
-                }
                 table.by_number.insert(verdict.number(), *id);
                 table.placed.insert(*id, verdict);
                 true

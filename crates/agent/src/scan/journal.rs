@@ -1,11 +1,12 @@
 //! How far a scan has come, kept on disk so that a later run can go on from there.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use daemon::lock::LockedFile;
 use model::{Digest, Generation};
 use prost::Message;
 
@@ -49,7 +50,7 @@ pub(crate) struct Progress {
 /// The journal of one set of paths and options. Holds a lock as long as it lives.
 pub(crate) struct Journal {
     path: PathBuf,
-    lock: File,
+    _lock: LockedFile,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -85,13 +86,13 @@ impl Journal {
             .mode(0o600)
             .open(&lock_path)
             .map_err(|source| io(&lock_path, source))?;
-        match lock.try_lock() {
-            Ok(()) => {}
+        let lock = match LockedFile::try_lock(lock) {
+            Ok(lock) => lock,
             Err(TryLockError::WouldBlock) => return Err(JournalError::Running(lock_path)),
             Err(TryLockError::Error(source)) => return Err(io(&lock_path, source)),
-        }
+        };
         let path = dir.join(format!("{key}.journal"));
-        Ok(Self { path, lock })
+        Ok(Self { path, _lock: lock })
     }
 
     /// What the last run left; `None`: nothing, or nothing that can be read.
@@ -113,14 +114,6 @@ impl Journal {
             }),
             _ => Ok(()),
         }
-    }
-}
-
-impl Drop for Journal {
-    /// A child that is between fork and exec holds the file open a moment longer, and with it a
-    /// lock that is not given back.
-    fn drop(&mut self) {
-        let _ = self.lock.unlock();
     }
 }
 

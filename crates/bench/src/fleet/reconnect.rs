@@ -78,8 +78,7 @@ pub(super) fn run(scale: Scale, report: &mut Report) -> Result<()> {
     )?;
     let reconnect_s = begun.elapsed().as_secs_f64();
     let usage = Usage::of(server.process().pid());
-    wait_until(PATIENCE, || all_known(&server, scale).is_ok());
-    all_known(&server, scale)?;
+    patiently(|| all_known(&server, scale))?;
     crowd.end();
 
     let rss_mb = usage.rss_bytes as f64 / (1 << 20) as f64;
@@ -113,14 +112,25 @@ pub(super) fn run(scale: Scale, report: &mut Report) -> Result<()> {
 
 /// The appliance beside the controller takes no part: nobody plays its guests.
 fn withdraw_own(server: &Server) -> Result<()> {
-    let own = || -> Result<String> {
+    // Its stream comes up after the controller.
+    let own = patiently(|| {
         let all: Value = serde_json::from_str(&server.cli(&["fleet", "appliances", "--json"])?)?;
         let name = all[0]["name"].as_str();
         Ok(name.context("no appliance")?.to_owned())
-    };
-    // Its stream comes up after the controller.
-    wait_until(PATIENCE, || own().is_ok());
-    server.cli(&["fleet", "drain", &own()?]).map(drop)
+    })?;
+    server.cli(&["fleet", "drain", &own]).map(drop)
+}
+
+/// What comes true within the patience; else the last failure.
+fn patiently<T>(mut ask: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut last = ask();
+    wait_until(PATIENCE, || {
+        if last.is_err() {
+            last = ask();
+        }
+        last.is_ok()
+    });
+    last
 }
 
 pub(super) fn appliance_name(number: usize) -> String {

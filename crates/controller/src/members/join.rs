@@ -278,22 +278,27 @@ fn by_tpm(members: &Members, asked: &Asked, pool: &Pool) -> Shown {
     let what = if with_it.is_empty() { IN_VM } else { with_tpm };
     // Who has shown no more than that VM's UUID counts for less than its TPM.
     let in_vm = vm.map_or_else(Vec::new, |vm| members_in(members, &vm_ref(vm)));
-    let mut by = [in_vm, with_it].concat();
-    by.sort_unstable();
-    by.dedup();
-    in_place_of(by, vm.map(vm_ref), what, members, pool)
+    in_place_of(
+        [in_vm, with_it].concat(),
+        vm.map(vm_ref),
+        what,
+        members,
+        pool,
+    )
 }
 
 const IN_VM: &str = "its VM has a guest already";
 
 /// Of a machine that has shown enough, where these guests are in its place.
 fn in_place_of(
-    by: Vec<GuestId>,
+    mut by: Vec<GuestId>,
     vm: Option<VmRef>,
     what: &str,
     members: &Members,
     pool: &Pool,
 ) -> Shown {
+    by.sort_unstable();
+    by.dedup();
     if take_over(members, pool, &by) {
         return Shown::Enough { vm, replaced: by };
     }
@@ -362,8 +367,6 @@ fn guests_in(members: &Members, vm: &VmSeen) -> Vec<GuestId> {
     let mut guests = members_in(members, &vm_ref(vm));
     let guest = vm.guest.and_then(|guest| members.member(guest));
     guests.extend(guest.filter(|it| !it.is_ended()).map(|it| it.id));
-    guests.sort_unstable();
-    guests.dedup();
     guests
 }
 

@@ -3,11 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use controller::{
-    Authority, AuthorityError, Decision, Enrolled, Pool, Proof, Refusal, TokenTerms, VmRef, Word,
+    AuthorityError, Decision, Enrolled, Pool, Proof, Refusal, TokenTerms, VmRef, Word,
 };
 use fleet_core::{InventoryChange, Power};
 
-use crate::scene::{HOUR, Joiner, address, embedded, joined, placer, pool, tell, token, vm, waits};
+use crate::scene::{
+    HOUR, Joiner, Scene, address, embedded, joined, placer, pool, tell, token, vm, waits,
+};
 
 #[tokio::test]
 async fn a_pool_of_tokens_is_bounded_and_takes_its_ranges_alone() {
@@ -316,132 +318,113 @@ async fn a_desktop_that_was_reset_takes_its_own_place() {
     assert!(authority.is_revoked(first) && !authority.is_revoked(second));
 }
 
-/// The id of the one request that waits.
-fn waiting_id(authority: &Authority, now: SystemTime) -> String {
-    let waiting = authority.pending(now);
-    assert_eq!(waiting.len(), 1, "{waiting:?}");
-    waiting[0].id.clone()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_installed_anew_takes_its_own_place_where_a_person_says_so() {
-    let dir = tempfile::tempdir().unwrap();
-    let now = SystemTime::now();
-    let authority = embedded(dir.path()).await;
-    let fleet = placer(dir.path()).await;
-    let servers = Pool {
+    let scene = Scene::of(Pool {
         guests_max: 1,
         ..pool("servers", Proof::Inventory)
-    };
-    authority.set_pool(servers, now).await.unwrap();
-    let made = token(&authority, Some("servers"), 100).await;
-    tell(&fleet, InventoryChange::Vm(vm(1))).await;
-    let ask = async |machine: &Joiner| machine.ask(&authority, &made, Some(&fleet)).await;
-    let old = joined(ask(&Joiner::new(1)).await);
+    })
+    .await;
+    tell(&scene.fleet, InventoryChange::Vm(vm(1))).await;
+    let old = joined(scene.ask(&Joiner::new(1)).await);
     let new = Joiner::new(1);
-    waits(ask(&new).await);
-    let id = waiting_id(&authority, now);
-    assert_eq!(authority.pending(now)[0].rivals, [old]);
+    waits(scene.ask(&new).await);
+    let id = scene.waiting().id;
+    assert_eq!(scene.waiting().rivals, [old]);
     // Beside the old one there is no room; in its place there is.
-    let full = authority.decide(&id, Word::Yes, now).await;
+    let full = scene.decide(&id, Word::Yes).await;
     assert!(matches!(
         full,
         Err(AuthorityError::Refused(Refusal::PoolFull))
     ));
-    authority.decide(&id, Word::YesInPlace, now).await.unwrap();
-    assert!(!authority.is_revoked(old), "until it comes");
-    let new = joined(ask(&new).await);
-    let ended = authority.guest(old).unwrap().ended.unwrap();
+    scene.decide(&id, Word::YesInPlace).await.unwrap();
+    assert!(!scene.authority.is_revoked(old), "until it comes");
+    let new = joined(scene.ask(&new).await);
+    let ended = scene.authority.guest(old).unwrap().ended.unwrap();
     assert!(!ended.revoked && ended.why.contains(&new.to_string()));
-    let its = authority.guest(new).unwrap().vm;
+    let its = scene.authority.guest(new).unwrap().vm;
     assert_eq!(its.map(|vm| vm.id).as_deref(), Some("id-1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_whose_place_it_is_may_be_seen_later_and_has_to_be_seen_when_it_joins() {
-    let dir = tempfile::tempdir().unwrap();
-    let now = SystemTime::now();
-    let authority = embedded(dir.path()).await;
-    let fleet = placer(dir.path()).await;
-    let servers = pool("servers", Proof::Inventory);
-    authority.set_pool(servers, now).await.unwrap();
-    let made = token(&authority, Some("servers"), 100).await;
-    let ask = async |machine: &Joiner| machine.ask(&authority, &made, Some(&fleet)).await;
+    let scene = Scene::of(pool("servers", Proof::Inventory)).await;
     let seen = async |at: bool| {
         let mut record = vm(1);
         if !at {
             record.addresses.clear();
         }
-        tell(&fleet, InventoryChange::Vm(record)).await;
+        tell(&scene.fleet, InventoryChange::Vm(record)).await;
     };
     seen(true).await;
-    let old = joined(ask(&Joiner::new(1)).await);
+    let old = joined(scene.ask(&Joiner::new(1)).await);
     seen(false).await;
     let new = Joiner::new(1);
-    waits(ask(&new).await);
-    let id = waiting_id(&authority, now);
-    assert!(authority.pending(now)[0].rivals.is_empty());
+    waits(scene.ask(&new).await);
+    let id = scene.waiting().id;
+    assert!(scene.waiting().rivals.is_empty());
     seen(true).await;
-    waits(ask(&new).await);
-    assert_eq!(waiting_id(&authority, now), id);
-    assert_eq!(authority.pending(now)[0].rivals, [old]);
-    authority.decide(&id, Word::YesInPlace, now).await.unwrap();
+    waits(scene.ask(&new).await);
+    assert_eq!(scene.waiting().id, id);
+    assert_eq!(scene.waiting().rivals, [old]);
+    scene.decide(&id, Word::YesInPlace).await.unwrap();
     seen(false).await;
-    waits(ask(&new).await);
-    assert!(!authority.is_revoked(old));
+    waits(scene.ask(&new).await);
+    assert!(!scene.authority.is_revoked(old));
     seen(true).await;
-    joined(ask(&new).await);
-    assert!(authority.is_revoked(old));
+    joined(scene.ask(&new).await);
+    assert!(scene.authority.is_revoked(old));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_yes_is_for_those_whom_the_person_was_shown() {
-    let dir = tempfile::tempdir().unwrap();
-    let now = SystemTime::now();
-    let authority = embedded(dir.path()).await;
-    let fleet = placer(dir.path()).await;
-    let servers = pool("servers", Proof::Inventory);
-    authority.set_pool(servers, now).await.unwrap();
-    let made = token(&authority, Some("servers"), 100).await;
-    let ask = async |machine: &Joiner| machine.ask(&authority, &made, Some(&fleet)).await;
+    let scene = Scene::of(pool("servers", Proof::Inventory)).await;
     // Nobody is in its VM, which no connector reports yet.
     let late = Joiner::new(1);
-    waits(ask(&late).await);
-    let id = waiting_id(&authority, now);
-    let nobody = authority.decide(&id, Word::YesInPlace, now).await;
+    waits(scene.ask(&late).await);
+    let id = scene.waiting().id;
+    let nobody = scene.decide(&id, Word::YesInPlace).await;
     assert!(matches!(
         nobody,
         Err(AuthorityError::Refused(Refusal::NoRivals))
     ));
-    authority.decide(&id, Word::Yes, now).await.unwrap();
-    tell(&fleet, InventoryChange::Vm(vm(1))).await;
-    let first = joined(ask(&Joiner::new(1)).await);
-    let beside = joined(ask(&late).await);
-    assert!(!authority.is_revoked(first) && !authority.is_revoked(beside));
+    scene.decide(&id, Word::Yes).await.unwrap();
+    tell(&scene.fleet, InventoryChange::Vm(vm(1))).await;
+    let first = joined(scene.ask(&Joiner::new(1)).await);
+    let beside = joined(scene.ask(&late).await);
+    assert!(!scene.authority.is_revoked(first) && !scene.authority.is_revoked(beside));
     // Of two, the person knew one when it said that its place be taken.
     let third = Joiner::new(1);
-    waits(ask(&third).await);
-    let id = waiting_id(&authority, now);
-    authority.decide(&id, Word::YesInPlace, now).await.unwrap();
+    waits(scene.ask(&third).await);
+    let id = scene.waiting().id;
+    scene.decide(&id, Word::YesInPlace).await.unwrap();
     let bound = TokenTerms {
         uses_max: 1,
         valid: HOUR,
         pool: None,
-        vm: authority.guest(first).unwrap().vm,
+        vm: scene.authority.guest(first).unwrap().vm,
     };
-    let bound = authority.issue_token(bound, now).await.unwrap();
-    let fourth = joined(Joiner::new(1).ask(&authority, &bound, Some(&fleet)).await);
-    assert!(authority.is_revoked(first), "the token names the VM");
-    joined(ask(&third).await);
-    assert!(!authority.is_revoked(fourth), "nobody spoke of it");
+    let bound = scene
+        .authority
+        .issue_token(bound, SystemTime::now())
+        .await
+        .unwrap();
+    let fourth = joined(
+        Joiner::new(1)
+            .ask(&scene.authority, &bound, Some(&scene.fleet))
+            .await,
+    );
+    assert!(scene.authority.is_revoked(first), "the token names the VM");
+    joined(scene.ask(&third).await);
+    assert!(!scene.authority.is_revoked(fourth), "nobody spoke of it");
     // Taking the yes back takes the replacing back with it.
     let fifth = Joiner::new(1);
-    waits(ask(&fifth).await);
-    let id = waiting_id(&authority, now);
-    authority.decide(&id, Word::YesInPlace, now).await.unwrap();
-    authority.decide(&id, Word::Yes, now).await.unwrap();
-    joined(ask(&fifth).await);
-    assert!(!authority.is_revoked(fourth));
+    waits(scene.ask(&fifth).await);
+    let id = scene.waiting().id;
+    scene.decide(&id, Word::YesInPlace).await.unwrap();
+    scene.decide(&id, Word::Yes).await.unwrap();
+    joined(scene.ask(&fifth).await);
+    assert!(!scene.authority.is_revoked(fourth));
 }
 
 #[tokio::test(flavor = "multi_thread")]

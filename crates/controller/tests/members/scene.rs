@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use controller::fleet::{Fleet, FleetConfig, Retirement, Standing, Store};
-use controller::{Authority, Enrolled, Pool, Proof, Refusal, TokenTerms, TpmShown};
+use controller::{
+    Authority, AuthorityError, Enrolled, Pending, Pool, Proof, Refusal, TokenTerms, TpmShown, Word,
+};
 use fleet_core::{CoreSettings, HostRecord, InventoryChange, Power, SiteRules, VmRecord};
 use model::GuestId;
 use pki::{Ca, GuestKey, JoinToken};
@@ -188,5 +190,57 @@ pub(crate) fn vm(number: u8) -> VmRecord {
         addresses: [address(number)].into(),
         tags: ["vdi".to_owned()].into(),
         pool: None,
+    }
+}
+
+/// A controller with one pool, a token for that, and the placer that connectors tell.
+pub(crate) struct Scene {
+    _dir: tempfile::TempDir,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) fleet: Fleet,
+    token: JoinToken,
+}
+
+impl Scene {
+    pub(crate) async fn of(pool: Pool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = embedded(dir.path()).await;
+        let fleet = placer(dir.path()).await;
+        let name = pool.name.clone();
+        authority.set_pool(pool, SystemTime::now()).await.unwrap();
+        let token = token(&authority, Some(&name), 100).await;
+        Self {
+            _dir: dir,
+            authority,
+            fleet,
+            token,
+        }
+    }
+
+    pub(crate) async fn ask(&self, machine: &Joiner) -> Result<Enrolled, Refusal> {
+        machine
+            .ask(&self.authority, &self.token, Some(&self.fleet))
+            .await
+    }
+
+    #[track_caller]
+    pub(crate) fn says(&self, why: &str) {
+        let waiting = self.authority.pending(SystemTime::now());
+        assert!(
+            waiting.iter().any(|entry| entry.why.contains(why)),
+            "{why}: {waiting:?}"
+        );
+    }
+
+    /// The one request that waits.
+    #[track_caller]
+    pub(crate) fn waiting(&self) -> Pending {
+        let mut waiting = self.authority.pending(SystemTime::now());
+        assert_eq!(waiting.len(), 1, "{waiting:?}");
+        waiting.remove(0)
+    }
+
+    pub(crate) async fn decide(&self, id: &str, word: Word) -> Result<(), AuthorityError> {
+        self.authority.decide(id, word, SystemTime::now()).await
     }
 }

@@ -1,18 +1,14 @@
 //! Pools that ask for TPMs: what counts, which VM it is, and that one TPM is one guest.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::SystemTime;
 
-use controller::fleet::Fleet;
-use controller::{
-    Authority, AuthorityError, Enrolled, Pool, Proof, Refusal, Tpm, TpmCa, TpmShown, Word,
-};
+use controller::{AuthorityError, Pool, Proof, Refusal, Tpm, TpmCa, TpmShown, Word};
 use fleet_core::{InventoryChange, Power};
 use model::GuestId;
-use pki::JoinToken;
 use tpm::EkId;
 
-use crate::scene::{Joiner, address, embedded, joined, placer, pool, tell, token, vm, waits};
+use crate::scene::{Joiner, Scene, address, embedded, joined, pool, tell, token, vm, waits};
 
 /// Who vouches for the TPMs here; how it does is nothing that members look at.
 static CA: LazyLock<TpmCa> = LazyLock::new(new_ca);
@@ -48,48 +44,13 @@ fn machine(number: u8, tpm: TpmShown) -> Joiner {
     }
 }
 
-struct Scene {
-    _dir: tempfile::TempDir,
-    authority: Arc<Authority>,
-    fleet: Fleet,
-    token: JoinToken,
-}
-
-impl Scene {
-    async fn new(change: impl FnOnce(Pool) -> Pool) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let authority = embedded(dir.path()).await;
-        let fleet = placer(dir.path()).await;
-        let pool = change(tpm_pool());
-        authority.set_pool(pool, SystemTime::now()).await.unwrap();
-        let token = token(&authority, Some("servers"), 100).await;
-        Self {
-            _dir: dir,
-            authority,
-            fleet,
-            token,
-        }
-    }
-
-    async fn ask(&self, machine: &Joiner) -> Result<Enrolled, Refusal> {
-        machine
-            .ask(&self.authority, &self.token, Some(&self.fleet))
-            .await
-    }
-
-    #[track_caller]
-    fn says(&self, why: &str) {
-        let waiting = self.authority.pending(SystemTime::now());
-        assert!(
-            waiting.iter().any(|entry| entry.why.contains(why)),
-            "{why}: {waiting:?}"
-        );
-    }
+async fn tpm_scene(change: impl FnOnce(Pool) -> Pool) -> Scene {
+    Scene::of(change(tpm_pool())).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tpm_tells_the_vm_and_what_is_too_little_waits() {
-    let scene = Scene::new(|pool| pool).await;
+    let scene = tpm_scene(|pool| pool).await;
     for number in 1..=3 {
         let mut record = vm(number);
         if number == 2 {
@@ -130,7 +91,7 @@ async fn a_tpm_tells_the_vm_and_what_is_too_little_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_may_let_in_who_showed_too_little() {
-    let scene = Scene::new(|pool| pool).await;
+    let scene = tpm_scene(|pool| pool).await;
     let other = machine(5, shown(5, Some(6)));
     waits(scene.ask(&other).await);
     let now = SystemTime::now();
@@ -152,17 +113,15 @@ async fn a_person_may_let_in_who_showed_too_little() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_installed_anew_shows_its_tpm_and_a_person_ends_what_it_was() {
-    let scene = Scene::new(|pool| pool).await;
+    let scene = tpm_scene(|pool| pool).await;
     tell(&scene.fleet, InventoryChange::Vm(vm(1))).await;
     let old = joined(scene.ask(&machine(1, shown(1, Some(1)))).await);
     let new = machine(1, shown(1, Some(1)));
     waits(scene.ask(&new).await);
     scene.says(&format!("with this TPM already: {old}"));
-    let now = SystemTime::now();
-    let entry = scene.authority.pending(now).remove(0);
+    let entry = scene.waiting();
     assert_eq!(entry.rivals, [old], "in the VM and with the TPM, once");
-    let decided = scene.authority.decide(&entry.id, Word::YesInPlace, now);
-    decided.await.unwrap();
+    scene.decide(&entry.id, Word::YesInPlace).await.unwrap();
     let new = joined(scene.ask(&new).await);
     assert!(scene.authority.is_revoked(old));
     assert!(scene.authority.guest(new).unwrap().vm.is_some());
@@ -170,7 +129,7 @@ async fn a_machine_installed_anew_shows_its_tpm_and_a_person_ends_what_it_was() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scope_of_a_pool_is_that_of_the_tpms_vm() {
-    let scene = Scene::new(|pool| Pool {
+    let scene = tpm_scene(|pool| Pool {
         tags: vec!["vdi".into()],
         ..pool
     })
@@ -190,7 +149,7 @@ async fn the_scope_of_a_pool_is_that_of_the_tpms_vm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_desktop_that_was_reset_takes_the_place_of_its_tpm() {
-    let scene = Scene::new(|pool| Pool {
+    let scene = tpm_scene(|pool| Pool {
         ephemeral: true,
         guests_max: 1,
         ..pool
@@ -222,7 +181,7 @@ async fn a_desktop_that_was_reset_takes_the_place_of_its_tpm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tpm_whose_guest_was_revoked_does_not_come_back_by_itself() {
-    let scene = Scene::new(|pool| pool).await;
+    let scene = tpm_scene(|pool| pool).await;
     let now = SystemTime::now();
     let guest = joined(scene.ask(&machine(1, shown(1, Some(1)))).await);
     scene.authority.revoke(guest, false, "", now).await.unwrap();
@@ -236,7 +195,7 @@ async fn a_tpm_whose_guest_was_revoked_does_not_come_back_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_only_says_that_it_is_in_a_vm_does_not_keep_its_tpm_out() {
-    let scene = Scene::new(|pool| pool).await;
+    let scene = tpm_scene(|pool| pool).await;
     tell(&scene.fleet, InventoryChange::Vm(vm(1))).await;
     let liar = GuestId([9; 16]);
     let told = scene.fleet.with(move |lead, clock| {
@@ -271,7 +230,7 @@ async fn who_only_says_that_it_is_in_a_vm_does_not_keep_its_tpm_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ca_that_leaves_its_pool_vouches_for_nobody_who_is_still_asking() {
-    let scene = Scene::new(|pool| pool).await;
+    let scene = tpm_scene(|pool| pool).await;
     let others = Pool {
         tpm_cas: vec![new_ca()],
         ..tpm_pool()
